@@ -1,0 +1,1 @@
+"""Spike sorting with neural networks."""

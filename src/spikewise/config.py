@@ -1,0 +1,369 @@
+"""Every setting, declared once.
+
+A setting is a field of a frozen dataclass, made by :func:`setting` with its default, help, unit and
+range. The options of the command and the keys of a TOML file derive from these fields, and each
+dataclass checks its own values, so that Python, command line and file accept the same things.
+
+Conventions: a name ends in its unit (``_ms``, ``_s``, ``_hz``, ``_um``, ``_uV``); ``None`` means
+"decide from the data", and the help says how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from spikewise.errors import SettingError
+
+Bootstrap = Literal["lupin", "tridesclous2", "spykingcircus2", "kilosort4"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    unit: str | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """Declare one setting: a dataclass field with its help, unit and range."""
+    bounds = [
+        None if minimum is None else f"at least {minimum:g}",
+        None if maximum is None else f"at most {maximum:g}",
+    ]
+    notes = ", ".join(note for note in (unit, *bounds) if note)
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": f"{help} ({notes})" if notes else help,
+            "unit": unit,
+            "minimum": minimum,
+            "maximum": maximum,
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of all settings: checks types and ranges, reads and writes plain dictionaries."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            _check_value(field, hints[field.name], getattr(self, field.name))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Check what one field alone cannot show; subclasses override."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as a dictionary of JSON types."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build the settings from a dictionary.
+
+        Raises
+        ------
+        SettingError
+            If a key is unknown (the valid ones are listed) or a value is not allowed.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names:
+                raise _unknown(key, names, f"of {cls.__name__}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class RecordingConfig(Settings):
+    """How a recording is read. Most formats tell all of this themselves."""
+
+    format: str | None = setting(None, "Format of the recording; found from the path if not given")
+    stream: str | None = setting(None, "Name of the stream to sort, where a file holds several")
+    sampling_frequency: float | None = setting(
+        None, "Sampling frequency of a raw binary file or an array", unit="Hz", minimum=100.0
+    )
+    num_channels: int | None = setting(None, "Number of channels of a raw binary file", minimum=1)
+    dtype: str | None = setting(None, "Type of the samples of a raw binary file, for example int16")
+    gain_to_uV: float | None = setting(None, "Microvolts for each step of a raw binary file or an array")
+    probe: str | None = setting(
+        None, "Probe: a probeinterface file, or a name such as neuropixels-1.0, tetrode, linear-16"
+    )
+
+
+@dataclass(frozen=True)
+class PreprocessingConfig(Settings):
+    """What is done to the traces before the network sees them."""
+
+    bandpass: bool = setting(True, "Band-pass filter the traces")
+    freq_min_hz: float = setting(300.0, "Lower edge of the band-pass", unit="Hz", minimum=0.1)
+    freq_max_hz: float = setting(
+        6000.0, "Upper edge of the band-pass; lowered to 0.45 of the sampling frequency if above", unit="Hz"
+    )
+    common_reference: Literal["auto", "median", "none"] = setting(
+        "auto",
+        "Subtract the median over the channels; auto: where a group has 16 channels or more, "
+        "since on fewer the median takes the spikes away",
+    )
+    bad_channels: Literal["detect", "keep"] = setting(
+        "detect", "Find dead and noisy channels and silence them, or keep every channel"
+    )
+    exclude_channels: tuple[str, ...] = setting((), "Ids of channels to silence")
+    unusable_channels: Literal["stop", "silence"] = setting(
+        "stop", "Stop at channels that are constant, NaN or infinite, or silence them and go on"
+    )
+    group_by: Literal["auto", "none"] = setting(
+        "auto", "Sort each probe, shank or group on its own (auto), or all channels together (none)"
+    )
+
+    def _check_together(self) -> None:
+        if self.freq_max_hz <= self.freq_min_hz:
+            raise SettingError(
+                f"the band-pass goes from {self.freq_min_hz:g} to {self.freq_max_hz:g} Hz",
+                "the upper edge must lie above the lower",
+                "change freq_min_hz or freq_max_hz",
+            )
+
+
+@dataclass(frozen=True)
+class LabelsConfig(Settings):
+    """Which labels train the network."""
+
+    label_interval: tuple[float, float] | None = setting(
+        None, "Start and end of the time in which the labels are complete; default: first to last label", unit="s"
+    )
+    labels_per_unit: int | None = setting(
+        None, "Use only the first so many spikes of each unit as positive examples", minimum=1
+    )
+
+    def _check_together(self) -> None:
+        if self.label_interval is not None and not 0 <= self.label_interval[0] < self.label_interval[1]:
+            raise SettingError(
+                f"the label interval is {self.label_interval[0]:g} to {self.label_interval[1]:g} s",
+                "it must start at 0 or later and end after its start",
+                "give label_interval as START END in seconds",
+            )
+
+
+@dataclass(frozen=True)
+class BootstrapConfig(Settings):
+    """How labels are made where none are given: a sorter on the initial interval, cleaned."""
+
+    bootstrap: Bootstrap = setting("lupin", "Sorter that makes the labels where none are given")
+    bootstrap_s: float = setting(
+        60.0, "Length of the initial interval that it sorts, or as much as there is", unit="s", minimum=2.0
+    )
+    bootstrap_min_spikes: int = setting(20, "Drop a unit with fewer spikes", minimum=2)
+    bootstrap_max_violations: float = setting(
+        0.1,
+        "Drop a unit of which a larger fraction of spikes follows another within 1.5 ms",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    bootstrap_min_amplitude: float = setting(
+        3.5, "Drop a unit whose mean waveform peaks lower", unit="noise standard deviations", minimum=0.0
+    )
+    bootstrap_max_agreement: float = setting(
+        0.5,
+        "Of two units that share a larger fraction of their spikes (tp / (tp + fp + fn)), drop the smaller",
+        minimum=0.0,
+        maximum=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class NetworkConfig(Settings):
+    """Size of the E-Sort network (Han & Wang, arXiv 2409.13067)."""
+
+    window_ms: float = setting(1.875, "Length of the window that the network sees", unit="ms", minimum=0.5, maximum=10.0)
+    temporal_features: tuple[int, int] = setting((8, 16), "Features of the two temporal filters of each channel")
+    spatial_features: int = setting(256, "Features of the spatial filter", minimum=1)
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Settings):
+    """How the network is trained. A value that is not given is that of the preset."""
+
+    preset: Literal["default", "paper"] = setting("default", "Named set of training settings")
+    epochs: int | None = setting(None, "Largest number of passes over the labels", minimum=1)
+    batch_size: int | None = setting(None, "Windows in a batch", minimum=2)
+    learning_rate: float | None = setting(None, "Largest step size of Adam", minimum=0.0)
+    schedule: Literal["constant", "one-cycle"] | None = setting(None, "Course of the learning rate")
+    windows_per_spike: int | None = setting(
+        None, "Windows drawn from each labelled spike in an epoch; 0 for all that hold its label", minimum=0
+    )
+    noise_windows: Literal["anywhere", "spike-free"] | None = setting(
+        None, "Where windows without a label are drawn: anywhere off a spike's centre, or free of spikes"
+    )
+    patience: int | None = setting(
+        None, "Stop after so many epochs without a lower loss on the held-out time; 0 never stops", minimum=0
+    )
+    held_out_fraction: float = setting(
+        0.2, "Fraction of the label interval kept for early stopping and thresholds", minimum=0.05, maximum=0.5
+    )
+    max_spikes_per_unit: int = setting(300, "Largest number of spikes of one unit that train", minimum=1)
+    seed: int = setting(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
+
+    def resolved(self) -> TrainingConfig:
+        """Return a copy in which every value that was not given is that of the preset."""
+        preset = TRAINING_PRESETS[self.preset]
+        missing = {k: v for k, v in preset.items() if getattr(self, k) is None}
+        return dataclasses.replace(self, **missing)
+
+
+TRAINING_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {
+        "epochs": 30,
+        "batch_size": 512,
+        "learning_rate": 5e-3,
+        "schedule": "one-cycle",
+        "windows_per_spike": 4,
+        "noise_windows": "anywhere",
+        "patience": 0,
+    },
+    "paper": {
+        "epochs": 50,
+        "batch_size": 1024,
+        "learning_rate": 5e-3,
+        "schedule": "constant",
+        "windows_per_spike": 0,
+        "noise_windows": "spike-free",
+        "patience": 0,
+    },
+}
+
+
+@dataclass(frozen=True)
+class DetectionConfig(Settings):
+    """How probabilities become spikes."""
+
+    label_radius_ms: float = setting(
+        0.15625, "A window whose centre is this close to a spike holds it", unit="ms", minimum=0.0, maximum=1.0
+    )
+    threshold: float | None = setting(
+        None,
+        "One threshold for all units, as a fraction of the response to a perfect spike; "
+        "default: chosen for each unit on held-out labelled time",
+        minimum=0.01,
+        maximum=0.99,
+    )
+    merge_ms: float = setting(
+        0.5, "Of several peaks of one unit this close, keep the highest", unit="ms", minimum=0.0, maximum=5.0
+    )
+
+
+@dataclass(frozen=True)
+class SortingConfig(Settings):
+    """How a recording is worked through."""
+
+    chunk_s: float = setting(10.0, "Length of the chunks; it changes memory and speed, never the spikes", unit="s", minimum=0.001)
+    device: Device = setting("auto", "Where the network runs; auto: the GPU where there is one")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig(Settings):
+    """How a sorting is compared with the truth."""
+
+    interval: tuple[float, float] | None = setting(None, "Start and end of the time compared; default: all", unit="s")
+    delta_time_ms: float = setting(0.4, "Largest distance between matching spikes", unit="ms", minimum=0.0)
+    match_score: float = setting(
+        0.5, "Least accuracy of two units that are matched", minimum=0.0, maximum=1.0
+    )
+
+
+def load_settings(path: Path, known: dict[str, type[Settings]]) -> dict[str, Settings]:
+    """Read settings from a TOML file with one table for each kind of settings.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    known : dict of str to type
+        Name of each table allowed in the file, and the settings that it holds.
+
+    Raises
+    ------
+    SettingError
+        If the file cannot be read, or holds a table, key or value that is not allowed.
+    """
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingError(
+            f"the settings file {path} cannot be read: {error}",
+            "it must be a TOML file",
+            "correct the file or leave the option out",
+        ) from error
+    result = {}
+    for name, values in tables.items():
+        if name not in known or not isinstance(values, dict):
+            raise _unknown(name, list(known), f"in {path}")
+        result[name] = known[name].from_dict(values)
+    return result
+
+
+def _unknown(key: str, names: list[str], where: str) -> SettingError:
+    close = difflib.get_close_matches(key, names, n=1)
+    return SettingError(
+        f"there is no setting {key!r} {where}",
+        f"allowed: {', '.join(names)}",
+        f"did you mean {close[0]!r}?" if close else "remove it or correct its name",
+    )
+
+
+def _check_value(field: dataclasses.Field, hint: Any, value: Any) -> None:
+    """Raise unless `value` has the type and lies in the range that the field declares."""
+    if not _fits(hint, value):
+        raise SettingError(f"{field.name} is {value!r}", f"it must be {_describe(hint)}", "change it")
+    low, high = field.metadata.get("minimum"), field.metadata.get("maximum")
+    if value is None or not isinstance(value, int | float):
+        return
+    if value != value or (low is not None and value < low) or (high is not None and value > high):
+        span = " and ".join(
+            text for text, bound in ((f"at least {low}", low), (f"at most {high}", high)) if bound is not None
+        )
+        raise SettingError(f"{field.name} is {value!r}", f"it must be {span or 'a number'}", "change it")
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(option, value) for option in typing.get_args(hint))
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin is tuple:
+        options = typing.get_args(hint)
+        if not isinstance(value, tuple):
+            return False
+        if options[-1] is Ellipsis:
+            return all(_fits(options[0], item) for item in value)
+        return len(options) == len(value) and all(map(_fits, options, value))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in typing.get_args(hint))
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(hint)))
+    if origin is tuple:
+        return "a tuple of " + ", ".join(_describe(o) for o in typing.get_args(hint) if o is not Ellipsis)
+    names = {type(None): "nothing", float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+    return names.get(hint, str(hint))

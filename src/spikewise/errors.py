@@ -1,0 +1,89 @@
+"""What can go wrong, each with what to do.
+
+Every error that a user can cause is a :class:`SpikewiseError`. Its message has three parts: what was
+given, what is allowed, and what to do. The command prints it without a traceback and exits with
+:attr:`SpikewiseError.exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class SpikewiseError(Exception):
+    """A mistake in what was given, or a limit of this machine.
+
+    Parameters
+    ----------
+    given : str
+        What was found, with the value and where it came from.
+    allowed : str
+        What would have been accepted.
+    remedy : str
+        What the user can do now.
+    """
+
+    exit_code = 2
+
+    def __init__(self, given: str, allowed: str, remedy: str):
+        self.given = given
+        self.allowed = allowed
+        self.remedy = remedy
+        super().__init__(" ".join(_sentence(part) for part in (given, allowed, remedy)))
+
+
+class SettingError(SpikewiseError, ValueError):
+    """A setting has a wrong type, is out of range, or is unknown."""
+
+
+class RecordingError(SpikewiseError, ValueError):
+    """A recording cannot be read, or its traces cannot be sorted."""
+
+
+class ProbeError(SpikewiseError, ValueError):
+    """A probe is missing, unknown, or does not fit the recording."""
+
+
+class LabelsError(SpikewiseError, ValueError):
+    """Labels cannot be read, or do not fit the recording."""
+
+
+class BootstrapError(SpikewiseError, RuntimeError):
+    """The sorter that should have made the labels is missing, failed, or found nothing."""
+
+
+class CheckpointError(SpikewiseError, ValueError):
+    """A checkpoint is damaged, or does not fit the recording."""
+
+
+class OutputError(SpikewiseError, OSError):
+    """A result cannot be written where it was asked for."""
+
+    def __str__(self) -> str:  # OSError would print its own fields
+        return " ".join(_sentence(part) for part in (self.given, self.allowed, self.remedy))
+
+
+class MissingExtraError(SpikewiseError, ImportError):
+    """An optional package is not installed.
+
+    Parameters
+    ----------
+    package : str
+        Name of the package that was looked for.
+    extra : str
+        The extra of Spikewise that installs it.
+    purpose : str
+        What needs it.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str):
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed",
+            f"it comes with the extra {extra!r}",
+            f"install it with: pip install 'spikewise[{extra}]'",
+        )
+
+
+def _sentence(part: str) -> str:
+    part = part.strip()
+    if part[-1] not in ".!?:":
+        part += "."
+    return part[0].upper() + part[1:]

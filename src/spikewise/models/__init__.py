@@ -1,0 +1,1 @@
+"""What is learnt: networks, their training, their checkpoints."""
