@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import tomllib
 import types
 import typing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from spikewise.errors import SettingError
@@ -55,6 +53,7 @@ class Settings:
     """Base of all settings: checks types and ranges, reads and writes plain dictionaries."""
 
     def __post_init__(self) -> None:
+        """Check every value."""
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             _check_value(field, hints[field.name], getattr(self, field.name))
@@ -142,7 +141,9 @@ class LabelsConfig(Settings):
     """Which labels train the network."""
 
     label_interval: tuple[float, float] | None = setting(
-        None, "Start and end of the time in which the labels are complete; default: first to last label", unit="s"
+        None,
+        "Start and end of the time in which the labels are complete; default: first to last label",
+        unit="s",
     )
     labels_per_unit: int | None = setting(
         None, "Use only the first so many spikes of each unit as positive examples", minimum=1
@@ -187,8 +188,12 @@ class BootstrapConfig(Settings):
 class NetworkConfig(Settings):
     """Size of the E-Sort network (Han & Wang, arXiv 2409.13067)."""
 
-    window_ms: float = setting(1.875, "Length of the window that the network sees", unit="ms", minimum=0.5, maximum=10.0)
-    temporal_features: tuple[int, int] = setting((8, 16), "Features of the two temporal filters of each channel")
+    window_ms: float = setting(
+        1.875, "Length of the window that the network sees", unit="ms", minimum=0.5, maximum=10.0
+    )
+    temporal_features: tuple[int, int] = setting(
+        (8, 16), "Features of the two temporal filters of each channel"
+    )
     spatial_features: int = setting(256, "Features of the spatial filter", minimum=1)
 
 
@@ -211,7 +216,10 @@ class TrainingConfig(Settings):
         None, "Stop after so many epochs without a lower loss on the held-out time; 0 never stops", minimum=0
     )
     held_out_fraction: float = setting(
-        0.2, "Fraction of the label interval kept for early stopping and thresholds", minimum=0.05, maximum=0.5
+        0.2,
+        "Fraction of the label interval kept for early stopping and thresholds",
+        minimum=0.05,
+        maximum=0.5,
     )
     max_spikes_per_unit: int = setting(300, "Largest number of spikes of one unit that train", minimum=1)
     seed: int = setting(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
@@ -250,7 +258,11 @@ class DetectionConfig(Settings):
     """How probabilities become spikes."""
 
     label_radius_ms: float = setting(
-        0.15625, "A window whose centre is this close to a spike holds it", unit="ms", minimum=0.0, maximum=1.0
+        0.15625,
+        "A window whose centre is this close to a spike holds it",
+        unit="ms",
+        minimum=0.0,
+        maximum=1.0,
     )
     threshold: float | None = setting(
         None,
@@ -268,7 +280,9 @@ class DetectionConfig(Settings):
 class SortingConfig(Settings):
     """How a recording is worked through."""
 
-    chunk_s: float = setting(10.0, "Length of the chunks; it changes memory and speed, never the spikes", unit="s", minimum=0.001)
+    chunk_s: float = setting(
+        10.0, "Length of the chunks; it changes memory and speed, never the spikes", unit="s", minimum=0.001
+    )
     device: Device = setting("auto", "Where the network runs; auto: the GPU where there is one")
 
 
@@ -276,42 +290,140 @@ class SortingConfig(Settings):
 class EvaluationConfig(Settings):
     """How a sorting is compared with the truth."""
 
-    interval: tuple[float, float] | None = setting(None, "Start and end of the time compared; default: all", unit="s")
+    interval: tuple[float, float] | None = setting(
+        None, "Start and end of the time compared; default: all", unit="s"
+    )
     delta_time_ms: float = setting(0.4, "Largest distance between matching spikes", unit="ms", minimum=0.0)
     match_score: float = setting(
         0.5, "Least accuracy of two units that are matched", minimum=0.0, maximum=1.0
     )
 
 
-def load_settings(path: Path, known: dict[str, type[Settings]]) -> dict[str, Settings]:
-    """Read settings from a TOML file with one table for each kind of settings.
+@dataclass(frozen=True)
+class SimulationConfig(Settings):
+    """What a simulated recording with known spikes is made of."""
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    known : dict of str to type
-        Name of each table allowed in the file, and the settings that it holds.
+    source: Literal["generator", "mearec", "hybrid"] = setting(
+        "generator",
+        "Where waveforms come from: SpikeInterface's generator, a MEArec template file, "
+        "or mean waveforms of real units (hybrid)",
+    )
+    templates: str | None = setting(
+        None, "Template file: a MEArec .h5 for mearec, a .npz of mean waveforms for hybrid"
+    )
+    probe: str | None = setting(
+        None,
+        "Probe: a probeinterface file or a name; default: linear-16 for the generator, "
+        "the sites of the template file otherwise",
+    )
+    num_units: int = setting(10, "Number of units", minimum=1, maximum=10000)
+    duration_s: float = setting(
+        60.0,
+        "Length; a hybrid in a given recording has the length of that",
+        unit="s",
+        minimum=0.1,
+        maximum=1e6,
+    )
+    sampling_frequency: float | None = setting(
+        None,
+        "Sampling frequency; default: 30 kHz for the generator, that of the template file otherwise",
+        unit="Hz",
+        minimum=8000.0,
+        maximum=1e6,
+    )
+    excitatory_fraction: float = setting(
+        0.8, "Fraction of the units that are excitatory", minimum=0.0, maximum=1.0
+    )
+    excitatory_rate_hz: float = setting(
+        5.0, "Mean firing rate of excitatory units", unit="Hz", minimum=0.01, maximum=500.0
+    )
+    inhibitory_rate_hz: float = setting(
+        15.0, "Mean firing rate of inhibitory units", unit="Hz", minimum=0.01, maximum=500.0
+    )
+    refractory_ms: float = setting(
+        2.0, "Shortest time between two spikes of a unit", unit="ms", minimum=0.0, maximum=1000.0
+    )
+    min_amplitude_uV: float = setting(50.0, "Least depth of a unit's largest trough", unit="uV", minimum=0.0)
+    max_amplitude_uV: float = setting(
+        300.0, "Largest depth of a unit's largest trough", unit="uV", minimum=0.0
+    )
+    min_distance_um: float = setting(10.0, "Least distance between two units", unit="um", minimum=0.0)
+    amplitude_std: float = setting(
+        0.05, "Spread of the amplitude from spike to spike, as a fraction", minimum=0.0, maximum=0.3
+    )
+    noise_uV: float = setting(
+        10.0,
+        "Standard deviation of the noise; a given recording has its own",
+        unit="uV",
+        minimum=0.0,
+        maximum=1000.0,
+    )
+    noise_correlation_um: float | None = setting(
+        None,
+        "Distance at which the noise of two channels is half correlated; default: not at all",
+        unit="um",
+        minimum=1.0,
+        maximum=1e6,
+    )
+    gain_uV: float = setting(
+        0.195, "Step of the saved 16-bit samples", unit="uV", minimum=0.001, maximum=1000.0
+    )
+    seed: int = setting(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
 
-    Raises
-    ------
-    SettingError
-        If the file cannot be read, or holds a table, key or value that is not allowed.
+    def _check_together(self) -> None:
+        if self.min_amplitude_uV > self.max_amplitude_uV:
+            raise SettingError(
+                f"the amplitudes go from {self.min_amplitude_uV:g} to {self.max_amplitude_uV:g} uV",
+                "the largest must not lie below the least",
+                "change min_amplitude_uV or max_amplitude_uV",
+            )
+        if max(self.excitatory_rate_hz, self.inhibitory_rate_hz) * self.refractory_ms > 500:
+            raise SettingError(
+                f"units fire at {self.excitatory_rate_hz:g} and {self.inhibitory_rate_hz:g} Hz with a "
+                f"refractory period of {self.refractory_ms:g} ms",
+                "they may be refractory for at most half of the time",
+                "lower the rate or the refractory period",
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of training and sorting.
+
+    Every setting has a name of its own, so that :meth:`from_options` takes them flat, as the command does.
     """
-    try:
-        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SettingError(
-            f"the settings file {path} cannot be read: {error}",
-            "it must be a TOML file",
-            "correct the file or leave the option out",
-        ) from error
-    result = {}
-    for name, values in tables.items():
-        if name not in known or not isinstance(values, dict):
-            raise _unknown(name, list(known), f"in {path}")
-        result[name] = known[name].from_dict(values)
-    return result
+
+    preprocessing: PreprocessingConfig = dataclasses.field(default_factory=PreprocessingConfig)
+    labels: LabelsConfig = dataclasses.field(default_factory=LabelsConfig)
+    bootstrap: BootstrapConfig = dataclasses.field(default_factory=BootstrapConfig)
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
+    sorting: SortingConfig = dataclasses.field(default_factory=SortingConfig)
+
+    @classmethod
+    def from_options(cls, **options: Any) -> Self:
+        """Build the settings from flat names, for example ``seed=1, labels_per_unit=30``.
+
+        Raises
+        ------
+        SettingError
+            If a name is unknown (all are listed) or a value is not allowed.
+        """
+        kinds = {field.name: type(getattr(cls(), field.name)) for field in dataclasses.fields(cls)}
+        home = {field.name: part for part, kind in kinds.items() for field in dataclasses.fields(kind)}
+        values: dict[str, dict[str, Any]] = {part: {} for part in kinds}
+        for name, value in options.items():
+            if name not in home:
+                raise _unknown(name, sorted(home), "of training and sorting")
+            values[home[name]][name] = tuple(value) if isinstance(value, list) else value
+        return cls(**{part: kind(**values[part]) for part, kind in kinds.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as nested dictionaries of JSON types, the training preset resolved."""
+        parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        parts["training"] = self.training.resolved()
+        return {name: part.to_dict() for name, part in parts.items()}
 
 
 def _unknown(key: str, names: list[str], where: str) -> SettingError:
@@ -365,5 +477,11 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, typing.get_args(hint)))
     if origin is tuple:
         return "a tuple of " + ", ".join(_describe(o) for o in typing.get_args(hint) if o is not Ellipsis)
-    names = {type(None): "nothing", float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+    names = {
+        type(None): "nothing",
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "text",
+    }
     return names.get(hint, str(hint))

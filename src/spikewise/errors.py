@@ -57,8 +57,15 @@ class CheckpointError(SpikewiseError, ValueError):
 class OutputError(SpikewiseError, OSError):
     """A result cannot be written where it was asked for."""
 
-    def __str__(self) -> str:  # OSError would print its own fields
+    def __str__(self) -> str:
+        """Return the message; OSError alone would print its own fields."""
         return " ".join(_sentence(part) for part in (self.given, self.allowed, self.remedy))
+
+
+class Interrupted(SpikewiseError):
+    """The user stopped the work; what was finished is kept."""
+
+    exit_code = 130
 
 
 class MissingExtraError(SpikewiseError, ImportError):

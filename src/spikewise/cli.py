@@ -1,0 +1,428 @@
+"""The command: parse, call, print; no logic.
+
+Results go to standard output, and with ``--json`` its last line is one JSON object; progress, warnings and
+errors go to standard error. Exit codes: 0 done, 2 something given cannot be used, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+from cyclopts import App, Group, Parameter
+from rich.console import Console
+
+from spikewise import __version__
+from spikewise.config import (
+    BootstrapConfig,
+    Config,
+    DetectionConfig,
+    EvaluationConfig,
+    LabelsConfig,
+    NetworkConfig,
+    PreprocessingConfig,
+    RecordingConfig,
+    SimulationConfig,
+    SortingConfig,
+    TrainingConfig,
+)
+from spikewise.errors import Interrupted, SpikewiseError
+
+if TYPE_CHECKING:
+    from spikewise.progress import ProgressCallback
+
+app = App(
+    name="spikewise",
+    help="Sort spikes with neural networks: learn the units from a few labelled spikes, then sort hours.",
+    version=__version__,
+    help_format="plaintext",
+    default_parameter=Parameter(
+        negative_iterable="", name_transform=lambda name: name.lower().replace("_", "-")
+    ),
+)
+
+_ORDER = ["Reading", "Labels", "Bootstrap", "Preprocessing", "Network", "Training", "Detection", "Running"]
+_GROUPS = {name: Group(name, sort_key=10 + index) for index, name in enumerate(_ORDER)}
+
+
+def _flat(group: str) -> Parameter:
+    return Parameter(name="*", group=_GROUPS.get(group) or Group(group))
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Settings(Config):
+    """All settings as flat options: each kind is a group of the help page."""
+
+    labels: Annotated[LabelsConfig, _flat("Labels")] = field(default_factory=LabelsConfig)
+    bootstrap: Annotated[BootstrapConfig, _flat("Bootstrap")] = field(default_factory=BootstrapConfig)
+    preprocessing: Annotated[PreprocessingConfig, _flat("Preprocessing")] = field(
+        default_factory=PreprocessingConfig
+    )
+    network: Annotated[NetworkConfig, _flat("Network")] = field(default_factory=NetworkConfig)
+    training: Annotated[TrainingConfig, _flat("Training")] = field(default_factory=TrainingConfig)
+    detection: Annotated[DetectionConfig, _flat("Detection")] = field(default_factory=DetectionConfig)
+    sorting: Annotated[SortingConfig, _flat("Running")] = field(default_factory=SortingConfig)
+
+
+Reading = Annotated[RecordingConfig, _flat("Reading")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line")]
+Overwrite = Annotated[
+    bool, Parameter(negative="", help="Replace an earlier result of Spikewise at that place")
+]
+
+
+@app.command
+def sort(
+    recording: Path,
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    labels: Path | None = None,
+    model: Path | None = None,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+    reading: Reading = RecordingConfig(),
+    settings: Settings = Settings(),
+) -> None:
+    """Sort a recording with labels, with a trained model, or with neither.
+
+    Without labels and model, a sorter of SpikeInterface makes the labels from the first minute.
+
+    Parameters
+    ----------
+    recording
+        The recording: any format that SpikeInterface reads (see: spikewise info).
+    output
+        Folder for the result; it must not exist.
+    labels
+        Labelled spikes: a Phy or Kilosort folder, a SpikeInterface sorting, NWB units, or a CSV.
+    model
+        A model of `spikewise train` or of an earlier sort.
+    """
+    from spikewise import api
+
+    with _progress() as progress:
+        result = api.sort(
+            _opened(recording, reading),
+            labels=labels,
+            model=model,
+            output=output,
+            overwrite=overwrite,
+            config=settings,
+            progress=progress,
+        )
+    seconds, found = result.provenance["seconds"], result.provenance["result"]
+    factor = result.provenance["real_time_factor"]
+    _print_steps(result.provenance)
+    _say(
+        f"{found['num_units']} units, {found['num_spikes']} spikes in {seconds['recorded']:.1f} s",
+        f"learning took {seconds['learning']:.1f} s, sorting {seconds['sorting']:.1f} s "
+        f"({factor:.2g} times real time)",
+        f"result in {output}",
+    )
+    if json:
+        _print_json(
+            command="sort",
+            units=found["num_units"],
+            spikes=found["num_spikes"],
+            seconds=seconds["total"],
+            sorting_seconds=seconds["sorting"],
+            learning_seconds=seconds["learning"],
+            recorded_seconds=seconds["recorded"],
+            real_time_factor=factor,
+            spikes_hash=found["spikes_hash"],
+            model_hash=result.provenance["model"]["hash"],
+            label_interval_s=(result.provenance["labels"] or {}).get("interval_s"),
+            output=str(output),
+        )
+
+
+@app.command
+def train(
+    recording: Path,
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    labels: Path | None = None,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+    reading: Reading = RecordingConfig(),
+    settings: Settings = Settings(),
+) -> None:
+    """Learn the units of a recording and write a model that sorts others of the same probe.
+
+    Ctrl-C ends training early and writes the best model so far.
+
+    Parameters
+    ----------
+    recording
+        The recording: any format that SpikeInterface reads (see: spikewise info).
+    output
+        File for the model, for example model.safetensors; it must not exist.
+    labels
+        Labelled spikes: a Phy or Kilosort folder, a SpikeInterface sorting, NWB units, or a CSV.
+    """
+    from spikewise import api
+
+    started = time.perf_counter()
+    with _progress() as progress:
+        model = api.train(
+            _opened(recording, reading),
+            labels,
+            output=output,
+            overwrite=overwrite,
+            config=settings,
+            progress=progress,
+        )
+    facts = model.facts
+    labels_used = sum(group["num_labels"] for group in facts["groups"])
+    _say(
+        f"{len(model.unit_ids)} units learnt from {labels_used} labels {_interval(facts['labels'])}",
+        f"model in {output}",
+    )
+    if json:
+        _print_json(
+            command="train",
+            units=len(model.unit_ids),
+            labels=labels_used,
+            label_interval_s=facts["labels"].get("interval_s"),
+            seconds=round(time.perf_counter() - started, 3),
+            model_hash=model.hash(),
+            held_out_loss=[group["held_out_loss"][-1:] for group in facts["groups"]],
+            output=str(output),
+        )
+    if facts["interrupted"]:
+        raise Interrupted(
+            "training was interrupted", f"the best model so far is {output}", "use it, or train again"
+        )
+
+
+@app.command
+def evaluate(
+    truth: Path,
+    sorting: Path,
+    *,
+    json: AsJson = False,
+    recording: Path | None = None,
+    csv: Path | None = None,
+    reading: Reading = RecordingConfig(),
+    comparing: Annotated[EvaluationConfig, _flat("Comparison")] = EvaluationConfig(),
+) -> None:
+    """Compare a sorting with the truth: a table of units, and pooled scores.
+
+    Parameters
+    ----------
+    truth
+        The true spikes: a SpikeInterface sorting, a simulation's truth folder, NWB units, a CSV.
+    sorting
+        The spikes to judge: a result of `spikewise sort`, or anything that labels can be.
+    recording
+        The recording of both, needed where spikes are a CSV or the folder of another sorter.
+    csv
+        File to write the table of units to.
+    """
+    from spikewise import api
+
+    performance = api.evaluate(
+        truth, sorting, recording=None if recording is None else _opened(recording, reading), config=comparing
+    )
+    table = performance.units
+    if csv is not None:
+        table.to_csv(csv)
+    _print_table(table)
+    scores = performance.to_dict()
+    _say(
+        f"pooled accuracy {performance.accuracy:.4f}, precision {performance.precision:.4f}, "
+        f"recall {performance.recall:.4f} over {len(table)} units",
+        f"{len(performance.unmatched_units)} sorted units match none; "
+        f"with their spikes counted as false, accuracy {performance.accuracy_all_spikes:.4f}",
+    )
+    if json:
+        _print_json(command="evaluate", **{k: v for k, v in scores.items() if k != "units"})
+
+
+@app.command
+def simulate(
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+    simulation: Annotated[SimulationConfig, _flat("Simulation")] = SimulationConfig(),
+) -> None:
+    """Make a recording whose spikes are known: OUTPUT/recording and OUTPUT/truth.
+
+    Parameters
+    ----------
+    output
+        Folder for the simulation; it must not exist.
+    """
+    from spikewise import api
+    from spikewise.data.simulate import save_simulation
+
+    started = time.perf_counter()
+    with _progress() as progress:
+        progress("simulate", 0, 1, "")
+        made = api.simulate(config=simulation)
+        save_simulation(made, output, overwrite=overwrite)
+        progress("simulate", 1, 1, "")
+    num_units, num_spikes = made.sorting.get_num_units(), int(made.sorting.count_total_num_spikes())
+    num_channels, duration = made.recording.get_num_channels(), made.recording.get_total_duration()
+    _say(
+        f"{num_units} units, {num_spikes} spikes, {num_channels} channels, {duration:g} s",
+        f"recording in {output / 'recording'}, true spikes in {output / 'truth'}",
+    )
+    if json:
+        _print_json(
+            command="simulate",
+            units=num_units,
+            spikes=num_spikes,
+            channels=num_channels,
+            recorded_seconds=duration,
+            seconds=round(time.perf_counter() - started, 3),
+            output=str(output),
+        )
+
+
+@app.command
+def info(
+    recording: Path | None = None, *, json: AsJson = False, reading: Reading = RecordingConfig()
+) -> None:
+    """Say what is installed, which device is used, and what can be read.
+
+    Parameters
+    ----------
+    recording
+        A recording to describe instead.
+    """
+    from spikewise import api
+
+    facts = api.describe_installation() if recording is None else api.describe(_opened(recording, reading))
+    for title, value in facts.items():
+        if isinstance(value, dict):
+            _out.print(f"{title}:", style="bold", highlight=False)
+            for name, text in value.items():
+                _out.print(f"  {name}: {text}", highlight=False, soft_wrap=True, markup=False)
+        else:
+            _out.print(f"{title}: {value}", highlight=False, soft_wrap=True, markup=False)
+    if json:
+        _print_json(command="info", **facts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    logging.getLogger("spikewise").addHandler(_WarningsToConsole())
+    logging.getLogger("spikewise").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        app(arguments, exit_on_error=False, print_error=False, console=_out, result_action="return_value")
+    except SpikewiseError as error:
+        _fail(str(error))
+        return error.exit_code
+    except cyclopts.CycloptsError as error:
+        cause = error.__cause__
+        _fail(str(cause) if isinstance(cause, SpikewiseError) else f"{error} See: spikewise --help")
+        return 2
+    except KeyboardInterrupt:
+        _fail("Interrupted.")
+        return Interrupted.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+_out = Console(soft_wrap=True)
+_err = Console(stderr=True)
+
+
+class _WarningsToConsole(logging.Handler):
+    """Shows the library's warnings; the rest goes to the log file of the output folder."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _err.print(f"note: {record.getMessage()}", style="yellow", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _progress() -> Iterator[ProgressCallback]:
+    """Show a bar for each stage, with a note and the time left."""
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=_err, transient=False) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: float, total: float, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=total, note=note)
+            bars.update(tasks[stage], completed=done, total=total, note=note)
+
+        yield show
+
+
+def _opened(recording: Path, reading: RecordingConfig) -> Any:
+    from spikewise.api import load_recording
+
+    return load_recording(recording, reading)
+
+
+def _interval(labels: dict[str, Any]) -> str:
+    if "interval_s" not in labels:
+        return f"of {labels['source']}"
+    start, stop = labels["interval_s"]
+    return f"of {labels['source']}, between {start:.2f} and {stop:.2f} s"
+
+
+def _print_steps(provenance: dict[str, Any]) -> None:
+    for name, steps in provenance["preprocessing"].items():
+        prefix = "" if len(provenance["preprocessing"]) == 1 else f"group {name}: "
+        _say(f"preprocessing: {prefix}{'; '.join(steps)}")
+    if provenance["labels"]:
+        _say(f"labels {_interval(provenance['labels'])}")
+
+
+def _print_table(table: Any) -> None:
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("unit", justify="right")
+    for name in table.columns:
+        shown.add_column(name, justify="right")
+    for unit_id, row in table.iterrows():
+        cells = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row]
+        shown.add_row(str(unit_id), *cells)
+    _out.print(shown)
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        _out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_json(**summary: Any) -> None:
+    print(json.dumps(summary), flush=True)
+
+
+def _fail(message: str) -> None:
+    _err.print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Which channels can be used, which are bad, and how noisy each is.
+
+Nothing here reads a whole recording: chunks are drawn with a seed, and a recording of any length costs
+the same time and memory. A channel is named by its id as text. Channels that are found are returned as a
+dictionary from name to reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import spikeinterface.preprocessing as spre
+from spikeinterface.core import BaseRecording
+from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
+
+from spikewise.data.recordings import reading_errors
+from spikewise.errors import RecordingError
+
+NUM_CHUNKS = 10
+"""Chunks of the recording that are read for each measurement."""
+NOISE_CHUNK_S = 0.5
+DETECTION_CHUNK_S = 0.3
+COHERENCE_CHANNELS = 16
+"""From so many channels on, a channel that has nothing in common with the median of all is dead."""
+NOISY_RATIO = 5.0
+"""A channel whose noise is so many times the median of all channels is noisy."""
+MAX_BAD_FRACTION = 1 / 3
+"""Detection that finds a larger fraction of the channels bad is not believed."""
+
+
+class SilencedRecording(BasePreprocessor):
+    """A view of a recording in which some channels are zero, whatever they held: even NaN.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        The recording.
+    channel_ids : sequence
+        Ids of the channels to silence; may be empty.
+    """
+
+    def __init__(self, recording: BaseRecording, channel_ids: Sequence[Any]):
+        super().__init__(recording)
+        channel_indices = np.flatnonzero(np.isin(recording.channel_ids, list(channel_ids)))
+        for segment in recording.segments:
+            self.add_recording_segment(_SilencedSegment(segment, channel_indices))
+        self._kwargs = {"recording": recording, "channel_ids": list(channel_ids)}
+
+
+class _SilencedSegment(BasePreprocessorSegment):
+    def __init__(self, parent: Any, channel_indices: np.ndarray):
+        super().__init__(parent)
+        self.channel_indices = channel_indices
+
+    def get_traces(self, start_frame: int, end_frame: int, channel_indices: Any) -> np.ndarray:
+        """Return the traces (num_samples, num_channels) of the asked channels."""
+        wanted = slice(None) if channel_indices is None else channel_indices
+        traces = self.parent_recording_segment.get_traces(start_frame, end_frame, wanted)
+        if self.channel_indices.size == 0:
+            return traces
+        if isinstance(wanted, slice):
+            start, step = wanted.start or 0, wanted.step or 1
+            wanted = start + step * np.arange(traces.shape[1])
+        traces = np.array(traces)
+        traces[:, np.isin(wanted, self.channel_indices)] = 0
+        return traces
+
+
+def list_channels(channels: dict[str, str]) -> str:
+    """Write channels with their reasons, at most ten and then a count."""
+    shown = [f"{name} ({why})" if why else name for name, why in list(channels.items())[:10]]
+    more = len(channels) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def ids_of(recording: BaseRecording, names: Iterable[str], *, others: bool = False) -> list[Any]:
+    """Return the ids of the named channels, or of all others, in the order of the recording."""
+    chosen = set(names)
+    return [i for i in recording.channel_ids if (str(i) in chosen) != others]
+
+
+def check_channel_names(recording: BaseRecording, names: Sequence[str]) -> None:
+    """Raise RecordingError if a channel is not in the recording, nor in the one that it is a group of."""
+    whole = recording
+    while whole.get_annotation("split_by_property") and whole.get_parent() is not None:
+        whole = whole.get_parent()
+    known = [str(i) for i in whole.channel_ids]
+    unknown = {name: "" for name in names if name not in known}
+    if unknown:
+        raise RecordingError(
+            f"the recording has no channel {list_channels(unknown)}",
+            f"its channels are {list_channels(dict.fromkeys(known, ''))}",
+            "correct --exclude-channels",
+        )
+
+
+def draw_chunks(recording: BaseRecording, chunk_s: float, seed: int) -> list[tuple[int, int, int]]:
+    """Draw NUM_CHUNKS chunks at random from all segments.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        The recording.
+    chunk_s : float
+        Length of a chunk, s; shorter where no segment is that long.
+    seed : int
+        Seed of the positions.
+
+    Returns
+    -------
+    list of (segment_index, start, stop)
+        In the order of time.
+    """
+    lengths = np.array([recording.get_num_samples(i) for i in range(recording.get_num_segments())])
+    size = min(max(1, int(chunk_s * recording.get_sampling_frequency())), int(lengths.max()))
+    places = np.maximum(0, lengths - size + 1)
+    ends = np.cumsum(places)
+    picks = np.sort(np.random.default_rng(seed).integers(ends[-1], size=NUM_CHUNKS))
+    segments = np.searchsorted(ends, picks, side="right")
+    starts = picks - (ends - places)[segments]
+    return [(int(s), int(start), int(start) + size) for s, start in zip(segments, starts, strict=True)]
+
+
+def measure_noise(recording: BaseRecording, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the noise and the resting level of each channel.
+
+    Returns
+    -------
+    noise_levels, medians : ndarray, shape (num_channels,)
+        Mean over seeded chunks of 1.4826 times the median absolute deviation, and of the median, in the
+        units of the traces. A channel at rest for more than half of the time, as in a simulation without
+        noise, takes its standard deviation.
+    """
+    deviations, spreads, medians = [], [], []
+    for segment_index, start, stop in draw_chunks(recording, NOISE_CHUNK_S, seed):
+        with reading_errors("the recording"):
+            traces = recording.get_traces(segment_index, start, stop)
+        deviations.append(scipy.stats.median_abs_deviation(traces, axis=0, scale="normal"))
+        spreads.append(traces.std(axis=0, dtype=np.float64))
+        medians.append(np.median(traces, axis=0))
+    noise_levels = np.mean(deviations, axis=0, dtype=np.float64)
+    noise_levels = np.where(noise_levels == 0, np.mean(spreads, axis=0), noise_levels)
+    return noise_levels, np.asarray(np.mean(medians, axis=0, dtype=np.float64))
+
+
+def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
+    """Find channels that are constant, NaN or infinite in seeded chunks and the first and last second.
+
+    Raises
+    ------
+    RecordingError
+        If all channels are unusable, or the recording cannot be read.
+    """
+    second = max(1, round(recording.get_sampling_frequency()))
+    last = recording.get_num_segments() - 1
+    end = recording.get_num_samples(last)
+    edges = [(0, 0, second), (last, max(0, end - second), end)]
+    finite = np.ones(recording.get_num_channels(), dtype=bool)
+    low = np.full(recording.get_num_channels(), np.inf)
+    high = -low
+    for segment_index, start, stop in draw_chunks(recording, NOISE_CHUNK_S, seed) + edges:
+        with reading_errors("the recording"):
+            traces = recording.get_traces(segment_index, start, stop)
+        if len(traces):
+            finite &= np.isfinite(traces).all(axis=0)
+            low, high = np.fmin(low, traces.min(axis=0)), np.fmax(high, traces.max(axis=0))
+    unusable = {
+        str(channel_id): "constant" if is_finite else "NaN or infinite"
+        for channel_id, is_finite, varies in zip(recording.channel_ids, finite, low < high, strict=True)
+        if not (is_finite and varies)
+    }
+    if len(unusable) == recording.get_num_channels():
+        raise RecordingError(
+            f"all channels of the recording are unusable: {list_channels(unusable)}",
+            "a channel must vary and hold finite numbers",
+            "check the recording and its stream",
+        )
+    return unusable
+
+
+def find_bad(filtered: BaseRecording, silenced: Iterable[str], seed: int) -> tuple[dict[str, str], str]:
+    """Find noisy and dead channels among those that are not silenced.
+
+    Noise is compared with the median of all channels; from COHERENCE_CHANNELS channels on, SpikeInterface
+    finds the dead ones by coherence. Both are ratios, so that no result depends on the unit of the traces.
+
+    Returns
+    -------
+    bad : dict of str to str
+        Names and reasons.
+    note : str
+        Why nothing was looked for or believed; empty otherwise.
+    """
+    good = filtered.select_channels(ids_of(filtered, silenced, others=True))
+    num_channels = good.get_num_channels()
+    chunk_size = int(DETECTION_CHUNK_S * good.get_sampling_frequency())
+    lengths = [good.get_num_samples(i) for i in range(good.get_num_segments())]
+    if num_channels < 3:
+        return {}, "bad-channel detection left out: fewer than 3 channels to compare"
+    if max(lengths) < chunk_size:
+        return {}, f"bad-channel detection left out: the recording is shorter than {DETECTION_CHUNK_S:g} s"
+    noise_levels, _ = measure_noise(good, seed)
+    bad = {str(i): "noisy" for i in good.channel_ids[noise_levels > NOISY_RATIO * np.median(noise_levels)]}
+    if num_channels >= COHERENCE_CHANNELS and good.has_probe():
+        longest = good.select_segments([int(np.argmax(lengths))])
+        bad = {str(i): "dead" for i in _find_dead(longest, seed)} | bad
+    if len(bad) > MAX_BAD_FRACTION * num_channels:
+        return {}, f"kept all channels: {len(bad)} of {num_channels} look bad, too many to believe"
+    return bad, ""
+
+
+def _find_dead(recording: BaseRecording, seed: int) -> Iterable[Any]:
+    recording.set_channel_gains(1.0)  # the coherence has no unit, and the threshold in uV is not used
+    recording.set_channel_offsets(0.0)
+    with reading_errors("the recording"):
+        channel_ids, _ = spre.detect_bad_channels(
+            recording,
+            method="coherence+psd",
+            psd_hf_threshold=np.inf,
+            chunk_duration_s=DETECTION_CHUNK_S,
+            num_random_chunks=NUM_CHUNKS,
+            channel_filters={"dead"},
+            seed=seed,
+            job_kwargs={"n_jobs": 1, "progress_bar": False},
+        )
+    return channel_ids

@@ -1,0 +1,353 @@
+"""From raw traces to what the network sees: groups, bad channels, filter, reference, noise units.
+
+Preprocessing is lazy: it builds a chain of SpikeInterface steps, and only a bounded, seeded sample of the
+recording is read to find unusable channels and noise levels. Silenced channels stay where they are, with
+traces of exactly 0, so that the channels of a recording and of a network always agree. The output is
+float32 in units of each channel's noise standard deviation, estimated from the median absolute deviation.
+Samples are frames of a segment; times are in seconds from its start.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import spikeinterface.preprocessing as spre
+from spikeinterface.core import BaseRecording
+
+from spikewise.config import PreprocessingConfig
+from spikewise.data.channels import (
+    SilencedRecording,
+    check_channel_names,
+    find_bad,
+    find_unusable,
+    ids_of,
+    list_channels,
+    measure_noise,
+)
+from spikewise.data.recordings import reading_errors
+from spikewise.errors import RecordingError, SettingError
+
+MIN_FILTER_FRAMES = 34
+"""The band-pass, run forward and backward, needs so many frames in every segment."""
+MAX_OF_SAMPLING_FREQUENCY = 0.45
+"""The band-pass ends at this fraction of the sampling frequency at the latest."""
+REFERENCE_CHANNELS = 16
+"""From so many channels on, the median over them leaves spikes alone."""
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """A recording made ready for the network.
+
+    Attributes
+    ----------
+    recording : BaseRecording
+        Lazy float32 traces in units of noise standard deviations; the channels of the input, in order.
+    silenced_channel_ids : tuple of str
+        Channels whose traces are exactly 0.
+    noise_levels : ndarray, shape (num_channels,)
+        Noise standard deviations after filter and reference, in the raw units of the input; NaN for
+        silenced channels.
+    steps : tuple of str
+        What was done, a line each.
+    """
+
+    recording: BaseRecording
+    silenced_channel_ids: tuple[str, ...]
+    noise_levels: np.ndarray
+    steps: tuple[str, ...]
+
+
+def split_groups(recording: BaseRecording, group_by: str = "auto") -> dict[str, BaseRecording]:
+    """Split a recording into the parts that are sorted on their own.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        A recording; its property ``group`` tells probes, shanks and tetrodes apart.
+    group_by : {"auto", "none"}
+        Whether to split by that property or to keep all channels together.
+
+    Returns
+    -------
+    dict of str to BaseRecording
+        Each group by its name; ``"0"`` holds everything if there is one group only.
+    """
+    if group_by not in ("auto", "none"):
+        raise SettingError(f"group_by is {group_by!r}", "it must be one of 'auto', 'none'", "change it")
+    groups = recording.get_property("group")
+    if group_by == "none" or groups is None or len(np.unique(groups)) == 1:
+        return {"0": recording}
+    return {str(name): part for name, part in recording.split_by("group").items()}
+
+
+def preprocess_recording(
+    recording: BaseRecording,
+    config: PreprocessingConfig,
+    *,
+    silenced_channel_ids: Iterable[str] | None = None,
+    seed: int = 0,
+) -> Preprocessed:
+    """Filter, reference and scale a recording, and silence its bad channels.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        A recording, or one of its groups.
+    config : PreprocessingConfig
+        What to do.
+    silenced_channel_ids : iterable of str, optional
+        Channels to silence instead of excluded and detected ones, as a network was trained with.
+    seed : int
+        Seed of the chunks that are read to measure the recording.
+
+    Returns
+    -------
+    Preprocessed
+        The recording in units of noise, and what was done to it.
+
+    Raises
+    ------
+    RecordingError
+        If a channel is constant, NaN or infinite and ``config.unusable_channels`` is ``"stop"``, if no
+        usable channel is left, if a channel to silence does not exist, if the sampling frequency is too
+        low for the filter or a segment too short for it, or if the recording cannot be read.
+    """
+    freq_max = _check_filter(recording, config) if config.bandpass else None
+    silenced = _choose_silenced(recording, config, silenced_channel_ids, seed)
+    silent_input = SilencedRecording(_as_signed(recording), ids_of(recording, silenced))
+    filtered, steps = _filter(silent_input, config.freq_min_hz, freq_max)
+    if silenced_channel_ids is None and config.bad_channels == "detect":
+        bad, note = find_bad(filtered, silenced, seed)
+        silenced |= bad
+        steps += [note] if note else []
+    referenced, step = _reference(filtered, config.common_reference, silenced)
+    steps += step
+    scaled, noise_levels, step = _scale_to_noise(referenced, silenced, freq_max is None, seed)
+    steps += step
+    if silenced:
+        steps.append(f"silenced {len(silenced)} channels: {list_channels(silenced)}")
+    in_order = tuple(str(i) for i in ids_of(recording, silenced))
+    return Preprocessed(scaled, in_order, noise_levels, tuple(steps))
+
+
+class TraceReader:
+    """Reads traces so that a sample never depends on how much is asked for around it.
+
+    A filter near the edge of what is asked for sees less on that side, so that SpikeInterface returns
+    slightly different values for different requests. This reader always asks for the same blocks on a
+    fixed grid (frames ``k * block`` to ``(k + 1) * block`` of a segment), keeps the last few, and cuts.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        Preprocessed recording.
+    block_s : float
+        Length of a block, s.
+
+    Attributes
+    ----------
+    num_segments, num_channels : int
+    sampling_frequency : float
+    """
+
+    max_blocks = 3
+
+    def __init__(self, recording: BaseRecording, block_s: float = 1.0):
+        if not block_s > 0:
+            raise SettingError(f"block_s is {block_s!r}", "it must be above 0", "change it")
+        self._recording = recording
+        self.num_segments: int = recording.get_num_segments()
+        self.num_channels: int = recording.get_num_channels()
+        self.sampling_frequency: float = recording.get_sampling_frequency()
+        self._block = max(1, round(block_s * self.sampling_frequency))
+        self._blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+
+    def num_samples(self, segment_index: int) -> int:
+        """Return the number of frames of a segment."""
+        return self._recording.get_num_samples(segment_index)
+
+    def read(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Read the frames from `start` to before `stop`; frames outside the segment are zeros.
+
+        Parameters
+        ----------
+        segment_index : int
+            Index of the segment.
+        start, stop : int
+            Frames; may lie before the segment's start or after its end.
+
+        Returns
+        -------
+        ndarray of float32, shape (stop - start, num_channels)
+
+        Raises
+        ------
+        RecordingError
+            If the block of a frame holds NaN or infinite values, or cannot be read.
+        """
+        traces = np.zeros((max(0, stop - start), self.num_channels), dtype=np.float32)
+        first, last = max(0, start), min(stop, self.num_samples(segment_index))
+        for block_index in range(first // self._block, -(-last // self._block)):
+            offset = block_index * self._block
+            low, high = max(first, offset), min(last, offset + self._block)
+            block = self._get_block(segment_index, block_index)
+            traces[low - start : high - start] = block[low - offset : high - offset]
+        return traces
+
+    def _get_block(self, segment_index: int, block_index: int) -> np.ndarray:
+        key = (segment_index, block_index)
+        if key in self._blocks:
+            self._blocks.move_to_end(key)
+            return self._blocks[key]
+        start = block_index * self._block
+        stop = min(start + self._block, self.num_samples(segment_index))
+        with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
+            traces = self._recording.get_traces(segment_index, start, stop).astype(np.float32, copy=False)
+        if not np.isfinite(traces).all():
+            raise self._not_finite(segment_index, start, stop, traces)
+        self._blocks[key] = traces
+        while len(self._blocks) > self.max_blocks:
+            self._blocks.popitem(last=False)
+        return traces
+
+    def _not_finite(self, segment_index: int, start: int, stop: int, traces: np.ndarray) -> RecordingError:
+        """Find the channels of NaN or infinite values before filter and reference spread them."""
+        source = self._recording
+        while source is not None and not isinstance(source, SilencedRecording):
+            source = source.get_parent()
+        bad = ~np.isfinite(traces)
+        if source is not None:
+            low = max(0, start - self._block)
+            raw = source.get_traces(
+                segment_index, low, min(stop + self._block, self.num_samples(segment_index))
+            )
+            if not np.isfinite(raw).all():
+                start, bad = low, ~np.isfinite(raw)
+        time_s = (start + int(bad.any(axis=1).argmax())) / self.sampling_frequency
+        names = {str(i): "" for i in self._recording.channel_ids[bad.any(axis=0)]}
+        return RecordingError(
+            f"the traces of {len(names)} channels are NaN or infinite at {time_s:.3f} s of segment "
+            f"{segment_index}: {list_channels(names)}",
+            "every sample must be a finite number",
+            "cut this time out, or leave the channels out with --exclude-channels",
+        )
+
+
+def _check_filter(recording: BaseRecording, config: PreprocessingConfig) -> float:
+    """Return the upper edge of the band-pass in Hz, or raise if it cannot be run."""
+    sampling_frequency = recording.get_sampling_frequency()
+    freq_max = min(config.freq_max_hz, 0.45 * sampling_frequency)
+    if config.freq_min_hz >= freq_max:
+        raise RecordingError(
+            f"the sampling frequency is {sampling_frequency:g} Hz, too low for a band-pass from "
+            f"{config.freq_min_hz:g} Hz",
+            f"the band ends at {freq_max:g} Hz, 0.45 of the sampling frequency",
+            "check --sampling-frequency, or lower --freq-min-hz",
+        )
+    for segment_index in range(recording.get_num_segments()):
+        num_samples = recording.get_num_samples(segment_index)
+        if num_samples < MIN_FILTER_FRAMES:
+            raise RecordingError(
+                f"segment {segment_index} of the recording has {num_samples} samples",
+                f"the band-pass needs at least {MIN_FILTER_FRAMES}",
+                "leave the segment out",
+            )
+    return freq_max
+
+
+def _choose_silenced(
+    recording: BaseRecording,
+    config: PreprocessingConfig,
+    silenced_channel_ids: Iterable[str] | None,
+    seed: int,
+) -> dict[str, str]:
+    """Return the channels to silence before any detection, with their reasons."""
+    if silenced_channel_ids is None:
+        names, why = set(config.exclude_channels), "excluded"
+    else:
+        names, why = set(map(str, silenced_channel_ids)), "given"
+    check_channel_names(recording, sorted(names))
+    silenced = {str(i): why for i in ids_of(recording, names)}
+    unusable = find_unusable(recording, seed)
+    new = {name: reason for name, reason in unusable.items() if name not in silenced}
+    if new and config.unusable_channels == "stop":
+        raise RecordingError(
+            f"{len(new)} of {recording.get_num_channels()} channels are unusable: {list_channels(new)}",
+            "a channel must vary and hold finite numbers",
+            "leave them out with --exclude-channels, or go on without them with --unusable-channels silence",
+        )
+    silenced |= new
+    if len(silenced) == recording.get_num_channels():
+        raise RecordingError(
+            f"no channel is left of {len(silenced)}: {list_channels(silenced)}",
+            "at least one usable channel is needed",
+            "exclude fewer channels",
+        )
+    return silenced
+
+
+def _as_signed(recording: BaseRecording) -> BaseRecording:
+    if recording.get_dtype().kind != "u":
+        return recording
+    if recording.get_dtype().itemsize == 8:
+        return spre.astype(recording, "float64")
+    return spre.unsigned_to_signed(recording)
+
+
+def _filter(
+    recording: BaseRecording, freq_min: float, freq_max: float | None
+) -> tuple[BaseRecording, list[str]]:
+    """Band-pass the traces, or only convert them where `freq_max` is None."""
+    if freq_max is None:
+        converted = spre.astype(recording, "float32")
+        converted.annotate(is_filtered=True)  # or the detection of bad channels would filter it
+        return converted, []
+    filtered = spre.bandpass_filter(
+        recording, freq_min, freq_max, dtype="float32", ignore_low_freq_error=True
+    )
+    return filtered, [f"band-pass {freq_min:g}-{freq_max:g} Hz"]
+
+
+def _reference(
+    filtered: BaseRecording, mode: str, silenced: Iterable[str]
+) -> tuple[BaseRecording, list[str]]:
+    """Subtract the median over the channels that are not silenced, where asked for."""
+    num_channels = filtered.get_num_channels()
+    if mode == "none" or (mode == "auto" and num_channels < REFERENCE_CHANNELS):
+        return filtered, []
+    good_ids = ids_of(filtered, silenced, others=True)
+    if len(good_ids) == 1:
+        return filtered, ["common median reference left out: it would erase the only channel"]
+    referenced = spre.common_reference(filtered, operator="median", ref_channel_ids=good_ids)
+    return referenced, [f"common median reference over {len(good_ids)} of {num_channels} channels"]
+
+
+def _scale_to_noise(
+    referenced: BaseRecording, silenced: Iterable[str], center: bool, seed: int
+) -> tuple[BaseRecording, np.ndarray, list[str]]:
+    """Divide each channel by its noise, or by infinity where it is to be silent."""
+    good = ~np.isin(referenced.channel_ids.astype(str), list(silenced))
+    noise_levels, medians = measure_noise(referenced, seed)
+    without = {str(i): "" for i in referenced.channel_ids[good & ~(noise_levels > 0)]}
+    if without:
+        raise RecordingError(
+            f"the noise of {len(without)} channels is zero or NaN after filter and reference: "
+            f"{list_channels(without)}",
+            "each channel is divided by its noise, which must be above 0",
+            "leave them out with --exclude-channels",
+        )
+    gains = np.divide(1.0, noise_levels, out=np.zeros_like(noise_levels), where=good)
+    offsets = -medians * gains if center else np.zeros_like(gains)
+    noise_levels[~good] = np.nan
+    steps = ["subtracted the median of each channel"] if center else []
+    steps.append(
+        f"divided each channel by its noise, in the median {np.nanmedian(noise_levels):.4g} raw units"
+    )
+    scaled = spre.scale(referenced, gain=gains, offset=offsets, dtype="float32")
+    for name in {"gain_to_uV", "offset_to_uV"} & set(scaled.get_property_keys()):
+        scaled.delete_property(name)  # they belong to the raw units
+    return scaled, noise_levels, steps

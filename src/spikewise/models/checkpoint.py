@@ -1,0 +1,305 @@
+"""A trained model and the file that holds it: safetensors with JSON facts in its header; never a pickle.
+
+One file holds one network for each group of channels (probe, shank or tetrode), and everything that turning
+traces into spikes takes: channels and their positions, unit ids, thresholds, sampling frequency, settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
+from spikewise.errors import CheckpointError, OutputError, SettingError
+from spikewise.models.esort import EsortNetwork, window_samples
+
+FORMAT_VERSION = 1
+_HEADER_KEY = "spikewise"
+_POSITION_TOLERANCE_UM = 1.0
+
+
+@dataclass(frozen=True)
+class GroupModel:
+    """The network of one group of channels.
+
+    Attributes
+    ----------
+    name : str
+        Name of the group.
+    network : EsortNetwork
+    channel_ids : tuple of str
+        Channels, in the order in which the network takes them.
+    channel_positions_um : ndarray
+        (num_channels, num_dimensions)
+    silenced_channel_ids : tuple of str
+        Channels that were zero in training, and are set to zero in sorting.
+    unit_ids : tuple of int or str
+        Ids of the labels, in the order of the network's outputs.
+    thresholds : ndarray
+        (num_units,) least response of a spike, as a fraction of the response to a perfect one.
+    """
+
+    name: str
+    network: EsortNetwork
+    channel_ids: tuple[str, ...]
+    channel_positions_um: np.ndarray
+    silenced_channel_ids: tuple[str, ...]
+    unit_ids: tuple[int | str, ...]
+    thresholds: np.ndarray
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained sorter.
+
+    Attributes
+    ----------
+    groups : tuple of GroupModel
+    sampling_frequency : float
+        In Hz.
+    network_config, preprocessing_config, detection_config
+        The settings that it was trained with and that sorting uses.
+    facts : dict
+        How it was made: labels, interval, seeds, losses, versions; JSON types only.
+    """
+
+    groups: tuple[GroupModel, ...]
+    sampling_frequency: float
+    network_config: NetworkConfig
+    preprocessing_config: PreprocessingConfig
+    detection_config: DetectionConfig
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def unit_ids(self) -> list[int | str]:
+        """Ids of all units, group after group."""
+        return [unit_id for group in self.groups for unit_id in group.unit_ids]
+
+    def hash(self) -> str:
+        """Return the SHA-256 of the weights, thresholds and settings; facts do not count."""
+        digest = hashlib.sha256(json.dumps({**_describe(self), "facts": {}}, sort_keys=True).encode())
+        for name, tensor in sorted(_tensors(self).items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def save_model(model: Model, path: Path | str) -> None:
+    """Write a model to one file, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(save(_tensors(model), {_HEADER_KEY: json.dumps(_describe(model))}))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            partial.unlink(missing_ok=True)
+        raise OutputError(
+            f"the model cannot be written to {path}: {error.strerror or error}",
+            "a folder that can be written and has space",
+            "make room or choose another place",
+        ) from error
+
+
+def load_model(path: Path | str) -> Model:
+    """Read a model from a file that :func:`save_model` wrote.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, not a Spikewise checkpoint, or of a later version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}", "a .safetensors file", "check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise _damaged(path, str(error)) from error
+    if header is None:
+        raise CheckpointError(
+            f"{path} was not written by Spikewise", "a checkpoint of `spikewise train`", "check the path"
+        )
+    try:
+        description = json.loads(header)
+        version = description["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"the checkpoint {path} has format version {version}",
+                f"this Spikewise reads version {FORMAT_VERSION}",
+                "train again, or install the Spikewise that wrote it"
+                + (f" ({description['spikewise_version']})" if "spikewise_version" in description else ""),
+            )
+        return _rebuild(description, tensors)
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, SettingError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+
+
+def check_model_fits(model: Model, groups: dict[str, Any]) -> None:
+    """Raise unless the model can sort a recording.
+
+    Parameters
+    ----------
+    model : Model
+    groups : dict of str to BaseRecording
+        The recording, split into groups as the model's settings say.
+
+    Raises
+    ------
+    CheckpointError
+        If sampling frequency, groups, number of channels or channel positions differ.
+    """
+    names = [group.name for group in model.groups]
+    missing = [name for name in names if name not in groups]
+    if missing:
+        raise CheckpointError(
+            f"the recording has the channel groups {', '.join(groups)}",
+            f"the checkpoint was trained on {', '.join(names)}",
+            "sort a recording of the same probes, or train again on this one",
+        )
+    for group in model.groups:
+        recording = groups[group.name]
+        rate = recording.get_sampling_frequency()
+        if abs(rate - model.sampling_frequency) > 1e-3 * model.sampling_frequency:
+            raise CheckpointError(
+                f"the recording is sampled at {rate:g} Hz",
+                f"the checkpoint was trained at {model.sampling_frequency:g} Hz",
+                "resample the recording (spikeinterface.preprocessing.resample) or train again on it",
+            )
+        if recording.get_num_channels() != len(group.channel_ids):
+            raise CheckpointError(
+                f"the recording has {recording.get_num_channels()} channels in group {group.name!r}",
+                f"the checkpoint was trained on {len(group.channel_ids)}",
+                "sort a recording of the same probe, or train again on this one",
+            )
+        shift = np.abs(recording.get_channel_locations() - group.channel_positions_um).max()
+        if shift > _POSITION_TOLERANCE_UM:
+            raise CheckpointError(
+                f"channels of the recording lie up to {shift:.1f} um from those of the checkpoint",
+                f"the same positions within {_POSITION_TOLERANCE_UM:g} um, in the same order",
+                "sort a recording of the same probe, or train again on this one",
+            )
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    from spikewise import __version__
+
+    return {
+        "format_version": FORMAT_VERSION,
+        "spikewise_version": __version__,
+        "sampling_frequency": model.sampling_frequency,
+        "network": model.network_config.to_dict(),
+        "preprocessing": model.preprocessing_config.to_dict(),
+        "detection": model.detection_config.to_dict(),
+        "groups": [
+            {
+                "name": group.name,
+                "channel_ids": list(group.channel_ids),
+                "channel_positions_um": np.asarray(group.channel_positions_um, float).tolist(),
+                "silenced_channel_ids": list(group.silenced_channel_ids),
+                "unit_ids": list(group.unit_ids),
+            }
+            for group in model.groups
+        ],
+        "facts": model.facts,
+    }
+
+
+def _tensors(model: Model) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for index, group in enumerate(model.groups):
+        for name, tensor in group.network.state_dict().items():
+            tensors[f"{index}.{name}"] = tensor.detach().cpu().contiguous()
+        tensors[f"{index}.thresholds"] = torch.as_tensor(group.thresholds, dtype=torch.float32)
+    return tensors
+
+
+def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Model:
+    """Make the model that the header describes; any mismatch raises ValueError, KeyError or RuntimeError."""
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ValueError("it holds numbers that are not finite")
+    network_config = NetworkConfig.from_dict(description["network"])
+    sampling_frequency = float(description["sampling_frequency"])
+    groups = []
+    for index, facts in enumerate(description["groups"]):
+        prefix = f"{index}."
+        state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        thresholds = state.pop("thresholds").numpy()
+        _check_counts(facts, state, thresholds)
+        network = EsortNetwork(
+            len(facts["channel_ids"]),
+            len(facts["unit_ids"]),
+            window_samples(network_config, sampling_frequency),
+            network_config.temporal_features,
+            network_config.spatial_features,
+        )
+        network.load_state_dict(state)
+        positions = np.asarray(facts["channel_positions_um"], dtype=float)
+        groups.append(
+            GroupModel(
+                name=str(facts["name"]),
+                network=network.eval(),
+                channel_ids=tuple(facts["channel_ids"]),
+                channel_positions_um=positions,
+                silenced_channel_ids=tuple(facts["silenced_channel_ids"]),
+                unit_ids=tuple(facts["unit_ids"]),
+                thresholds=thresholds,
+            )
+        )
+    return Model(
+        groups=tuple(groups),
+        sampling_frequency=sampling_frequency,
+        network_config=network_config,
+        preprocessing_config=PreprocessingConfig.from_dict(description["preprocessing"]),
+        detection_config=DetectionConfig.from_dict(description["detection"]),
+        facts=dict(description["facts"]),
+    )
+
+
+def _check_counts(facts: dict[str, Any], state: dict[str, torch.Tensor], thresholds: np.ndarray) -> None:
+    """Compare the header with the tensors before a network of the header's size is allocated."""
+    num_channels, num_units = len(facts["channel_ids"]), len(facts["unit_ids"])
+    found = {
+        "channels": state["temporal_norm1.weight"].shape[0],
+        "channel positions": len(facts["channel_positions_um"]),
+    }
+    wrong = [
+        f"{name} ({count}, not {num_channels})" for name, count in found.items() if count != num_channels
+    ]
+    if state["classifier.weight"].shape[0] != num_units or thresholds.shape != (num_units,):
+        wrong.append("units")
+    if wrong:
+        raise ValueError(f"its header and its weights disagree about {', '.join(wrong)}")
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"the checkpoint {path} is damaged or not a checkpoint ({reason})",
+        "an intact .safetensors file of `spikewise train` or `spikewise sort`",
+        "copy it again from where it was made, or train again",
+    )

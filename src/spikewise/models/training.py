@@ -1,0 +1,185 @@
+"""The training loop: batches in, a trained network and its history out.
+
+The loss is binary cross-entropy on logits for each unit, since several may fire at once, minimised by Adam
+(Han & Wang, arXiv 2409.13067). The best state on the held-out windows is kept; an interruption ends training
+with that state instead of losing it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spikewise.config import TrainingConfig
+from spikewise.progress import ProgressCallback, silent
+from spikewise.seeds import stage_seed
+
+logger = logging.getLogger(__name__)
+
+
+class Batch(Protocol):
+    """Windows, targets and weights; see :class:`spikewise.data.training_set.Batch`."""
+
+    windows: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+class Windows(Protocol):
+    """A source of batches; see :class:`spikewise.data.training_set.TrainingSet`."""
+
+    def epoch(self, seed: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+
+    def all_centres(self) -> Iterator[Batch]:
+        """Yield the same windows at each call."""
+
+    def num_batches(self) -> int:
+        """Return how many batches an epoch has."""
+
+
+@dataclass(frozen=True)
+class TrainingHistory:
+    """What happened in training.
+
+    Attributes
+    ----------
+    train_loss, held_out_loss : tuple of float
+        Mean loss of each epoch; NaN where nothing is held out.
+    best_epoch : int
+        Epoch (from 0) whose state was kept; -1 if none was finished.
+    seconds : float
+    interrupted : bool
+        Whether Ctrl-C ended it.
+    """
+
+    train_loss: tuple[float, ...]
+    held_out_loss: tuple[float, ...]
+    best_epoch: int
+    seconds: float
+    interrupted: bool
+
+
+def initialise_weights(network: nn.Module, seed: int) -> None:
+    """Draw all weights anew from one seed, leaving the global random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage_seed(seed, "initial weights"))
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+
+def train_network(
+    network: nn.Module,
+    training: Windows,
+    held_out: Windows | None,
+    config: TrainingConfig,
+    device: torch.device,
+    progress: ProgressCallback = silent,
+) -> TrainingHistory:
+    """Train a network in place.
+
+    Parameters
+    ----------
+    network : Module
+        Maps windows (num_windows, window_samples, num_channels) to logits (num_windows, 1, num_units).
+    training : Windows
+        What it learns from.
+    held_out : Windows or None
+        From other time: chooses the epoch whose state is kept, and when to stop.
+    config : TrainingConfig
+        Resolved settings.
+    device : torch.device
+        Where to train.
+    progress : callable
+        Told the loss and the time left.
+
+    Returns
+    -------
+    TrainingHistory
+    """
+    started = time.perf_counter()
+    initialise_weights(network, config.seed)
+    network.to(device)
+    epochs, num_batches = _given(config.epochs), training.num_batches()
+    optimizer = torch.optim.Adam(network.parameters(), lr=_given(config.learning_rate))
+    schedule = _schedule(optimizer, config, epochs * num_batches)
+    train_loss: list[float] = []
+    held_out_loss: list[float] = []
+    best_epoch, best_state, interrupted = -1, None, False
+    try:
+        for epoch in range(epochs):
+            network.train()
+            total = 0.0
+            for index, batch in enumerate(training.epoch(stage_seed(config.seed, f"epoch {epoch}"))):
+                loss = _loss(network, batch, device)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += loss.item()
+                done = epoch * num_batches + index + 1
+                progress("train", done, epochs * num_batches, f"loss {total / (index + 1):.4f}")
+            train_loss.append(total / num_batches)
+            held_out_loss.append(evaluate_loss(network, held_out, device))
+            logger.info("epoch %d: loss %.5f, held out %.5f", epoch, train_loss[-1], held_out_loss[-1])
+            if best_state is None or not held_out_loss[-1] >= held_out_loss[best_epoch]:
+                best_epoch, best_state = epoch, copy.deepcopy(network.state_dict())
+            if config.patience and epoch - best_epoch >= config.patience:
+                break
+    except KeyboardInterrupt:
+        interrupted = True
+        logger.warning("training was interrupted in epoch %d; the best state so far is kept", len(train_loss))
+    if best_state is not None:
+        network.load_state_dict(best_state)
+    network.eval()
+    seconds = time.perf_counter() - started
+    return TrainingHistory(tuple(train_loss), tuple(held_out_loss), best_epoch, seconds, interrupted)
+
+
+@torch.inference_mode()
+def evaluate_loss(network: nn.Module, windows: Windows | None, device: torch.device) -> float:
+    """Return the mean loss over all windows, NaN if there are none."""
+    if windows is None:
+        return math.nan
+    network.eval()
+    total, count = 0.0, 0
+    for batch in windows.all_centres():
+        total += _loss(network, batch, device).item() * len(batch.windows)
+        count += len(batch.windows)
+    return total / count if count else math.nan
+
+
+def _loss(network: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+    """Mean binary cross-entropy over the labels that are known."""
+    logits = network(batch.windows.to(device)).squeeze(1)
+    weights = batch.weights.to(device)
+    total = functional.binary_cross_entropy_with_logits(
+        logits, batch.targets.to(device), weight=weights, reduction="sum"
+    )
+    return total / weights.sum().clamp(min=1)
+
+
+def _schedule(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if config.schedule == "one-cycle":
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=_given(config.learning_rate), total_steps=max(2, num_steps + 1), pct_start=0.2
+        )
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)
+
+
+def _given(value: int | float | None):
+    if value is None:
+        raise ValueError("the training settings must be resolved: call TrainingConfig.resolved()")
+    return value
