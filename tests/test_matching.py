@@ -228,6 +228,12 @@ def test_interval_is_half_open_and_edges_are_no_errors():
     assert after.units.loc["a", ["num_truth", "tp", "fp", "fn"]].tolist() == [1, 1, 0, 0]
 
 
+def test_a_pair_across_the_edge_does_not_lower_the_agreement():
+    truth, tested = sorting_of({"a": [2995, 4000]}), sorting_of({1: [3001, 4000]})
+    config = EvaluationConfig(interval=(0.1, 0.2), match_score=0.9)
+    assert compare_sortings(truth, tested, config).units.loc["a", "tested_unit"] == 1
+
+
 def test_intervals_that_tile_the_time_add_up():
     truth = generate_sorting(num_units=6, durations=[20.0], firing_rates=20.0, seed=3)
     tested = perturb(truth, np.random.default_rng(3))

@@ -152,15 +152,6 @@ def test_reading_in_pieces_changes_nothing():
         assert np.array_equal(recording.get_traces(start_frame=start, end_frame=stop), whole[start:stop])
 
 
-@pytest.fixture
-def configs(template_file, data_folder):
-    return {
-        "generator": short(),
-        "hybrid": short(source="hybrid", templates=str(template_file), probe=None),
-        "mearec": short(source="mearec", templates=str(data_folder / TETRODE), probe=None),
-    }
-
-
 def assert_same_seed_same_bits(config):
     first, second = simulate_recording(config), simulate_recording(config)
     traces = first.recording.get_traces()
@@ -270,6 +261,24 @@ def test_resampled_units_keep_their_shape_in_time():
     assert faster.waveforms.shape == (120, 4)
     assert np.argmin(faster.waveforms[:, 0]) == 40
     np.testing.assert_allclose(faster.waveforms[:, 0], 100 * bump(120, 40, 8.0), atol=1.0)
+    # A level that does not reach zero at the ends stays a level.
+    (level,) = resample_units([replace(unit, waveforms=waveforms + 50)], 30000.0, 40000.0)
+    np.testing.assert_allclose(level.waveforms[:4], 50, atol=1.0)
+    np.testing.assert_allclose(level.waveforms[-4:], 50, atol=1.0)
+
+
+def test_ends_that_are_not_zero_fade_smoothly():
+    positions = neuropixels_rows(2).contact_positions
+    unit = RealUnit("a", 100 * np.column_stack([bump()] * 4) + np.float32(20), positions)
+    placed = place_units([unit], positions, 30000.0, Placement(1, (1.0, 1e3), 0.0), np.random.default_rng(0))
+    template = placed.templates[0]
+    assert template.shape == (60 + 2 * 15, 4)
+    assert placed.num_before == 15 + 20
+    head, tail = template[:16, 0], template[-16:, 0]
+    assert np.all(np.diff(head) > 0)
+    assert np.all(np.diff(tail) < 0)
+    assert np.abs(np.diff(template[:, 0])).max() < 30
+    assert max(head[0], tail[-1]) < 0.5
 
 
 def test_hybrid_in_a_recording_adds_only_the_units(template_file):
@@ -390,7 +399,7 @@ def test_saved_simulation_is_read_back(tmp_path):
     simulation = simulate_recording(short())
     folder = save_simulation(simulation, tmp_path / "a" / "sim")
     assert sorted(path.name for path in folder.iterdir()) == ["recording", "simulation.json", "truth"]
-    assert not list(folder.rglob("*.pkl"))
+    assert not [*folder.rglob("*.pkl"), *folder.rglob("provenance.json")]
     recording, truth = (spikeinterface.load(folder / name) for name in ("recording", "truth"))
     assert recording.dtype == "int16"
     assert recording.get_channel_gains().tolist() == [0.195] * 4
@@ -477,9 +486,30 @@ def test_mearec_recording(data_folder):
     positions = simulation.recording.get_channel_locations()
     assert np.ptp(positions, axis=0).max() == pytest.approx(16, rel=0.5)
     assert_same_seed_same_bits(config)
+    # The file's cells lie 10 to 80 um off the wires along MEArec's first axis, here the one across.
+    across = simulation.sorting.get_property("gt_unit_locations")[:, 0]
+    assert across.min() >= 10
+    assert np.ptp(simulation.sorting.get_property("gt_unit_locations")[:, 1]) > 5
     noisy = simulate_recording(replace(config, noise_uV=12.0, excitatory_rate_hz=10.0)).recording.get_traces()
     noise = noisy - simulation.recording.get_traces()
     np.testing.assert_allclose(noise.std(axis=0), 12.0, rtol=0.02)
+
+
+@pytest.mark.realdata
+def test_mearec_amplitudes_vary_from_spike_to_spike(data_folder):
+    config = short(source="mearec", templates=str(data_folder / TETRODE), probe=None, num_units=2)
+    config = replace(config, noise_uV=0.0, duration_s=8.0, excitatory_fraction=0.5)
+    spreads = []
+    for spread in (0.0, 0.2):
+        simulation = simulate_recording(replace(config, amplitude_std=spread))
+        train = simulation.sorting.get_unit_spike_train("#1", 0)
+        spikes = simulation.sorting.to_spike_vector()["sample_index"]
+        train = [t for t in train if np.sum(np.abs(spikes - t) < 500) == 1]
+        channel = simulation.sorting.get_property("main_channel_index")[1]
+        depth = -simulation.recording.get_traces()[train, channel]
+        spreads.append(depth.std() / depth.mean())
+    assert spreads[0] < 0.05
+    assert 0.1 < spreads[1] < 0.3
 
 
 @pytest.mark.realdata

@@ -167,7 +167,7 @@ def sorter_parameters(sorter: str, recording: BaseRecording, seed: int) -> dict[
     """Return what differs from the sorter's defaults.
 
     No motion correction, since an initial interval is too short for it; the upper edge of the band-pass at
-    most 0.45 of the sampling frequency, so that recordings at 10 kHz pass; a seed; one job, since each further
+    most 0.45 of the sampling frequency, so that recordings at 10 kHz pass; a seed; one job, since each more
     process would compile the sorter again (about a minute) and could not start from a script without a main
     guard; no progress bars and no intermediate files. Tetrodes and single channels need nothing else.
     Kilosort4 does not look further for neighbours than there are channels.
@@ -352,9 +352,9 @@ def _to_segments(found: BaseSorting, recording: BaseRecording, stop_frame: int, 
 
 def _renumber(cleaned: CleanedUnits, found: LabelSet, recording: BaseRecording) -> LabelSet:
     """Return the kept units with ids from 0 in the order of the position of their main channel."""
-    places = recording.get_property("location")
-    if places is None:
-        places = np.arange(recording.get_num_channels())[:, np.newaxis]
+    places = np.arange(recording.get_num_channels())[:, np.newaxis]
+    if recording.has_channel_location():
+        places = np.round(recording.get_channel_locations(), 3)  # so that equal heights are equal
     order = sorted(cleaned.trains, key=lambda index: (*places[cleaned.main_channels[index]][::-1], index))
     trains = [cleaned.trains[index] for index in order]
     units = np.repeat(np.arange(len(trains)), [len(train) for train in trains])

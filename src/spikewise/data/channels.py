@@ -194,7 +194,9 @@ def find_bad(filtered: BaseRecording, silenced: Iterable[str], seed: int) -> tup
     note : str
         Why nothing was looked for or believed; empty otherwise.
     """
-    good = filtered.select_channels(ids_of(filtered, silenced, others=True))
+    good_ids = ids_of(filtered, silenced, others=True)
+    whole = len(good_ids) == filtered.get_num_channels()  # then without selecting, which is slow in HDF5
+    good = SilencedRecording(filtered, []) if whole else filtered.select_channels(good_ids)
     num_channels = good.get_num_channels()
     chunk_size = int(DETECTION_CHUNK_S * good.get_sampling_frequency())
     lengths = [good.get_num_samples(i) for i in range(good.get_num_segments())]

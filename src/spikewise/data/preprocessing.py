@@ -77,7 +77,9 @@ def split_groups(recording: BaseRecording, group_by: str = "auto") -> dict[str, 
         Each group by its name; ``"0"`` holds everything if there is one group only.
     """
     if group_by not in ("auto", "none"):
-        raise SettingError(f"group_by is {group_by!r}", "it must be one of 'auto', 'none'", "change it")
+        raise SettingError(
+            f"the setting group_by is {group_by!r}", "it must be one of 'auto', 'none'", "change it"
+        )
     groups = recording.get_property("group")
     if group_by == "none" or groups is None or len(np.unique(groups)) == 1:
         return {"0": recording}
@@ -158,7 +160,7 @@ class TraceReader:
 
     def __init__(self, recording: BaseRecording, block_s: float = 1.0):
         if not block_s > 0:
-            raise SettingError(f"block_s is {block_s!r}", "it must be above 0", "change it")
+            raise SettingError(f"the length of a block is {block_s!r} s", "it must be above 0", "change it")
         self._recording = recording
         self.num_segments: int = recording.get_num_segments()
         self.num_channels: int = recording.get_num_channels()
@@ -191,6 +193,8 @@ class TraceReader:
         """
         traces = np.zeros((max(0, stop - start), self.num_channels), dtype=np.float32)
         first, last = max(0, start), min(stop, self.num_samples(segment_index))
+        if first >= last:
+            return traces
         for block_index in range(first // self._block, -(-last // self._block)):
             offset = block_index * self._block
             low, high = max(first, offset), min(last, offset + self._block)

@@ -20,6 +20,7 @@ import json
 import logging
 import shutil
 import tempfile
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -142,9 +143,11 @@ def save_simulation(simulation: Simulation, folder: str | Path, *, overwrite: bo
     except OSError as error:
         raise _cannot_write(folder, error) from error
     try:
-        _write_recording(simulation, partial / "recording")
-        simulation.sorting.save(folder=partial / "truth", format="numpy_folder")
-        _drop_provenance(partial)
+        with warnings.catch_warnings():
+            # Simulated traces live in memory, so that SpikeInterface cannot note how to make them again.
+            warnings.filterwarnings("ignore", message="The extractor is not serializable to file")
+            _write_recording(simulation, partial / "recording")
+            simulation.sorting.save(folder=partial / "truth", format="numpy_folder")
         (partial / "simulation.json").write_text(
             json.dumps(simulation.facts, indent=2) + "\n", encoding="utf-8"
         )
@@ -310,13 +313,6 @@ def _write_recording(simulation: Simulation, folder: Path) -> None:
                 "saved samples have 16 bits",
                 "choose a larger gain_uV",
             )
-
-
-def _drop_provenance(folder: Path) -> None:
-    """Remove what SpikeInterface notes of an object's making: a pickle, or a copy of all templates."""
-    for pattern in ("*/provenance.pkl", "*/provenance.json"):
-        for path in folder.glob(pattern):
-            path.unlink()
 
 
 def _replace(folder: Path, finished: Path) -> None:

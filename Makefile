@@ -1,0 +1,47 @@
+# `make demo` sets everything up, sorts a small recording and writes a report; `make test` runs the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH_CPU := torch==2.13.0+cpu
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+DEMO := demo
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(STAMP)
+
+# Where there is no NVIDIA card, the CPU build of PyTorch comes first: the default build for Linux brings
+# gigabytes of CUDA. Elsewhere, and with a card, the default build is the right one.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Spikewise needs Python 3.11 or later; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null; then \
+	  $(BIN)/pip install --quiet "$(TORCH_CPU)" 2> /dev/null || \
+	  $(BIN)/pip install --quiet "$(TORCH_CPU)" --index-url $(TORCH_CPU_INDEX); fi
+	$(BIN)/pip install --quiet --editable ".[simulate,nwb,report,dev]"
+	touch $(STAMP)
+
+demo: setup
+	rm -rf $(DEMO)
+	$(BIN)/spikewise simulate --output $(DEMO)/simulation --num-units 10 --duration-s 40 --seed 7
+	$(BIN)/spikewise sort $(DEMO)/simulation/recording --labels $(DEMO)/simulation/truth \
+	  --label-interval 0 20 --labels-per-unit 30 --output $(DEMO)/sorted
+	$(BIN)/spikewise evaluate $(DEMO)/simulation/truth $(DEMO)/sorted --interval 20 40
+	$(BIN)/spikewise report $(DEMO)/sorted --recording $(DEMO)/simulation/recording \
+	  --truth $(DEMO)/simulation/truth --interval 20 40 --output $(DEMO)/report.html
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(DEMO) bench build dist
