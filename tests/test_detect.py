@@ -8,18 +8,17 @@ from arrays import ArrayTraces, random_network
 from spikewise.config import DetectionConfig
 from spikewise.errors import SettingError
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import TILE_SAMPLES, SpikeDetector, Spikes, choose_device, label_radius_samples
+from spikewise.sorting.detect import SpikeDetector, Spikes, choose_device, label_radius_samples, tile_samples
 from spikewise.sorting.postprocess import find_peaks, smooth_probabilities, triangle_kernel, triangle_radius
 
 RATE = 32000.0
 
 
 def test_the_triangle_of_the_paper_has_17_points_and_a_perfect_plateau_peaks_at_one():
-    kernel = triangle_kernel(5)
-    assert len(kernel) == 17
+    assert triangle_kernel(5).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 8, 7, 6, 5, 4, 3, 2, 1]
     plateau = torch.zeros(100, 1)
     plateau[45:56] = 1
-    response = smooth_probabilities(plateau, kernel)[:, 0]
+    response = smooth_probabilities(plateau, 5)[:, 0]
     assert response.max() == pytest.approx(1.0)
     assert response.argmax() + triangle_radius(5) == 50
 
@@ -28,7 +27,7 @@ def test_the_triangle_of_the_paper_has_17_points_and_a_perfect_plateau_peaks_at_
 def test_the_peak_of_a_plateau_is_its_middle_for_any_label_radius(label_radius):
     plateau = torch.zeros(100, 1)
     plateau[50 - label_radius : 51 + label_radius] = 1
-    response = smooth_probabilities(plateau, triangle_kernel(label_radius))
+    response = smooth_probabilities(plateau, label_radius)
     padding = torch.zeros(20, 1)
     sample_index, _ = find_peaks(torch.cat([padding, response, padding]), torch.tensor([0.5]), 20)
     assert (sample_index + triangle_radius(label_radius)).tolist() == [50]
@@ -104,15 +103,15 @@ def test_a_spike_on_a_seam_is_found_once(detector, traces):
 
 def test_the_detector_sees_exactly_what_the_network_computes_on_the_whole(detector, traces):
     """Tiles and margins against one pass of the network over everything, padded with zeros."""
-    start, stop = 1500, 1500 + 3 * TILE_SAMPLES
+    start, stop = 1500, 15000
     responses, first = detector.responses(traces.read(0, *detector.padded_interval(start, stop)), start, stop)
-    reach = detector.triangle_radius
+    reach = triangle_radius(detector.label_radius)
     low, high = first - reach, first + len(responses) + reach
     network = detector.network
     padded = torch.tensor(traces.read(0, low - network.left_margin, high + network.right_margin))
     with torch.no_grad():
-        expected = smooth_probabilities(torch.sigmoid(network(padded[None])[0]), detector.kernel)
-    torch.testing.assert_close(responses, expected, atol=1e-5, rtol=0)
+        expected = smooth_probabilities(torch.sigmoid(network(padded[None])[0]), detector.label_radius)
+    torch.testing.assert_close(responses, expected, atol=1e-3, rtol=0)  # a level is 1 / 4096
 
 
 def test_the_same_traces_give_the_same_bits_at_any_place_in_memory(detector, traces):
@@ -123,6 +122,17 @@ def test_the_same_traces_give_the_same_bits_at_any_place_in_memory(detector, tra
     expected, _ = detector.responses(padded, 0, 5000)
     responses, _ = detector.responses(shifted, 0, 5000)
     assert torch.equal(responses, expected)
+
+
+def test_smoothing_gives_the_same_bits_wherever_a_stretch_begins():
+    probabilities = torch.rand(5000, 3, generator=torch.Generator().manual_seed(0))
+    whole = smooth_probabilities(probabilities, 5)
+    for begin in (1, 2, 3, 7, 1000, 4900):
+        assert torch.equal(smooth_probabilities(probabilities[begin:], 5), whole[begin:])
+
+
+def test_tiles_are_larger_on_fewer_channels():
+    assert [tile_samples(count) for count in (5120, 384, 128, 64, 1)] == [1024, 1024, 4096, 8192, 8192]
 
 
 def test_radii_follow_the_sampling_frequency():

@@ -8,17 +8,18 @@ import pytest
 from spikeinterface.core import NpzSortingExtractor, NumpyRecording, NumpySorting, create_sorting_analyzer
 
 from spikewise.config import LabelsConfig
+from spikewise.data.label_files import load_labels, load_sorting
 from spikewise.data.labels import (
     LabelSet,
     check_labels,
     kept_spikes,
-    load_labels,
     make_label_set,
     mean_waveforms,
     segment_starts,
     split_labels_by_group,
 )
-from spikewise.errors import LabelsError
+from spikewise.data.preprocessing import TraceReader
+from spikewise.errors import LabelsError, RecordingError
 
 FREQUENCY = 10000.0
 TRAINS = {3: [100, 500, 900], 7: [200, 900]}
@@ -61,17 +62,8 @@ def write_csv(path, text):
     return path
 
 
-class FakeTraces:
-    """Traces from an array, zero outside, as preprocessed traces are read; counts its reads."""
-
-    def __init__(self, *segments, frequency=FREQUENCY):
-        self.segments, self.sampling_frequency, self.num_reads = segments, frequency, 0
-
-    def read(self, segment_index, start, stop):
-        self.num_reads += 1
-        traces = self.segments[segment_index]
-        padded = np.pad(traces, ((100, 100), (0, 0)))
-        return padded[start + 100 : stop + 100].astype(np.float32)
+def make_traces(*segments):
+    return TraceReader(NumpyRecording([segment.astype(np.float32) for segment in segments], FREQUENCY))
 
 
 # Formats
@@ -457,16 +449,16 @@ def test_mean_waveforms_are_exact():
     traces[[100, 500, 900], 0] = [-3, -6, -9]
     traces[202, 1] = 4
     label_set = make_label_set(make_sorting(), make_recording(), LabelsConfig(), "")
-    means = mean_waveforms(label_set, FakeTraces(traces), 10, 0.3)
+    means = mean_waveforms(label_set, make_traces(traces), 10, 0.3)
     expected = np.zeros((2, 7, 2))
     expected[0, 3, 0] = -6
     expected[1, 3, 0] = -4.5
     expected[1, 5, 1] = 2
     np.testing.assert_allclose(means, expected)
     # two of three spikes: the first and the last
-    np.testing.assert_allclose(mean_waveforms(label_set, FakeTraces(traces), 2, 0.3)[0, 3], [-6, 0])
+    np.testing.assert_allclose(mean_waveforms(label_set, make_traces(traces), 2, 0.3)[0, 3], [-6, 0])
     traces[500] = 50
-    np.testing.assert_allclose(mean_waveforms(label_set, FakeTraces(traces), 2, 0.3)[0, 3], [-6, 0])
+    np.testing.assert_allclose(mean_waveforms(label_set, make_traces(traces), 2, 0.3)[0, 3], [-6, 0])
 
 
 def test_units_go_to_the_group_of_their_largest_peak():
@@ -482,9 +474,9 @@ def test_units_go_to_the_group_of_their_largest_peak():
     groups = split_labels_by_group(
         label_set,
         {
-            "left": FakeTraces(*first),
-            "none": FakeTraces(*(s * 0 for s in second)),
-            "right": FakeTraces(*second),
+            "left": make_traces(*first),
+            "none": make_traces(*(s * 0 for s in second)),
+            "right": make_traces(*second),
         },
     )
     assert {name: part.sorting.unit_ids.tolist() for name, part in groups.items()} == {
@@ -499,6 +491,18 @@ def test_units_go_to_the_group_of_their_largest_peak():
 
 def test_one_group_reads_nothing():
     label_set = LabelSet(make_sorting(), 0, 1000, "")
-    traces = FakeTraces(np.zeros((1000, 1)))
-    assert split_labels_by_group(label_set, {"0": traces}) == {"0": label_set}
-    assert traces.num_reads == 0
+    unreadable = make_traces(np.full((1000, 1), np.nan))
+    assert split_labels_by_group(label_set, {"0": unreadable}) == {"0": label_set}
+    with pytest.raises(RecordingError):
+        split_labels_by_group(label_set, {"0": unreadable, "1": unreadable})
+
+
+def test_a_sorting_is_read_without_its_recording_where_it_tells_its_frequency(tmp_path):
+    make_sorting().save(folder=tmp_path / "sorting")
+    sorting = load_sorting(tmp_path / "sorting")
+    assert sorting.sampling_frequency == FREQUENCY
+    assert trains_of(sorting) == TRAINS
+    (tmp_path / "spikes.csv").write_text("sample_index,unit_id\n100,3\n")
+    with pytest.raises(LabelsError, match="--recording"):
+        load_sorting(tmp_path / "spikes.csv")
+    assert trains_of(load_sorting(tmp_path / "spikes.csv", make_recording())) == {3: [100]}

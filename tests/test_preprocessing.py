@@ -3,10 +3,11 @@ import os
 import numpy as np
 import pytest
 import scipy.stats
+import spikeinterface.preprocessing as spre
 from spikeinterface.core import NumpyRecording
 
 from spikewise.config import PreprocessingConfig, RecordingConfig
-from spikewise.data.channels import draw_chunks, find_unusable, measure_noise
+from spikewise.data.channels import SilencedRecording, draw_chunks, find_unusable, measure_noise
 from spikewise.data.preprocessing import (
     Preprocessed,
     TraceReader,
@@ -70,6 +71,8 @@ def test_groups_keep_the_names_of_their_property():
 def test_output_is_float32_in_units_of_noise_with_the_same_channels():
     traces = make_traces(4) * [1, 2, 5, 10]
     recording = make_recording((traces + 2044).astype(np.int16))
+    recording.set_channel_gains(0.195)
+    recording.set_channel_offsets(0.0)
     result = preprocess_recording(recording, PreprocessingConfig())
     out = result.recording.get_traces()
     assert isinstance(result, Preprocessed)
@@ -267,16 +270,45 @@ def test_integer_channel_ids_are_named_as_text():
 # ---------------------------------------------------------------- detection
 
 
-def test_noisy_and_dead_channels_of_a_probe_are_found():
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e3])
+def test_noisy_and_dead_channels_of_a_probe_are_found_whatever_the_unit(unit):
     traces = make_traces(24, 4.0, common=2.0)
     traces[:, 5] = make_traces(1, 4.0, seed=9)[:, 0] * 0.3  # shares nothing with the others
     traces[:, 11] *= 20
-    result = preprocess_recording(make_recording(traces), PreprocessingConfig())
+    traces[:, 17] *= 3
+    traces *= unit
+    result = preprocess_recording(make_recording(traces), PreprocessingConfig(bandpass=unit < 1))
     assert result.silenced_channel_ids == ("c5", "c11")
     assert "silenced 2 channels: c5 (dead), c11 (noisy)" in result.steps
     assert "common median reference over 22 of 24 channels" in result.steps
     kept = preprocess_recording(make_recording(traces), KEEP)
     assert kept.silenced_channel_ids == ()
+
+
+def test_detection_is_seeded_and_does_not_filter_again(monkeypatch):
+    seeds = []
+    detect = spre.detect_bad_channels
+
+    def spy(recording, **options):
+        seeds.append(options["seed"])
+        return detect(recording, **options)
+
+    monkeypatch.setattr(spre, "detect_bad_channels", spy)
+    slow = make_recording(make_traces(20, common=2.0), fs=500.0)  # 300 Hz lies above half of this
+    result = preprocess_recording(slow, PreprocessingConfig(bandpass=False), seed=7)
+    assert result.silenced_channel_ids == ()
+    assert seeds == [7]
+
+
+def test_silenced_channels_are_zero_however_they_are_asked_for():
+    traces = make_traces(5, 0.01)
+    recording = SilencedRecording(make_recording(traces), ["c1", "c3"])
+    expected = traces * [1, 0, 1, 0, 1]
+    np.testing.assert_array_equal(recording.get_traces(), expected)
+    for names in (["c3"], ["c2", "c3"], ["c1", "c3", "c4"], ["c4", "c1"], ["c0", "c2"]):
+        columns = [int(name[1]) for name in names]
+        np.testing.assert_array_equal(recording.get_traces(channel_ids=names), expected[:, columns])
+    np.testing.assert_array_equal(SilencedRecording(recording.get_parent(), []).get_traces(), traces)
 
 
 @pytest.mark.parametrize("num_channels", [3, 4, 24])

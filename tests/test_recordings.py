@@ -220,7 +220,7 @@ def write_open_ephys(folder: Path, streams: dict[str, np.ndarray]) -> None:
 def test_open_ephys_chooses_the_ap_stream(tmp_path, traces):
     write_open_ephys(
         tmp_path / "Record Node 101" / "experiment1" / "recording1",
-        {"ProbeA-AP": traces, "ProbeA-LFP": traces[:60]},
+        {"ProbeA-AP": traces, "ProbeA-LFP": traces[:60], "Wheel": traces[:70]},
     )
     assert_holds(load_recording(tmp_path), traces)
 
@@ -341,6 +341,7 @@ def write_neuralynx(path: Path, channel: int, samples: np.ndarray) -> None:
         '-ApplicationName Cheetah "6.4.1"\r\n-TimeCreated 2020/01/01 10:00:00\r\n'
         f"-TimeClosed 2020/01/01 11:00:00\r\n-AcqEntName CSC{channel}\r\n-ADChannel {channel}\r\n"
         "-SamplingFrequency 32000\r\n-ADBitVolts 0.00000005\r\n-ADMaxValue 32767\r\n-NumADChannels 1\r\n"
+        "-AcquisitionSystem AcqSystem1 DigitalLynxSX\r\n"
         "-InputRange 1000\r\n-InputInverted False\r\n-DspLowCutFilterEnabled False\r\n"
     )
     record = np.dtype(
@@ -366,8 +367,9 @@ def test_blackrock_takes_the_file_that_is_named(tmp_path, traces):
         header = b"NEURALSG" + b"30 kS/s".ljust(16, b"\0")
         numbers = np.array([period, 4, 1, 2, 3, 4], dtype="<u4").tobytes()
         (tmp_path / f"a.ns{number}").write_bytes(header + numbers + traces[: 100 * number].tobytes())
-    assert_holds(load_recording(tmp_path / "a.ns5"), traces[:500], 30000.0)
-    assert_holds(load_recording(tmp_path / "a.ns3"), traces[:300], 2000.0)
+    for number, rate in ((3, 2000.0), (5, 30000.0)):
+        loaded = load_recording(tmp_path / f"a.ns{number}")
+        assert_holds(loaded, traces[: 100 * number - 1], rate)  # neo leaves the last frame out
 
 
 # ---------------------------------------------------------------- what is refused
@@ -495,7 +497,7 @@ def test_nothing_is_unpickled(tmp_path, traces, kind):
 
             group = zarr.open_group(str(path), mode="a")["properties"]
             group.create_dataset("quality", data=bombs, object_codec=numcodecs.Pickle())
-    with pytest.raises(RecordingError):
+    with pytest.raises(RecordingError, match=r"Python objects|'properties/quality' of .* is a pickle"):
         load_recording(path, RATE)
     assert not mark.exists()
 
@@ -593,8 +595,8 @@ def test_prb_of_tetrodes_at_one_place_are_moved_apart(tmp_path):
 
 def test_prb_that_would_run_a_program_is_refused(tmp_path):
     mark = tmp_path / "ran"
-    (tmp_path / "a.prb").write_text(f"channel_groups = {{}}\nopen({str(mark)!r}, 'w').close()")
-    with pytest.raises(ProbeError, match=r"holds the code (Call|Attribute) in line 2"):
+    (tmp_path / "a.prb").write_text(f"channel_groups = {{}}\nopen({str(mark)!r}, 'w')")
+    with pytest.raises(ProbeError, match="holds the code Call in line 2"):
         load_probe(tmp_path / "a.prb", 4)
     assert not mark.exists()
 

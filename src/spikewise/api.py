@@ -23,7 +23,8 @@ from spikeinterface.sorters import installed_sorters
 
 from spikewise import __version__
 from spikewise.config import Bootstrap, Config, EvaluationConfig, RecordingConfig, SimulationConfig
-from spikewise.data.labels import LABEL_FORMATS, check_labels, load_labels
+from spikewise.data.label_files import LABEL_FORMATS, load_labels, load_sorting
+from spikewise.data.labels import check_labels
 from spikewise.data.preprocessing import split_groups
 from spikewise.data.probes import catalogue_names
 from spikewise.data.recordings import load_recording, readable_formats
@@ -448,7 +449,7 @@ def _open_labels(
 def _open_sorting(sorting: BaseSorting | str | Path, recording: BaseRecording | None) -> BaseSorting:
     if isinstance(sorting, BaseSorting):
         return sorting
-    return load_labels(sorting, recording)
+    return load_sorting(sorting, recording)
 
 
 @contextmanager

@@ -281,7 +281,7 @@ class SortingConfig(Settings):
     """How a recording is worked through."""
 
     chunk_s: float = setting(
-        10.0, "Length of the chunks; it changes memory and speed, never the spikes", unit="s", minimum=0.001
+        4.0, "Length of the chunks; it changes memory and speed, never the spikes", unit="s", minimum=0.001
     )
     device: Device = setting("auto", "Where the network runs; auto: the GPU where there is one")
 

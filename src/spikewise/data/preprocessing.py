@@ -244,12 +244,12 @@ class TraceReader:
 def _check_filter(recording: BaseRecording, config: PreprocessingConfig) -> float:
     """Return the upper edge of the band-pass in Hz, or raise if it cannot be run."""
     sampling_frequency = recording.get_sampling_frequency()
-    freq_max = min(config.freq_max_hz, 0.45 * sampling_frequency)
+    freq_max = min(config.freq_max_hz, MAX_OF_SAMPLING_FREQUENCY * sampling_frequency)
     if config.freq_min_hz >= freq_max:
         raise RecordingError(
             f"the sampling frequency is {sampling_frequency:g} Hz, too low for a band-pass from "
             f"{config.freq_min_hz:g} Hz",
-            f"the band ends at {freq_max:g} Hz, 0.45 of the sampling frequency",
+            f"the band ends at {freq_max:g} Hz, {MAX_OF_SAMPLING_FREQUENCY:g} of the sampling frequency",
             "check --sampling-frequency, or lower --freq-min-hz",
         )
     for segment_index in range(recording.get_num_segments()):

@@ -301,6 +301,14 @@ def _read_intan(path: Path, config: RecordingConfig) -> BaseRecording:
     return IntanSplitFilesRecordingExtractor(path, stream_name=_choose_stream(names, config.stream, path))
 
 
+def _read_blackrock(path: Path, config: RecordingConfig) -> BaseRecording:
+    if path.suffix.lower() == ".nev":
+        return _read_neo("BlackrockRecordingExtractor", path, config)
+    from spikeinterface.extractors.extractor_classes import BlackrockRecordingExtractor
+
+    return BlackrockRecordingExtractor(path)  # a .ns file is one stream; neo would list those beside it
+
+
 def _read_neuralynx(path: Path, config: RecordingConfig) -> BaseRecording:
     if path.is_dir():
         return _read_neo("NeuralynxRecordingExtractor", path, config)
@@ -334,9 +342,7 @@ _FORMATS = {
     "spikeglx": _Format("SpikeGLX folder, or its .bin or .meta", _read_spikeglx),
     "openephys": _Format("Open Ephys folder, binary or legacy", _read_openephys),
     "intan": _Format("Intan .rhd or .rhs, or a folder of them", _read_intan),
-    "blackrock": _Format(
-        "Blackrock .ns1 to .ns6, or .nev beside them", _neo_reader("BlackrockRecordingExtractor")
-    ),
+    "blackrock": _Format("Blackrock .ns1 to .ns6, or .nev beside them", _read_blackrock),
     "neuralynx": _Format("Neuralynx folder, or one .ncs", _read_neuralynx),
     "plexon": _Format("Plexon .plx", _neo_reader("PlexonRecordingExtractor")),
     "plexon2": _Format("Plexon .pl2", _neo_reader("Plexon2RecordingExtractor")),

@@ -19,14 +19,13 @@ import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from spikewise.config import TrainingConfig
-from spikewise.data.labels import KeptSpikes
+from spikewise.data.labels import KeptSpikes, Traces
 from spikewise.seeds import stage_generator
 
 logger = logging.getLogger(__name__)
@@ -35,20 +34,6 @@ BLOCK_S = 1.0
 MEMORY_BYTES = 2 * 2**30
 _MIN_NOISE_SPANS = 500
 _MAX_HELD_OUT_PER_UNIT = 50
-
-
-class Traces(Protocol):
-    """What is read from: preprocessed traces, zero outside the recording."""
-
-    num_segments: int
-    num_channels: int
-    sampling_frequency: float
-
-    def num_samples(self, segment_index: int) -> int:
-        """Return the length of a segment."""
-
-    def read(self, segment_index: int, start: int, stop: int) -> np.ndarray:
-        """Return float32 traces (stop - start, num_channels)."""
 
 
 @dataclass(frozen=True)

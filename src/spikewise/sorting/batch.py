@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spikewise.data.training_set import Traces
+from spikewise.data.labels import Traces
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.detect import SpikeDetector, Spikes
 

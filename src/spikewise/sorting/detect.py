@@ -1,14 +1,15 @@
 """The one code path from traces to spikes; files, streams and clusters only feed it.
 
-The network runs on tiles: stretches of :data:`TILE_SAMPLES` outputs on a fixed grid of the recording. A tile
-always has the same shape and the same samples whatever was asked for, so its numbers are the same to the
-bit whole, chunked or streamed. What a spike depends on beyond its own sample (the network's window, the
-triangle, the merging of neighbouring peaks, the rest of its tile) is the detector's margin, derived here
-from the network and nowhere typed.
+The network runs on tiles: stretches of some thousand outputs on a fixed grid of the recording. A tile always
+has the same shape and the same samples whatever was asked for, so its numbers are the same to the bit whole,
+chunked or streamed, and all that follows is exact arithmetic. What a spike depends on beyond its own sample
+(the network's window, the triangle, the merging of neighbouring peaks, the rest of its tile) is the
+detector's margin, derived here from the network and nowhere typed.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from spikewise.config import DetectionConfig
 from spikewise.models.esort import EsortNetwork
-from spikewise.sorting.postprocess import find_peaks, smooth_probabilities, triangle_kernel, triangle_radius
+from spikewise.sorting.postprocess import find_peaks, smooth_probabilities, triangle_radius
 
-TILE_SAMPLES = 1024
+_TILE_VALUES = 2**19  # samples times channels: large enough to keep two cores busy, small enough for a cache
+_TILE_SAMPLES = (1024, 8192)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Spikes:
 def label_radius_samples(config: DetectionConfig, sampling_frequency: float) -> int:
     """Return how many samples from a spike a window's centre may lie and hold it: 5 at 32 kHz."""
     return max(1, round(config.label_radius_ms * sampling_frequency / 1000))
+
+
+def tile_samples(num_channels: int) -> int:
+    """Return how many outputs a tile has: a power of two, the more the fewer the channels."""
+    low, high = _TILE_SAMPLES
+    return min(max(2 ** round(math.log2(_TILE_VALUES / num_channels)), low), high)
 
 
 def choose_device(name: str) -> torch.device:
@@ -102,17 +110,16 @@ class SpikeDetector:
         self.network = network.eval().to(device)
         self.device = device
         self.thresholds = torch.as_tensor(thresholds, dtype=torch.float32, device=device)
-        label_radius = label_radius_samples(config, sampling_frequency)
-        self.kernel = triangle_kernel(label_radius).to(device)
-        self.triangle_radius = triangle_radius(label_radius)
+        self.tile_samples = tile_samples(network.num_channels)
+        self.label_radius = label_radius_samples(config, sampling_frequency)
         self.merge_radius = max(1, round(config.merge_ms * sampling_frequency / 1000))
 
     def padded_interval(self, start: int, stop: int) -> tuple[int, int]:
         """Return the interval of traces that finding the spikes of [start, stop) takes, in samples."""
         first_tile, last_tile = self._tiles(start, stop)
         return (
-            first_tile * TILE_SAMPLES - self.network.left_margin,
-            last_tile * TILE_SAMPLES + self.network.right_margin,
+            first_tile * self.tile_samples - self.network.left_margin,
+            last_tile * self.tile_samples + self.network.right_margin,
         )
 
     def detect(self, padded_traces: np.ndarray, start: int, stop: int) -> Spikes:
@@ -152,37 +159,28 @@ class SpikeDetector:
         """
         first_tile, last_tile = self._tiles(start, stop)
         probabilities = self._probabilities(padded_traces, last_tile - first_tile)
-        reach = self.triangle_radius
-        tiles = [
-            # A fixed shape for each tile here too: sums are then added in the same order.
-            smooth_probabilities(
-                probabilities[begin - reach : begin + TILE_SAMPLES + reach],
-                self.kernel,
-            )
-            for begin in range(TILE_SAMPLES, len(probabilities) - TILE_SAMPLES, TILE_SAMPLES)
-        ]
         first_sample = start - self.merge_radius
-        offset = first_sample - (first_tile + 1) * TILE_SAMPLES
-        return torch.cat(tiles)[offset : offset + stop - start + 2 * self.merge_radius], first_sample
+        begin = first_sample - triangle_radius(self.label_radius) - first_tile * self.tile_samples
+        length = stop - start + 2 * self._context
+        return smooth_probabilities(probabilities[begin : begin + length], self.label_radius), first_sample
+
+    @property
+    def _context(self) -> int:
+        """Samples of probability to either side of a stretch that finding its peaks takes."""
+        return self.merge_radius + triangle_radius(self.label_radius)
 
     def _tiles(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the first tile that the stretch needs, and the one after its last.
-
-        The peaks of the stretch take `merge_radius` more responses to either side, and the smoothing of these
-        takes part of one more tile to either side.
-        """
-        return (
-            (start - self.merge_radius) // TILE_SAMPLES - 1,
-            -(-(stop + self.merge_radius) // TILE_SAMPLES) + 1,
-        )
+        """Return the first tile that the stretch needs, and the one after its last."""
+        return (start - self._context) // self.tile_samples, -(-(stop + self._context) // self.tile_samples)
 
     @torch.inference_mode()
     def _probabilities(self, padded_traces: np.ndarray, num_tiles: int) -> Tensor:
-        """Run the network tile by tile: (num_tiles * TILE_SAMPLES, num_units)."""
-        size = TILE_SAMPLES + self.network.window_samples - 1
-        probabilities = torch.empty(num_tiles * TILE_SAMPLES, self.network.num_units, device=self.device)
-        for begin in range(0, num_tiles * TILE_SAMPLES, TILE_SAMPLES):
+        """Run the network tile by tile: (num_tiles * tile_samples, num_units)."""
+        step = self.tile_samples
+        size = step + self.network.window_samples - 1
+        probabilities = torch.empty(num_tiles * step, self.network.num_units, device=self.device)
+        for begin in range(0, num_tiles * step, step):
             # A copy, so that the memory is aligned alike for each tile.
             tile = torch.tensor(padded_traces[begin : begin + size], device=self.device)
-            torch.sigmoid(self.network(tile[None])[0], out=probabilities[begin : begin + TILE_SAMPLES])
+            torch.sigmoid(self.network(tile[None])[0], out=probabilities[begin : begin + step])
         return probabilities

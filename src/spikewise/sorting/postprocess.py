@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+LEVELS = 4096
+
 
 def triangle_radius(label_radius: int) -> int:
     """Return the triangle's reach to either side: 8 (17 points) for the paper's label radius of 5."""
@@ -24,30 +26,36 @@ def triangle_radius(label_radius: int) -> int:
 
 
 def triangle_kernel(label_radius: int) -> Tensor:
-    """Return the triangle, scaled so that a perfect plateau of labels responds with a peak of 1."""
+    """Return the triangle in whole numbers: 1 2 .. 9 .. 2 1 for the paper's label radius of 5."""
     radius = triangle_radius(label_radius)
-    weights = radius + 1 - torch.arange(-radius, radius + 1).abs().float()
-    plateau = weights[radius - label_radius : radius + label_radius + 1]
-    return weights / plateau.sum()
+    return (radius + 1 - torch.arange(-radius, radius + 1).abs()).float()
 
 
-def smooth_probabilities(probabilities: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve each unit's probability with the kernel.
+def smooth_probabilities(probabilities: Tensor, label_radius: int) -> Tensor:
+    """Convolve each unit's probability with the triangle; a perfect plateau responds with 1 at its middle.
+
+    Probabilities are rounded to whole :data:`LEVELS` first, so that all sums are of whole numbers and exact:
+    whatever the order of adding, the same response comes out.
 
     Parameters
     ----------
     probabilities : Tensor
         (num_samples, num_units)
-    kernel : Tensor
-        (kernel_size,), of odd size.
+    label_radius : int
+        Half the plateau's length, in samples.
 
     Returns
     -------
     Tensor
-        (num_samples - kernel_size + 1, num_units): only where the kernel fits.
+        (num_samples - 2 * triangle_radius, num_units): only where the triangle fits.
     """
-    by_unit = probabilities.T.unsqueeze(1)  # N, 1, S
-    return functional.conv1d(by_unit, kernel.view(1, 1, -1)).squeeze(1).T
+    kernel = triangle_kernel(label_radius).to(probabilities.device)
+    radius = triangle_radius(label_radius)
+    plateau = kernel[radius - label_radius : radius + label_radius + 1].sum()
+    levels = torch.round(probabilities.float() * LEVELS)
+    with torch.backends.cudnn.flags(allow_tf32=False):  # its ten bits would round the whole numbers
+        sums = functional.conv1d(levels.T.unsqueeze(1), kernel.view(1, 1, -1)).squeeze(1).T
+    return sums / (plateau * LEVELS)
 
 
 def find_peaks(responses: Tensor, thresholds: Tensor, merge_radius: int) -> tuple[Tensor, Tensor]:

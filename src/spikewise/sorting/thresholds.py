@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from spikewise.data.labels import KeptSpikes
-from spikewise.data.training_set import Block, Traces
+from spikewise.data.labels import KeptSpikes, Traces
+from spikewise.data.training_set import Block
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.detect import SpikeDetector
 
