@@ -170,7 +170,7 @@ def sort(
     if labels is not None and model is not None:
         raise SettingError("both labels and a model are given", "one of them, or none", "leave one out")
     if output is not None:
-        output = check_output(output, overwrite)
+        check_output(output, overwrite)
     recording, source_path = _open_recording(recording)
     labels, label_source = _open_labels(labels, recording)
     if model is not None:
@@ -180,11 +180,11 @@ def sort(
     if output is None:
         with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
             return _sort(recording, (labels, label_source), model, config, Path(folder), progress, facts)
-    with output_folder(output, overwrite) as folder, _log_to(folder):
-        result = _sort(recording, (labels, label_source), model, config, folder, progress, facts)
-        save_sorting(result.sorting, folder)
-        save_json(result.provenance, folder / PROVENANCE_FILE)
-    return SortingResult(result.sorting, result.model, result.provenance, folder)
+    with output_folder(Path(output), overwrite) as place, _log_to(place):
+        result = _sort(recording, (labels, label_source), model, config, place, progress, facts)
+        save_sorting(result.sorting, place)
+        save_json(result.provenance, place / PROVENANCE_FILE)
+    return SortingResult(result.sorting, result.model, result.provenance, place)
 
 
 def evaluate(

@@ -15,11 +15,12 @@ import difflib
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from spikewise.errors import SettingError
 
 Bootstrap = Literal["lupin", "tridesclous2", "spykingcircus2", "kilosort4"]
+_Number = TypeVar("_Number", int, float)
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
@@ -229,6 +230,13 @@ class TrainingConfig(Settings):
         preset = TRAINING_PRESETS[self.preset]
         missing = {k: v for k, v in preset.items() if getattr(self, k) is None}
         return dataclasses.replace(self, **missing)
+
+
+def given(value: _Number | None) -> _Number:
+    """Return a value that a resolved :class:`TrainingConfig` has."""
+    if value is None:
+        raise ValueError("the training settings must be resolved: call TrainingConfig.resolved()")
+    return value
 
 
 TRAINING_PRESETS: dict[str, dict[str, Any]] = {

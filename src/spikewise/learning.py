@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass
@@ -82,10 +83,10 @@ def label_groups(
     """
     if labels is not None:
         label_set = make_label_set(labels, recording, config.labels, source)
-        facts = {"source": source, "interval_s": list(label_set.seconds())}
-        return split_labels_by_group(label_set, {group.name: group.reader for group in groups}), facts
+        shared_out = split_labels_by_group(label_set, {group.name: group.reader for group in groups})
+        return shared_out, {"source": source, "interval_s": list(label_set.seconds())}
     label_sets: dict[str, LabelSet] = {}
-    facts = {"source": f"bootstrap {config.bootstrap.bootstrap}", "groups": {}}
+    facts: dict[str, Any] = {"source": f"bootstrap {config.bootstrap.bootstrap}", "groups": {}}
     next_id = 0
     for group in groups:
         try:
@@ -217,8 +218,6 @@ def _renumber(label_set: LabelSet, first_id: int) -> LabelSet:
     """Let the unit ids of a bootstrap count from `first_id`."""
     if first_id == 0:
         return label_set
-    import dataclasses
-
     ids = [first_id + index for index in range(label_set.sorting.get_num_units())]
     return dataclasses.replace(label_set, sorting=label_set.sorting.rename_units(ids))
 

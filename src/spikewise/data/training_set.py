@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikewise.config import TrainingConfig
+from spikewise.config import TrainingConfig, given
 from spikewise.data.labels import KeptSpikes, Traces
 from spikewise.seeds import stage_generator
 
@@ -174,11 +174,11 @@ class TrainingSet:
         """Return how many batches an epoch has."""
         per_spike = self.config.windows_per_spike or 2 * self.label_radius + 1
         num_windows = self.num_positive_spans * per_spike * (2 if self.num_noise_spans else 1)
-        return -(-num_windows // self.config.batch_size)
+        return -(-num_windows // given(self.config.batch_size))
 
     def _batches(self, span: np.ndarray, shift: np.ndarray) -> Iterator[Batch]:
         """Cut into batches of nearly one size: a last batch of one window could not be normalised."""
-        num_batches = max(1, -(-len(span) // self.config.batch_size))
+        num_batches = max(1, -(-len(span) // given(self.config.batch_size)))
         for part in np.array_split(np.arange(len(span)), num_batches):
             yield self._batch(span[part], shift[part])
 

@@ -19,19 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spikewise.config import TrainingConfig
+from spikewise.config import TrainingConfig, given
+from spikewise.data.training_set import Batch
 from spikewise.progress import ProgressCallback, silent
 from spikewise.seeds import stage_seed
 
 logger = logging.getLogger(__name__)
-
-
-class Batch(Protocol):
-    """Windows, targets and weights; see :class:`spikewise.data.training_set.Batch`."""
-
-    windows: Tensor
-    targets: Tensor
-    weights: Tensor
 
 
 class Windows(Protocol):
@@ -74,7 +67,7 @@ def initialise_weights(network: nn.Module, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(seed, "initial weights"))
         for module in network.modules():
-            if hasattr(module, "reset_parameters"):
+            if isinstance(module, nn.Linear | nn.BatchNorm1d):
                 module.reset_parameters()
 
 
@@ -110,8 +103,8 @@ def train_network(
     started = time.perf_counter()
     initialise_weights(network, config.seed)
     network.to(device)
-    epochs, num_batches = _given(config.epochs), training.num_batches()
-    optimizer = torch.optim.Adam(network.parameters(), lr=_given(config.learning_rate))
+    epochs, num_batches = given(config.epochs), training.num_batches()
+    optimizer = torch.optim.Adam(network.parameters(), lr=given(config.learning_rate))
     schedule = _schedule(optimizer, config, epochs * num_batches)
     train_loss: list[float] = []
     held_out_loss: list[float] = []
@@ -174,12 +167,6 @@ def _schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if config.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=_given(config.learning_rate), total_steps=max(2, num_steps + 1), pct_start=0.2
+            optimizer, max_lr=given(config.learning_rate), total_steps=max(2, num_steps + 1), pct_start=0.2
         )
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)
-
-
-def _given(value: int | float | None):
-    if value is None:
-        raise ValueError("the training settings must be resolved: call TrainingConfig.resolved()")
-    return value

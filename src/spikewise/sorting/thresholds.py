@@ -80,8 +80,8 @@ def _spread(held_out: Sequence[Block], sampling_frequency: float) -> list[Block]
     """Take blocks evenly until they last 30 s."""
     length = sum(block.stop - block.start for block in held_out)
     share = min(1.0, _MAX_HELD_OUT_S * sampling_frequency / max(1, length))
-    count = max(1, int(len(held_out) * share)) if held_out else 0
-    chosen = np.linspace(0, len(held_out) - 1, count).round().astype(int) if count else []
+    count = max(1, int(len(held_out) * share))
+    chosen = np.linspace(0, len(held_out) - 1, count).round().astype(int) if held_out else np.empty(0, int)
     return [held_out[index] for index in chosen]
 
 
