@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import scipy.stats
-import spikeinterface.preprocessing as spre
 from spikeinterface.core import BaseRecording
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
@@ -23,10 +22,8 @@ NUM_CHUNKS = 10
 """Chunks of the recording that are read for each measurement."""
 NOISE_CHUNK_S = 0.5
 DETECTION_CHUNK_S = 0.3
-COHERENCE_CHANNELS = 16
-"""From so many channels on, a channel that has nothing in common with the median of all is dead."""
-NOISY_RATIO = 5.0
-"""A channel whose noise is so many times the median of all channels is noisy."""
+NOISE_RATIO = 5.0
+"""A channel is noisy whose noise is so many times the median of all channels, and dead below the inverse."""
 MAX_BAD_FRACTION = 1 / 3
 """Detection that finds a larger fraction of the channels bad is not believed."""
 
@@ -184,8 +181,9 @@ def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
 def find_bad(filtered: BaseRecording, silenced: Iterable[str], seed: int) -> tuple[dict[str, str], str]:
     """Find noisy and dead channels among those that are not silenced.
 
-    Noise is compared with the median of all channels; from COHERENCE_CHANNELS channels on, SpikeInterface
-    finds the dead ones by coherence. Both are ratios, so that no result depends on the unit of the traces.
+    The noise of each is compared with the median of all channels; as a ratio, it does not depend on the unit
+    of the traces. SpikeInterface's coherence is not used: where the noise of neighbouring channels has little
+    in common, as in simulations and at the ends of a probe, it takes good channels for dead.
 
     Returns
     -------
@@ -196,36 +194,20 @@ def find_bad(filtered: BaseRecording, silenced: Iterable[str], seed: int) -> tup
     """
     good_ids = ids_of(filtered, silenced, others=True)
     whole = len(good_ids) == filtered.get_num_channels()  # then without selecting, which is slow in HDF5
-    good = SilencedRecording(filtered, []) if whole else filtered.select_channels(good_ids)
+    good = filtered if whole else filtered.select_channels(good_ids)
     num_channels = good.get_num_channels()
-    chunk_size = int(DETECTION_CHUNK_S * good.get_sampling_frequency())
-    lengths = [good.get_num_samples(i) for i in range(good.get_num_segments())]
     if num_channels < 3:
         return {}, "bad-channel detection left out: fewer than 3 channels to compare"
-    if max(lengths) < chunk_size:
+    lengths = [good.get_num_samples(i) for i in range(good.get_num_segments())]
+    if max(lengths) < DETECTION_CHUNK_S * good.get_sampling_frequency():
         return {}, f"bad-channel detection left out: the recording is shorter than {DETECTION_CHUNK_S:g} s"
     noise_levels, _ = measure_noise(good, seed)
-    bad = {str(i): "noisy" for i in good.channel_ids[noise_levels > NOISY_RATIO * np.median(noise_levels)]}
-    if num_channels >= COHERENCE_CHANNELS and good.has_probe():
-        longest = good.select_segments([int(np.argmax(lengths))])
-        bad = {str(i): "dead" for i in _find_dead(longest, seed)} | bad
+    ratio = noise_levels / np.median(noise_levels)
+    bad = {
+        str(channel_id): "noisy" if channel_ratio > 1 else "dead"
+        for channel_id, channel_ratio in zip(good.channel_ids, ratio, strict=True)
+        if not 1 / NOISE_RATIO <= channel_ratio <= NOISE_RATIO
+    }
     if len(bad) > MAX_BAD_FRACTION * num_channels:
         return {}, f"kept all channels: {len(bad)} of {num_channels} look bad, too many to believe"
     return bad, ""
-
-
-def _find_dead(recording: BaseRecording, seed: int) -> Iterable[Any]:
-    recording.set_channel_gains(1.0)  # the coherence has no unit, and the threshold in uV is not used
-    recording.set_channel_offsets(0.0)
-    with reading_errors("the recording"):
-        channel_ids, _ = spre.detect_bad_channels(
-            recording,
-            method="coherence+psd",
-            psd_hf_threshold=np.inf,
-            chunk_duration_s=DETECTION_CHUNK_S,
-            num_random_chunks=NUM_CHUNKS,
-            channel_filters={"dead"},
-            seed=seed,
-            job_kwargs={"n_jobs": 1, "progress_bar": False},
-        )
-    return channel_ids

@@ -131,7 +131,8 @@ def preprocess_recording(
     scaled, noise_levels, step = _scale_to_noise(referenced, silenced, freq_max is None, seed)
     steps += step
     if silenced:
-        steps.append(f"silenced {len(silenced)} channels: {list_channels(silenced)}")
+        plural = "s" if len(silenced) > 1 else ""
+        steps.append(f"silenced {len(silenced)} channel{plural}: {list_channels(silenced)}")
     in_order = tuple(str(i) for i in ids_of(recording, silenced))
     return Preprocessed(scaled, in_order, noise_levels, tuple(steps))
 

@@ -34,7 +34,8 @@ def choose_thresholds(
 ) -> np.ndarray:
     """Choose the threshold of each unit that gives the highest accuracy on held-out time.
 
-    A peak near a spike that is neither positive nor noise counts neither for nor against its unit.
+    A peak near a spike that is neither positive nor noise cannot be judged; where it is no hit, the false
+    peaks elsewhere stand for it, in proportion.
 
     Parameters
     ----------
@@ -56,12 +57,15 @@ def choose_thresholds(
     hits: list[list[np.ndarray]] = [[] for _ in range(len(spikes.unit_ids))]
     false: list[list[np.ndarray]] = [[] for _ in range(len(spikes.unit_ids))]
     num_true = np.zeros(len(spikes.unit_ids))
+    num_judged = 0
     blocks = _spread(held_out, traces.sampling_frequency)
     for done, block in enumerate(blocks):
         progress("thresholds", done, len(blocks), "")
         peaks = _peaks_of_block(detector, traces, block)
         inside = (spikes.global_frame >= block.start) & (spikes.global_frame < block.stop)
         unknown = spikes.global_frame[inside & ~spikes.is_positive]
+        positive = spikes.global_frame[inside & spikes.is_positive]
+        num_judged += np.count_nonzero(~_near(unknown, positive, delta))
         for unit_index in range(len(spikes.unit_ids)):
             of_unit = peaks.unit_index == unit_index
             frames, responses = peaks.sample_index[of_unit], peaks.response[of_unit]
@@ -73,7 +77,8 @@ def choose_thresholds(
     progress("thresholds", len(blocks), len(blocks), "")
     if not num_true.sum():
         return np.full(len(spikes.unit_ids), DEFAULT_THRESHOLD, dtype=np.float32)
-    return _best_thresholds(_count_above(hits), _count_above(false), num_true)
+    share_judged = max(num_judged, 1) / num_true.sum()
+    return _best_thresholds(_count_above(hits), _count_above(false) / share_judged, num_true)
 
 
 def _spread(held_out: Sequence[Block], sampling_frequency: float) -> list[Block]:
@@ -105,10 +110,13 @@ def _score_peaks(
         free = np.flatnonzero(~is_hit[low:high]) + low
         if len(free):
             is_hit[free[np.argmax(responses[free])]] = True
-    near_unknown = np.searchsorted(unknown, frames + delta, side="right") > np.searchsorted(
-        unknown, frames - delta, side="left"
-    )
-    return responses[is_hit], responses[~is_hit & ~near_unknown]
+    return responses[is_hit], responses[~is_hit & ~_near(unknown, frames, delta)]
+
+
+def _near(sorted_frames: np.ndarray, frames: np.ndarray, delta: int) -> np.ndarray:
+    """Tell which frames have one of the sorted ones within `delta`."""
+    first = np.searchsorted(sorted_frames, frames - delta, side="left")
+    return np.searchsorted(sorted_frames, frames + delta, side="right") > first
 
 
 def _count_above(responses: list[list[np.ndarray]]) -> np.ndarray:
