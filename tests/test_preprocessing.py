@@ -3,7 +3,6 @@ import os
 import numpy as np
 import pytest
 import scipy.stats
-import spikeinterface.preprocessing as spre
 from spikeinterface.core import NumpyRecording
 
 from spikewise.config import PreprocessingConfig, RecordingConfig

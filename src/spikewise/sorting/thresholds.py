@@ -65,7 +65,7 @@ def choose_thresholds(
         inside = (spikes.global_frame >= block.start) & (spikes.global_frame < block.stop)
         unknown = spikes.global_frame[inside & ~spikes.is_positive]
         positive = spikes.global_frame[inside & spikes.is_positive]
-        num_judged += np.count_nonzero(~_near(unknown, positive, delta))
+        num_judged += int(np.count_nonzero(~_near(unknown, positive, delta)))
         for unit_index in range(len(spikes.unit_ids)):
             of_unit = peaks.unit_index == unit_index
             frames, responses = peaks.sample_index[of_unit], peaks.response[of_unit]
