@@ -23,7 +23,7 @@ def numbered_traces(*lengths) -> ArrayTraces:
 
 
 def config(**options) -> TrainingConfig:
-    return TrainingConfig(**{"noise_windows": "anywhere", **options}).resolved()
+    return TrainingConfig(**{"noise_windows": "anywhere", "superpositions": 0.0, **options}).resolved()
 
 
 def centres_of(batch) -> np.ndarray:

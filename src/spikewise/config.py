@@ -213,6 +213,9 @@ class TrainingConfig(Settings):
     noise_windows: Literal["anywhere", "spike-free"] | None = setting(
         None, "Where windows without a label are drawn: anywhere off a spike's centre, or free of spikes"
     )
+    superpositions: float | None = setting(
+        None, "Mean number of labelled units added to a training window, at random times", minimum=0.0
+    )
     patience: int | None = setting(
         None, "Stop after so many epochs without a lower loss on the held-out time; 0 never stops", minimum=0
     )
@@ -241,12 +244,13 @@ def given(value: _Number | None) -> _Number:
 
 TRAINING_PRESETS: dict[str, dict[str, Any]] = {
     "default": {
-        "epochs": 30,
+        "epochs": 12,
         "batch_size": 512,
         "learning_rate": 5e-3,
         "schedule": "one-cycle",
         "windows_per_spike": 4,
         "noise_windows": "anywhere",
+        "superpositions": 0.7,
         "patience": 0,
     },
     "paper": {
@@ -256,6 +260,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
         "windows_per_spike": 0,
         "noise_windows": "spike-free",
+        "superpositions": 0.0,
         "patience": 0,
     },
 }

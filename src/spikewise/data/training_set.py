@@ -26,6 +26,7 @@ from torch import Tensor
 
 from spikewise.config import TrainingConfig, given
 from spikewise.data.labels import KeptSpikes, Traces
+from spikewise.data.superposition import Superposer
 from spikewise.seeds import stage_generator
 
 logger = logging.getLogger(__name__)
@@ -141,12 +142,16 @@ class TrainingSet:
         self._random = stage_generator(config.seed, stage)
         self._spans_that_fit = MEMORY_BYTES // (2 * self._span_samples * traces.num_channels)
 
-        positive = self._choose_spikes(blocks)
+        chosen = self._choose_spikes(blocks)
+        positive = spikes.global_frame[chosen]
         noise = self._choose_noise(blocks, max(_MIN_NOISE_SPANS, len(positive)))
         self.num_positive_spans, self.num_noise_spans = len(positive), len(noise)
         self._centres = np.concatenate([positive, noise])
         self._spans = self._read_spans(traces, blocks)
         self._neighbours = self._find_neighbours()
+        self._superposer = Superposer(
+            self._spans[: len(positive)], spikes.unit_index[chosen], self.num_units, self._reach()[0]
+        )
 
     def epoch(self, seed: int) -> Iterator[Batch]:
         """Yield the batches of one epoch: windows of each labelled spike, as many of noise, shuffled."""
@@ -163,7 +168,10 @@ class TrainingSet:
             span = np.concatenate([span, noise])
             shift = np.concatenate([shift, random.integers(-radius, radius + 1, len(noise))])
         order = random.permutation(len(span))
-        yield from self._batches(span[order], shift[order])
+        for batch in self._batches(span[order], shift[order]):
+            if self.config.superpositions:
+                self._superposer.add(batch.windows, batch.targets, radius, self.config.superpositions, random)
+            yield batch
 
     def all_centres(self) -> Iterator[Batch]:
         """Yield the window at the centre of every span, in order: the same windows at each call."""
@@ -216,7 +224,7 @@ class TrainingSet:
         return (index >= 0) & (frames - before >= starts[index]) & (frames + after <= stops[index])
 
     def _choose_spikes(self, blocks: list[Block]) -> np.ndarray:
-        """Return the global frames of the spikes to train on: of each unit evenly over time, if too many."""
+        """Return which spikes to take: of each unit evenly over time, if there are too many."""
         if not blocks:
             return np.empty(0, np.int64)
         spikes = self.spikes
@@ -225,10 +233,10 @@ class TrainingSet:
         limit = max(1, min(limit, self._spans_that_fit // (2 * max(1, len(spikes.unit_ids)))))
         chosen = []
         for unit_index in range(len(spikes.unit_ids)):
-            frames = spikes.global_frame[usable & (spikes.unit_index == unit_index)]
-            if len(frames) > limit:
-                frames = frames[np.linspace(0, len(frames) - 1, limit).round().astype(int)]
-            chosen.append(frames)
+            of_unit = np.flatnonzero(usable & (spikes.unit_index == unit_index))
+            if len(of_unit) > limit:
+                of_unit = of_unit[np.linspace(0, len(of_unit) - 1, limit).round().astype(int)]
+            chosen.append(of_unit)
         return np.concatenate(chosen)
 
     def _choose_noise(self, blocks: list[Block], count: int) -> np.ndarray:
