@@ -1,0 +1,241 @@
+"""Accuracy and seconds on recordings with known spikes, and what can be said of real ones without.
+
+    python benchmarks/run.py [neuropixels384 tetrode hybrid locust hc1 ...] [--folder bench]
+
+The data come from the folder that SPIKEWISE_DATA names (by default ``../shared/data`` beside the
+repository). Simulations are made once and kept in the folder. The first half trains, the second half tests:
+every sorter is judged on the same interval, with the same tolerance (0.4 ms) and the same units. Each result
+goes to ``FOLDER/<name>.json`` as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import spikeinterface
+from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting
+from spikeinterface.sorters import run_sorter
+
+import spikewise
+from spikewise.data.probes import attach_probe
+from spikewise.evaluation.matching import agreement
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("SPIKEWISE_DATA", REPOSITORY.parent / "shared" / "data"))
+
+SIMULATIONS = {
+    "neuropixels384": {
+        "source": "mearec",
+        "templates": str(DATA / "mearec" / "templates_neuropixels384_390_seed671.h5"),
+        "num_units": 100,
+        "duration_s": 60.0,
+        "noise_uV": 10.0,
+        "min_amplitude_uV": 40.0,
+        "max_amplitude_uV": 300.0,
+        "seed": 1,
+    },
+    "tetrode": {
+        "source": "mearec",
+        "templates": str(DATA / "mearec" / "templates_tetrode_seed671.h5"),
+        "num_units": 8,
+        "duration_s": 120.0,
+        "noise_uV": 10.0,
+        "seed": 1,
+    },
+    "hybrid": {
+        "source": "hybrid",
+        "templates": str(DATA / "templates" / "templates_np3A_colonell_20units_measured.npz"),
+        "num_units": 20,
+        "min_amplitude_uV": 40.0,
+        "max_amplitude_uV": 1000.0,
+        "duration_s": 120.0,
+        "noise_uV": 10.0,
+        "seed": 1,
+    },
+}
+LABELS_PER_UNIT = 30
+
+
+def simulated(name: str, folder: Path) -> tuple[BaseRecording, BaseSorting]:
+    """Return a simulation, made at the first call."""
+    place = folder / name
+    if not place.exists():
+        spikewise.save_simulation(spikewise.simulate(**SIMULATIONS[name]), place)
+    return spikewise.load_recording(place / "recording"), spikeinterface.load(place / "truth")
+
+
+def score(truth: BaseSorting, sorting: BaseSorting, interval: tuple[float, float]) -> dict:
+    """Judge a sorting on one interval."""
+    performance = spikewise.evaluate(truth, sorting, interval=interval)
+    table = performance.units
+    return {
+        "accuracy": performance.accuracy,
+        "precision": performance.precision,
+        "recall": performance.recall,
+        "accuracy_all_spikes": performance.accuracy_all_spikes,
+        "num_units_found": int((table["accuracy"] > 0.5).sum()),
+        "num_units_above_0.8": int((table["accuracy"] > 0.8).sum()),
+        "num_true_units": len(table),
+        "num_unmatched_units": len(performance.unmatched_units),
+    }
+
+
+def run_on_interval(
+    sorter: str, recording: BaseRecording, interval: tuple[float, float], folder: Path
+) -> tuple[BaseSorting, float]:
+    """Run another sorter on one interval; its spikes come back on the whole recording's clock."""
+    rate = recording.get_sampling_frequency()
+    start, stop = (round(second * rate) for second in interval)
+    place = folder / f"run_{sorter}"
+    shutil.rmtree(place, ignore_errors=True)
+    started = time.perf_counter()
+    found = run_sorter(
+        sorter, recording.frame_slice(start, stop), folder=place, remove_existing_folder=True, verbose=False
+    )
+    seconds = time.perf_counter() - started
+    vector = found.to_spike_vector()
+    shifted = NumpySorting.from_samples_and_labels(
+        [vector["sample_index"] + start], [found.unit_ids[vector["unit_index"]]], rate
+    )
+    shutil.rmtree(place, ignore_errors=True)
+    return shifted, seconds
+
+
+def timed_sort(recording: BaseRecording, **options) -> tuple[spikewise.SortingResult, dict]:
+    """Sort, and return the result with its seconds."""
+    result = spikewise.sort(recording, **options)
+    facts = {
+        "seconds": result.provenance["seconds"],
+        "real_time_factor": result.provenance["real_time_factor"],
+    }
+    return result, facts
+
+
+def benchmark_simulation(name: str, folder: Path, sorters: list[str]) -> dict:
+    """Labels, no labels, and other sorters on one simulation."""
+    recording, truth = simulated(name, folder)
+    middle, end = recording.get_duration() / 2, recording.get_duration()
+    test = (middle, end)
+    results: dict = {
+        "simulation": SIMULATIONS[name] | {"templates": Path(SIMULATIONS[name]["templates"]).name}
+    }
+
+    def report(key: str, sorting: BaseSorting, facts: dict) -> None:
+        results[key] = score(truth, sorting, test) | facts
+        save(folder, name, results)
+
+    labelled, facts = timed_sort(
+        recording, labels=truth, label_interval=(0.0, middle), labels_per_unit=LABELS_PER_UNIT
+    )
+    report(f"labels_{LABELS_PER_UNIT}_per_unit", labelled.sorting, facts)
+    unlabelled, facts = timed_sort(recording, bootstrap_s=middle)
+    bootstrap = unlabelled.model.facts["labels"]["groups"]
+    facts["bootstrap"] = {k: {f: v for f, v in g.items() if f != "dropped"} for k, g in bootstrap.items()}
+    report("no_labels", unlabelled.sorting, facts)
+    for sorter in sorters:
+        sorting, seconds = run_on_interval(sorter, recording, test, folder)
+        report(sorter, sorting, {"seconds": round(seconds, 1)})
+    return results
+
+
+def violations_percent(train: np.ndarray, rate: float) -> float:
+    """Return the share of inter-spike intervals under 1.5 ms, in percent."""
+    return 100 * float(np.mean(np.diff(train) < 0.0015 * rate)) if len(train) > 1 else 0.0
+
+
+def benchmark_locust(folder: Path) -> dict:
+    """The real locust tetrode: no truth, so refractory violations and agreement with the bootstrap."""
+    recording = attach_probe(
+        spikewise.load_recording(
+            DATA / "real" / "locust20010201_trial01_raw_tetrode_unlabelled.npz",
+            spikewise.RecordingConfig(probe="tetrode"),
+        ),
+        None,
+    )
+    rate, duration = recording.get_sampling_frequency(), recording.get_duration()
+    result, facts = timed_sort(recording, bootstrap_s=duration / 2)
+    violations = {
+        str(unit_id): round(violations_percent(result.sorting.get_unit_spike_train(unit_id), rate), 3)
+        for unit_id in result.sorting.unit_ids
+    }
+    other, _ = run_on_interval("lupin", recording, (duration / 2, duration), folder)
+    shared = agreement(result.sorting, other, spikewise_interval(duration))
+    results = {
+        "num_units": result.sorting.get_num_units(),
+        "num_spikes": {str(k): int(v) for k, v in result.sorting.count_num_spikes_per_unit().items()},
+        "refractory_violations_percent": violations,
+        "num_units_under_1_percent": sum(value < 1 for value in violations.values()),
+        "agreement_with_lupin_on_second_half": {
+            "fraction_units": shared.fraction_units,
+            "fraction_spikes": shared.fraction_spikes,
+        },
+        **facts,
+    }
+    save(folder, "locust", results)
+    return results
+
+
+def spikewise_interval(duration: float):
+    """Return the settings that compare second halves."""
+    from spikewise.config import EvaluationConfig
+
+    return EvaluationConfig(interval=(duration / 2, duration))
+
+
+def benchmark_hc1(folder: Path) -> dict:
+    """Five real seconds of a tetrode with 11 spikes known from inside one neuron."""
+    path = DATA / "real" / "hc1_d533101_raw5s_4ch_intracellular_gt.npz"
+    recording = spikewise.load_recording(path, spikewise.RecordingConfig(probe="tetrode"))
+    rate = recording.get_sampling_frequency()
+    troughs = np.load(path, allow_pickle=False)["times_trough"].astype(np.int64)
+    truth = NumpySorting.from_samples_and_labels([troughs], [np.zeros(len(troughs), int)], rate)
+    result, facts = timed_sort(recording, bootstrap_min_spikes=5)
+    near = {}
+    for unit_id in result.sorting.unit_ids:
+        train = result.sorting.get_unit_spike_train(unit_id)
+        near[str(unit_id)] = int(
+            sum(np.abs(train - trough).min(initial=10**9) <= 0.001 * rate for trough in troughs)
+        )
+    results = {
+        "num_units": result.sorting.get_num_units(),
+        "intracellular_spikes": len(troughs),
+        "found_within_1_ms_by_unit": near,
+        "spikes_by_unit": {str(k): int(v) for k, v in result.sorting.count_num_spikes_per_unit().items()},
+        "performance_at_0.4_ms": spikewise.evaluate(truth, result.sorting).to_dict(),
+        **facts,
+    }
+    save(folder, "hc1", results)
+    return results
+
+
+def save(folder: Path, name: str, results: dict) -> None:
+    """Write what is known so far."""
+    facts = {"spikewise_version": spikewise.__version__, "load": os.getloadavg(), **results}
+    (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", default=[*SIMULATIONS, "locust", "hc1"])
+    parser.add_argument("--folder", type=Path, default=REPOSITORY / "bench")
+    parser.add_argument("--sorters", nargs="*", default=["lupin", "tridesclous2"])
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in options.names:
+        if name in SIMULATIONS:
+            results = benchmark_simulation(name, options.folder, options.sorters)
+        else:
+            results = {"locust": benchmark_locust, "hc1": benchmark_hc1}[name](options.folder)
+        print(name, json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
