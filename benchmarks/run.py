@@ -23,7 +23,7 @@ from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting
 from spikeinterface.sorters import run_sorter
 
 import spikewise
-from spikewise.data.probes import attach_probe
+from spikewise.config import EvaluationConfig
 from spikewise.evaluation.matching import agreement
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -151,13 +151,8 @@ def violations_percent(train: np.ndarray, rate: float) -> float:
 
 def benchmark_locust(folder: Path) -> dict:
     """The real locust tetrode: no truth, so refractory violations and agreement with the bootstrap."""
-    recording = attach_probe(
-        spikewise.load_recording(
-            DATA / "real" / "locust20010201_trial01_raw_tetrode_unlabelled.npz",
-            spikewise.RecordingConfig(probe="tetrode"),
-        ),
-        None,
-    )
+    path = DATA / "real" / "locust20010201_trial01_raw_tetrode_unlabelled.npz"
+    recording = spikewise.load_recording(path, probe="tetrode")
     rate, duration = recording.get_sampling_frequency(), recording.get_duration()
     result, facts = timed_sort(recording, bootstrap_s=duration / 2)
     violations = {
@@ -165,7 +160,7 @@ def benchmark_locust(folder: Path) -> dict:
         for unit_id in result.sorting.unit_ids
     }
     other, _ = run_on_interval("lupin", recording, (duration / 2, duration), folder)
-    shared = agreement(result.sorting, other, spikewise_interval(duration))
+    shared = agreement(result.sorting, other, EvaluationConfig(interval=(duration / 2, duration)))
     results = {
         "num_units": result.sorting.get_num_units(),
         "num_spikes": {str(k): int(v) for k, v in result.sorting.count_num_spikes_per_unit().items()},
@@ -181,17 +176,10 @@ def benchmark_locust(folder: Path) -> dict:
     return results
 
 
-def spikewise_interval(duration: float):
-    """Return the settings that compare second halves."""
-    from spikewise.config import EvaluationConfig
-
-    return EvaluationConfig(interval=(duration / 2, duration))
-
-
 def benchmark_hc1(folder: Path) -> dict:
     """Five real seconds of a tetrode with 11 spikes known from inside one neuron."""
     path = DATA / "real" / "hc1_d533101_raw5s_4ch_intracellular_gt.npz"
-    recording = spikewise.load_recording(path, spikewise.RecordingConfig(probe="tetrode"))
+    recording = spikewise.load_recording(path, probe="tetrode")
     rate = recording.get_sampling_frequency()
     troughs = np.load(path, allow_pickle=False)["times_trough"].astype(np.int64)
     truth = NumpySorting.from_samples_and_labels([troughs], [np.zeros(len(troughs), int)], rate)

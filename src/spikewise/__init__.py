@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from spikewise.api import SortingResult, evaluate, simulate, sort, train
+    from spikewise.api import SortingResult, evaluate, load_recording, simulate, sort, train
     from spikewise.config import Config, RecordingConfig
-    from spikewise.data.recordings import load_recording
     from spikewise.data.simulate import Simulation, save_simulation
     from spikewise.errors import SpikewiseError
     from spikewise.evaluation.matching import Performance
@@ -29,7 +28,7 @@ _HOMES = {
     "SpikewiseError": "errors",
     "evaluate": "api",
     "load_model": "models.checkpoint",
-    "load_recording": "data.recordings",
+    "load_recording": "api",
     "save_model": "models.checkpoint",
     "save_simulation": "data.simulate",
     "simulate": "api",

@@ -26,8 +26,8 @@ from spikewise.config import Bootstrap, Config, EvaluationConfig, RecordingConfi
 from spikewise.data.label_files import LABEL_FORMATS, load_labels, load_sorting
 from spikewise.data.labels import check_labels
 from spikewise.data.preprocessing import split_groups
-from spikewise.data.probes import catalogue_names
-from spikewise.data.recordings import load_recording, readable_formats
+from spikewise.data import recordings
+from spikewise.data.probes import attach_probe, catalogue_names
 from spikewise.data.simulate import Simulation, simulate_recording
 from spikewise.errors import Interrupted, LabelsError, RecordingError, SettingError
 from spikewise.evaluation.matching import Performance, compare_sortings
@@ -75,6 +75,29 @@ class SortingResult:
     folder: Path | None = None
 
 
+def load_recording(path: str | Path, config: RecordingConfig | None = None, **options: Any) -> BaseRecording:
+    """Read a recording of any format, with its probe.
+
+    Parameters
+    ----------
+    path : str or Path
+        File or folder.
+    config : RecordingConfig, optional
+        What the file does not tell by itself; or give single settings as keyword options.
+
+    Returns
+    -------
+    BaseRecording
+
+    Raises
+    ------
+    RecordingError, ProbeError
+        If it cannot be read, or its channels have no positions.
+    """
+    config = config or RecordingConfig.from_dict(options)
+    return attach_probe(recordings.load_recording(path, config), config.probe)
+
+
 def train(
     recording: BaseRecording | str | Path,
     labels: BaseSorting | str | Path | None = None,
@@ -116,7 +139,7 @@ def train(
     config = _config(config, options)
     if output is not None:
         output = check_output_file(output, overwrite)
-    recording, _ = _open_recording(recording)
+    recording, _ = _open_recording(recording, config.recording)
     labels, source = _open_labels(labels, recording)
     with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
         model, _ = _learn(recording, labels, source, config, Path(folder), progress)
@@ -171,7 +194,7 @@ def sort(
         raise SettingError("both labels and a model are given", "one of them, or none", "leave one out")
     if output is not None:
         check_output(output, overwrite)
-    recording, source_path = _open_recording(recording)
+    recording, source_path = _open_recording(recording, config.recording)
     labels, label_source = _open_labels(labels, recording)
     if model is not None:
         model = model if isinstance(model, Model) else load_model(model)
@@ -212,7 +235,7 @@ def evaluate(
         Per-unit table and pooled scores.
     """
     settings = config or EvaluationConfig.from_dict(options)
-    opened = None if recording is None else _open_recording(recording)[0]
+    opened = None if recording is None else _open_recording(recording, RecordingConfig())[0]
     return compare_sortings(_open_sorting(truth, opened), _open_sorting(sorting, opened), settings)
 
 
@@ -249,7 +272,7 @@ def describe_installation() -> dict[str, Any]:
             name: "installed" if name in installed_sorters() else "not installed"
             for name in get_args(Bootstrap)
         },
-        "recordings": readable_formats(),
+        "recordings": recordings.readable_formats(),
         "labels": LABEL_FORMATS,
         "probes": ", ".join(catalogue_names()),
     }
@@ -257,7 +280,7 @@ def describe_installation() -> dict[str, Any]:
 
 def describe(recording: BaseRecording | str | Path) -> dict[str, Any]:
     """Return what a recording is: channels, length, rate, groups."""
-    opened, path = _open_recording(recording)
+    opened, path = _open_recording(recording, RecordingConfig())
     groups = split_groups(opened, "auto")
     return {
         **_describe_recording(opened, path),
@@ -419,17 +442,19 @@ def _config(config: Config | None, options: dict[str, Any]) -> Config:
     return config if config is not None else Config.from_options(**options)
 
 
-def _open_recording(recording: BaseRecording | str | Path) -> tuple[BaseRecording, str | None]:
-    """Return the recording, checked, and where it came from."""
+def _open_recording(
+    recording: BaseRecording | str | Path, config: RecordingConfig
+) -> tuple[BaseRecording, str | None]:
+    """Return the recording with its probe, and where it came from."""
     if isinstance(recording, str | Path):
-        return load_recording(recording, RecordingConfig()), str(recording)
+        return load_recording(recording, config), str(recording)
     if not isinstance(recording, BaseRecording):
         raise RecordingError(
             f"the recording is a {type(recording).__name__}",
             "a SpikeInterface recording, or a path",
             "read it with spikewise.load_recording or spikeinterface first",
         )
-    return recording, None
+    return attach_probe(recording, config.probe), None
 
 
 def _open_labels(

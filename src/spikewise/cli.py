@@ -62,6 +62,7 @@ def _flat(group: str) -> Parameter:
 class Settings(Config):
     """All settings as flat options: each kind is a group of the help page."""
 
+    recording: Annotated[RecordingConfig, _flat("Reading")] = field(default_factory=RecordingConfig)
     labels: Annotated[LabelsConfig, _flat("Labels")] = field(default_factory=LabelsConfig)
     bootstrap: Annotated[BootstrapConfig, _flat("Bootstrap")] = field(default_factory=BootstrapConfig)
     preprocessing: Annotated[PreprocessingConfig, _flat("Preprocessing")] = field(
@@ -89,7 +90,6 @@ def sort(
     model: Path | None = None,
     overwrite: Overwrite = False,
     json: AsJson = False,
-    reading: Reading = RecordingConfig(),
     settings: Settings = Settings(),
 ) -> None:
     """Sort a recording with labels, with a trained model, or with neither.
@@ -111,7 +111,7 @@ def sort(
 
     with _progress() as progress:
         result = api.sort(
-            _opened(recording, reading),
+            recording,
             labels=labels,
             model=model,
             output=output,
@@ -153,7 +153,6 @@ def train(
     labels: Path | None = None,
     overwrite: Overwrite = False,
     json: AsJson = False,
-    reading: Reading = RecordingConfig(),
     settings: Settings = Settings(),
 ) -> None:
     """Learn the units of a recording and write a model that sorts others of the same probe.
@@ -174,7 +173,7 @@ def train(
     started = time.perf_counter()
     with _progress() as progress:
         model = api.train(
-            _opened(recording, reading),
+            recording,
             labels,
             output=output,
             overwrite=overwrite,
@@ -231,7 +230,10 @@ def evaluate(
     from spikewise import api
 
     performance = api.evaluate(
-        truth, sorting, recording=None if recording is None else _opened(recording, reading), config=comparing
+        truth,
+        sorting,
+        recording=None if recording is None else api.load_recording(recording, reading),
+        config=comparing,
     )
     table = performance.units
     if csv is not None:
@@ -303,7 +305,11 @@ def info(
     """
     from spikewise import api
 
-    facts = api.describe_installation() if recording is None else api.describe(_opened(recording, reading))
+    facts = (
+        api.describe_installation()
+        if recording is None
+        else api.describe(api.load_recording(recording, reading))
+    )
     for title, value in facts.items():
         if isinstance(value, dict):
             _out.print(f"{title}:", style="bold", highlight=False)
@@ -375,12 +381,6 @@ def _progress() -> Iterator[ProgressCallback]:
             bars.update(tasks[stage], completed=done, total=total, note=note)
 
         yield show
-
-
-def _opened(recording: Path, reading: RecordingConfig) -> Any:
-    from spikewise.api import load_recording
-
-    return load_recording(recording, reading)
 
 
 def _interval(labels: dict[str, Any]) -> str:

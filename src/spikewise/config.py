@@ -406,6 +406,7 @@ class Config:
     Every setting has a name of its own, so that :meth:`from_options` takes them flat, as the command does.
     """
 
+    recording: RecordingConfig = dataclasses.field(default_factory=RecordingConfig)
     preprocessing: PreprocessingConfig = dataclasses.field(default_factory=PreprocessingConfig)
     labels: LabelsConfig = dataclasses.field(default_factory=LabelsConfig)
     bootstrap: BootstrapConfig = dataclasses.field(default_factory=BootstrapConfig)
