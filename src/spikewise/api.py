@@ -23,10 +23,10 @@ from spikeinterface.sorters import installed_sorters
 
 from spikewise import __version__
 from spikewise.config import Bootstrap, Config, EvaluationConfig, RecordingConfig, SimulationConfig
+from spikewise.data import recordings
 from spikewise.data.label_files import LABEL_FORMATS, load_labels, load_sorting
 from spikewise.data.labels import check_labels
 from spikewise.data.preprocessing import split_groups
-from spikewise.data import recordings
 from spikewise.data.probes import attach_probe, catalogue_names
 from spikewise.data.simulate import Simulation, simulate_recording
 from spikewise.errors import Interrupted, LabelsError, RecordingError, SettingError
@@ -278,9 +278,9 @@ def describe_installation() -> dict[str, Any]:
     }
 
 
-def describe(recording: BaseRecording | str | Path) -> dict[str, Any]:
+def describe(recording: BaseRecording | str | Path, config: RecordingConfig | None = None) -> dict[str, Any]:
     """Return what a recording is: channels, length, rate, groups."""
-    opened, path = _open_recording(recording, RecordingConfig())
+    opened, path = _open_recording(recording, config or RecordingConfig())
     groups = split_groups(opened, "auto")
     return {
         **_describe_recording(opened, path),

@@ -305,11 +305,7 @@ def info(
     """
     from spikewise import api
 
-    facts = (
-        api.describe_installation()
-        if recording is None
-        else api.describe(api.load_recording(recording, reading))
-    )
+    facts = api.describe_installation() if recording is None else api.describe(recording, reading)
     for title, value in facts.items():
         if isinstance(value, dict):
             _out.print(f"{title}:", style="bold", highlight=False)
