@@ -485,7 +485,9 @@ def _log_to(folder: Path) -> Iterator[None]:
     library = logging.getLogger("spikewise")
     level = library.level
     library.setLevel(min(level or logging.INFO, logging.INFO))
+    warnings_of_others = logging.getLogger("py.warnings")
     library.addHandler(handler)
+    warnings_of_others.addHandler(handler)
     try:
         yield
     except Exception:
@@ -493,6 +495,7 @@ def _log_to(folder: Path) -> Iterator[None]:
         raise
     finally:
         library.removeHandler(handler)
+        warnings_of_others.removeHandler(handler)
         library.setLevel(level)
         handler.close()
 

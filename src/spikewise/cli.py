@@ -321,7 +321,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     logging.getLogger("spikewise").addHandler(_WarningsToConsole())
     logging.getLogger("spikewise").setLevel(logging.INFO)
-    logging.captureWarnings(True)
+    logging.captureWarnings(True)  # warnings of other libraries go to the log file, not to the screen
+    logging.getLogger("py.warnings").addHandler(logging.NullHandler())
     try:
         app(arguments, exit_on_error=False, print_error=False, console=_out, result_action="return_value")
     except SpikewiseError as error:
