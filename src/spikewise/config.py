@@ -250,7 +250,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "one-cycle",
         "windows_per_spike": 4,
         "noise_windows": "anywhere",
-        "superpositions": 0.7,
+        "superpositions": 4.0,
         "patience": 0,
     },
     "paper": {
