@@ -8,7 +8,14 @@ from arrays import ArrayTraces, random_network
 from spikewise.config import DetectionConfig
 from spikewise.errors import SettingError
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import SpikeDetector, Spikes, choose_device, label_radius_samples, tile_samples
+from spikewise.sorting.detect import (
+    SpikeDetector,
+    Spikes,
+    choose_device,
+    label_radius_samples,
+    stride_samples,
+    tile_samples,
+)
 from spikewise.sorting.postprocess import find_peaks, smooth_probabilities, triangle_kernel, triangle_radius
 
 RATE = 32000.0
@@ -104,6 +111,8 @@ def test_a_spike_on_a_seam_is_found_once(detector, traces):
 def test_the_detector_sees_exactly_what_the_network_computes_on_the_whole(detector, traces):
     """Tiles and margins against one pass of the network over everything, padded with zeros."""
     start, stop = 1500, 15000
+    detector = SpikeDetector(detector.network, np.full(4, 0.58), RATE, DetectionConfig(), torch.device("cpu"))
+    detector.stride = 1
     responses, first = detector.responses(traces.read(0, *detector.padded_interval(start, stop)), start, stop)
     reach = triangle_radius(detector.label_radius)
     low, high = first - reach, first + len(responses) + reach
@@ -112,6 +121,21 @@ def test_the_detector_sees_exactly_what_the_network_computes_on_the_whole(detect
     with torch.no_grad():
         expected = smooth_probabilities(torch.sigmoid(network(padded[None])[0]), detector.label_radius)
     torch.testing.assert_close(responses, expected, atol=1e-3, rtol=0)  # a level is 1 / 4096
+
+
+def test_between_outputs_probability_is_interpolated(detector, traces):
+    assert detector.stride == 2
+    padded = traces.read(0, *detector.padded_interval(0, 5000))
+    sparse = detector._probabilities(padded, 1)
+    network = detector.network
+    with torch.no_grad():
+        dense = torch.sigmoid(network(torch.tensor(padded)[None])[0])[: detector.tile_samples + 1]
+    torch.testing.assert_close(sparse[::2], dense[:-1:2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(sparse[1::2], (dense[:-1:2] + dense[2::2]) / 2, atol=1e-5, rtol=0)
+
+
+def test_strides_leave_two_outputs_or_more_to_the_shortest_plateau():
+    assert [stride_samples(radius) for radius in (1, 2, 3, 4, 5, 8)] == [1, 1, 1, 2, 2, 2]
 
 
 def test_the_same_traces_give_the_same_bits_at_any_place_in_memory(detector, traces):

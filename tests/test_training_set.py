@@ -23,7 +23,9 @@ def numbered_traces(*lengths) -> ArrayTraces:
 
 
 def config(**options) -> TrainingConfig:
-    return TrainingConfig(**{"noise_windows": "anywhere", "superpositions": 0.0, **options}).resolved()
+    return TrainingConfig(
+        **{"noise_windows": "anywhere", "superpositions": 0.0, "min_steps": 0, **options}
+    ).resolved()
 
 
 def centres_of(batch) -> np.ndarray:

@@ -26,13 +26,16 @@ from spikewise.config import Bootstrap, Config, EvaluationConfig, RecordingConfi
 from spikewise.data import recordings
 from spikewise.data.label_files import LABEL_FORMATS, load_labels, load_sorting
 from spikewise.data.labels import check_labels
-from spikewise.data.preprocessing import split_groups
+from spikewise.data.preprocessing import TraceReader, split_groups
 from spikewise.data.probes import attach_probe, catalogue_names
 from spikewise.data.simulate import Simulation, simulate_recording
 from spikewise.errors import Interrupted, LabelsError, RecordingError, SettingError
 from spikewise.evaluation.matching import Performance, compare_sortings
 from spikewise.learning import Group, label_groups, learn_group, prepare_groups, threads_and_device
 from spikewise.models.checkpoint import Model, check_model_fits, load_model, save_model
+from spikewise.output.figures import require_matplotlib
+from spikewise.output.report import write_report
+from spikewise.output.result import StoredResult, load_result
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.batch import detect_in_chunks
 from spikewise.sorting.detect import SpikeDetector, Spikes, choose_device
@@ -98,6 +101,25 @@ def load_recording(path: str | Path, config: RecordingConfig | None = None, **op
     return attach_probe(recordings.load_recording(path, config), config.probe)
 
 
+@dataclass(frozen=True)
+class Report:
+    """A written report.
+
+    Attributes
+    ----------
+    path : Path
+        The HTML file.
+    provenance : dict
+        That of the result it tells of.
+    performance : Performance or None
+        The comparison with the truth, if that was given.
+    """
+
+    path: Path
+    provenance: dict[str, Any]
+    performance: Performance | None
+
+
 def train(
     recording: BaseRecording | str | Path,
     labels: BaseSorting | str | Path | None = None,
@@ -138,7 +160,7 @@ def train(
     """
     config = _config(config, options)
     if output is not None:
-        output = check_output_file(output, overwrite)
+        output = check_output_file(output, overwrite, ending=".safetensors")
     recording, _ = _open_recording(recording, config.recording)
     labels, source = _open_labels(labels, recording)
     with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
@@ -207,7 +229,7 @@ def sort(
         result = _sort(recording, (labels, label_source), model, config, place, progress, facts)
         save_sorting(result.sorting, place)
         save_json(result.provenance, place / PROVENANCE_FILE)
-    return SortingResult(result.sorting, result.model, result.provenance, place)
+    return SortingResult(result.sorting, result.model, result.provenance, Path(output))
 
 
 def evaluate(
@@ -237,6 +259,68 @@ def evaluate(
     settings = config or EvaluationConfig.from_dict(options)
     opened = None if recording is None else _open_recording(recording, RecordingConfig())[0]
     return compare_sortings(_open_sorting(truth, opened), _open_sorting(sorting, opened), settings)
+
+
+def report(
+    result: SortingResult | str | Path,
+    output: str | Path,
+    *,
+    recording: BaseRecording | str | Path | None = None,
+    truth: BaseSorting | str | Path | None = None,
+    overwrite: bool = False,
+    config: EvaluationConfig | None = None,
+    **options: Any,
+) -> Report:
+    """Write what a sort found as one HTML page.
+
+    Parameters
+    ----------
+    result : SortingResult, str or Path
+        What :func:`sort` gave, or its output folder.
+    output : str or Path
+        File to write, for example ``report.html``.
+    recording : BaseRecording, str or Path, optional
+        The recording that was sorted; without it no trace and no waveform is drawn.
+    truth : BaseSorting, str or Path, optional
+        True spikes to compare with; without them no score is shown.
+    overwrite : bool
+        Whether a file there may be replaced.
+    config : EvaluationConfig, optional
+        How to compare; or give single settings as keyword options.
+
+    Returns
+    -------
+    Report
+        The file, and the comparison with the truth.
+
+    Raises
+    ------
+    SpikewiseError
+        If the result is not whole, or something else that was given cannot be used.
+    """
+    require_matplotlib()
+    output = check_output_file(output, overwrite)
+    settings = config or EvaluationConfig.from_dict(options)
+    stored = (
+        StoredResult(result.sorting, result.model, result.provenance)
+        if isinstance(result, SortingResult)
+        else load_result(result)
+    )
+    opened = None if recording is None else _open_recording(recording, RecordingConfig())[0]
+    readers = None if opened is None else _readers_of(stored, opened)
+    performance = None
+    if truth is not None:
+        true_spikes = _open_sorting(truth, opened)
+        performance = compare_sortings(true_spikes, stored.sorting, settings, stored.num_samples)
+    path = write_report(
+        stored,
+        output,
+        readers=readers,
+        performance=performance,
+        interval_s=settings.interval,
+        overwrite=overwrite,
+    )
+    return Report(path, stored.provenance, performance)
 
 
 def simulate(*, config: SimulationConfig | None = None, **options: Any) -> Simulation:
@@ -338,7 +422,7 @@ def _sort(
     facts: dict[str, Any],
 ) -> SortingResult:
     """Learn a model if there is none, then find the spikes of each group."""
-    started = time.perf_counter()
+    started, is_given = time.perf_counter(), model is not None
     if model is None:
         model, groups = _learn(recording, *labels, config, folder, progress)
         save_model(model, folder / MODEL_FILE)
@@ -369,7 +453,7 @@ def _sort(
         "config": _effective_config(config, model),
         "preprocessing": {name: list(group.preprocessed.steps) for name, group in by_name.items()},
         "labels": model.facts.get("labels"),
-        "model": {"hash": model.hash(), "facts": model.facts},
+        "model": {"given": is_given, "hash": model.hash(), "facts": model.facts},
         "result": {
             "num_units": sorting.get_num_units(),
             "num_spikes": int(sorting.count_total_num_spikes()),
@@ -475,6 +559,19 @@ def _open_sorting(sorting: BaseSorting | str | Path, recording: BaseRecording | 
     if isinstance(sorting, BaseSorting):
         return sorting
     return load_sorting(sorting, recording)
+
+
+def _readers_of(result: StoredResult, recording: BaseRecording) -> dict[str, TraceReader]:
+    """Return the traces of each group of a result, preprocessed as for its model."""
+    lengths = [recording.get_num_samples(index) for index in range(recording.get_num_segments())]
+    if lengths != result.num_samples:
+        raise RecordingError(
+            f"the recording has segments of {lengths} samples",
+            f"the result is of a recording with segments of {result.num_samples}",
+            "give the recording that was sorted, or none",
+        )
+    check_model_fits(result.model, split_groups(recording, result.model.preprocessing_config.group_by))
+    return {group.name: group.reader for group in prepare_groups(recording, Config(), result.model)}
 
 
 @contextmanager

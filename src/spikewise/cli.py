@@ -251,6 +251,58 @@ def evaluate(
 
 
 @app.command
+def report(
+    result: Path,
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    recording: Path | None = None,
+    truth: Path | None = None,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+    reading: Reading = RecordingConfig(),
+    comparing: Annotated[EvaluationConfig, _flat("Comparison")] = EvaluationConfig(),
+) -> None:
+    """Write what a sort found as one HTML page: traces, spikes, units, scores, provenance.
+
+    Parameters
+    ----------
+    result
+        The output folder of `spikewise sort`.
+    output
+        File for the report, for example report.html; it must not exist.
+    recording
+        The recording that was sorted; without it no trace and no waveform is drawn.
+    truth
+        True spikes to compare with: a SpikeInterface sorting, a simulation's truth folder, NWB units, a CSV.
+    """
+    from spikewise import api
+
+    written = api.report(
+        result,
+        output,
+        recording=None if recording is None else api.load_recording(recording, reading),
+        truth=truth,
+        overwrite=overwrite,
+        config=comparing,
+    )
+    found, performance = written.provenance["result"], written.performance
+    accuracy = None if performance is None else performance.accuracy
+    _say(
+        f"{found['num_units']} units, {found['num_spikes']} spikes"
+        + ("" if accuracy is None else f", pooled accuracy {accuracy:.4f}"),
+        f"report in {output}",
+    )
+    if json:
+        _print_json(
+            command="report",
+            units=found["num_units"],
+            spikes=found["num_spikes"],
+            accuracy=accuracy,
+            output=str(output),
+        )
+
+
+@app.command
 def simulate(
     *,
     output: Annotated[Path, Parameter(alias="-o")],

@@ -210,11 +210,18 @@ class TrainingConfig(Settings):
     windows_per_spike: int | None = setting(
         None, "Windows drawn from each labelled spike in an epoch; 0 for all that hold its label", minimum=0
     )
+    min_steps: int | None = setting(
+        None,
+        "Least number of steps in all; where labels are few, more windows are drawn from each",
+        minimum=0,
+    )
     noise_windows: Literal["anywhere", "spike-free"] | None = setting(
         None, "Where windows without a label are drawn: anywhere off a spike's centre, or free of spikes"
     )
     superpositions: float | None = setting(
-        None, "Mean number of labelled units added to a training window, at random times", minimum=0.0
+        None,
+        "Units added to training windows at random times, as a multiple of those that windows hold by chance",
+        minimum=0.0,
     )
     patience: int | None = setting(
         None, "Stop after so many epochs without a lower loss on the held-out time; 0 never stops", minimum=0
@@ -249,8 +256,9 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-3,
         "schedule": "one-cycle",
         "windows_per_spike": 4,
+        "min_steps": 500,
         "noise_windows": "anywhere",
-        "superpositions": 4.0,
+        "superpositions": 3.0,
         "patience": 0,
     },
     "paper": {
@@ -259,6 +267,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 5e-3,
         "schedule": "constant",
         "windows_per_spike": 0,
+        "min_steps": 0,
         "noise_windows": "spike-free",
         "superpositions": 0.0,
         "patience": 0,

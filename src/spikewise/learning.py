@@ -24,6 +24,7 @@ from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.training import TrainingHistory, train_network
 from spikewise.progress import ProgressCallback
 from spikewise.sorting.detect import SpikeDetector, choose_device, label_radius_samples
+from spikewise.sorting.store import BOOTSTRAP_FOLDER, writing
 from spikewise.sorting.thresholds import DEFAULT_THRESHOLD, choose_thresholds
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def label_groups(
     """Return the labels of each group, and the facts about where they came from.
 
     Given labels are shared out by where their mean waveforms are largest; without labels each group is sorted
-    by the bootstrap sorter, and unit ids count on from group to group.
+    by the bootstrap sorter, and unit ids count on from group to group; its labels are written to ``folder``.
     """
     if labels is not None:
         label_set = make_label_set(labels, recording, config.labels, source)
@@ -106,6 +107,8 @@ def label_groups(
             continue
         num_units = bootstrap.label_set.sorting.get_num_units()
         label_sets[group.name] = _renumber(bootstrap.label_set, next_id)
+        with writing(folder):
+            label_sets[group.name].sorting.save(folder=folder / BOOTSTRAP_FOLDER / group.name)
         next_id += num_units
         facts["interval_s"] = list(bootstrap.label_set.seconds())
         facts["groups"][group.name] = {

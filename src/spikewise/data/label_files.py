@@ -85,7 +85,15 @@ def load_labels(path: str | Path, recording: BaseRecording) -> BaseSorting:
 
 
 def _read(path: Path, recording: BaseRecording | None) -> BaseSorting:
-    if not path.exists():
+    try:
+        is_there = path.exists()
+    except OSError as error:
+        raise LabelsError(
+            f"the labels {path} cannot be opened: {error.strerror}",
+            "a file or folder that you may read",
+            "check the path and its permissions",
+        ) from error
+    if not is_there:
         raise LabelsError(f"there are no labels at {path}", "a file or folder that exists", "check the path")
     name, read, place = _find_format(path)
     try:

@@ -207,7 +207,8 @@ def make_label_set(
 
 
 def _frames_of(interval_s: tuple[float, float], whole: LabelSet) -> tuple[int, int]:
-    start, stop = (round(second * whole.sorting.sampling_frequency) for second in interval_s)
+    frames = [second * whole.sorting.sampling_frequency for second in interval_s]
+    start, stop = (round(min(frame, whole.stop_frame + 1)) for frame in frames)  # also of infinity
     if stop > whole.stop_frame or start >= stop:
         raise LabelsError(
             f"the label interval is {interval_s[0]:g} to {interval_s[1]:g} s",

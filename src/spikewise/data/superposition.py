@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-AMPLITUDE_RANGE = (0.75, 1.25)
+AMPLITUDE_RANGE = (0.85, 1.15)
 _LEAST_PEAK = 1.0  # in noise standard deviations; channels where a template stays lower are left out
 _LEAST_PEAK_IN_ERRORS = 4.0  # the same in standard errors of a mean over few spikes
 _TAPER = 0.1  # fraction of a template at either end over which it fades in and out

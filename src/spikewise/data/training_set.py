@@ -149,6 +149,9 @@ class TrainingSet:
         self._centres = np.concatenate([positive, noise])
         self._spans = self._read_spans(traces, blocks)
         self._neighbours = self._find_neighbours()
+        duration = sum(block.stop - block.start for block in blocks)
+        density = np.count_nonzero(self._inside(blocks, spikes.global_frame)) / max(1, duration)
+        self._mean_added = given(config.superpositions) * density * self._span_samples
         self._superposer = Superposer(
             self._spans[: len(positive)], spikes.unit_index[chosen], self.num_units, self._reach()[0]
         )
@@ -156,13 +159,12 @@ class TrainingSet:
     def epoch(self, seed: int) -> Iterator[Batch]:
         """Yield the batches of one epoch: windows of each labelled spike, as many of noise, shuffled."""
         random = np.random.default_rng(seed)
-        radius, per_spike = self.label_radius, self.config.windows_per_spike
-        if per_spike:
-            span = np.repeat(np.arange(self.num_positive_spans), per_spike)
+        radius = self.label_radius
+        span = np.arange(self._positive_windows()) % max(1, self.num_positive_spans)
+        if self.config.windows_per_spike:
             shift = random.integers(-radius, radius + 1, len(span))
         else:
-            span = np.repeat(np.arange(self.num_positive_spans), 2 * radius + 1)
-            shift = np.tile(np.arange(-radius, radius + 1), self.num_positive_spans)
+            shift = np.arange(len(span)) // max(1, self.num_positive_spans) - radius
         if self.num_noise_spans:
             noise = self.num_positive_spans + random.integers(0, self.num_noise_spans, len(span))
             span = np.concatenate([span, noise])
@@ -180,9 +182,17 @@ class TrainingSet:
 
     def num_batches(self) -> int:
         """Return how many batches an epoch has."""
-        per_spike = self.config.windows_per_spike or 2 * self.label_radius + 1
-        num_windows = self.num_positive_spans * per_spike * (2 if self.num_noise_spans else 1)
+        num_windows = self._positive_windows() * (2 if self.num_noise_spans else 1)
         return -(-num_windows // given(self.config.batch_size))
+
+    def _positive_windows(self) -> int:
+        """Return how many windows of labelled spikes an epoch has: more than asked for if there are few."""
+        if not self.config.windows_per_spike:
+            return self.num_positive_spans * (2 * self.label_radius + 1)
+        least = (
+            given(self.config.min_steps) * given(self.config.batch_size) // (2 * given(self.config.epochs))
+        )
+        return max(self.num_positive_spans * self.config.windows_per_spike, least)
 
     def _batches(self, span: np.ndarray, shift: np.ndarray) -> Iterator[Batch]:
         """Cut into batches of nearly one size: a last batch of one window could not be normalised."""
@@ -217,6 +227,8 @@ class TrainingSet:
 
     def _inside(self, blocks: list[Block], frames: np.ndarray) -> np.ndarray:
         """Tell which frames have their whole span inside one of the blocks."""
+        if not blocks:
+            return np.zeros(len(frames), dtype=bool)
         before, after = self._reach()
         starts = np.array([block.start for block in blocks])
         stops = np.array([block.stop for block in blocks])

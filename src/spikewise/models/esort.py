@@ -73,26 +73,28 @@ class EsortNetwork(nn.Module):
         """Samples needed after the last output."""
         return self.window_samples - 1 - self.left_margin
 
-    def forward(self, traces: Tensor) -> Tensor:
-        """Return the logit of each unit at each moment.
+    def forward(self, traces: Tensor, stride: int = 1) -> Tensor:
+        """Return the logit of each unit at each moment, or at every `stride`-th.
 
         Parameters
         ----------
         traces : Tensor
             (batch, num_samples, num_channels), in noise standard deviations.
+        stride : int
+            Samples from one output to the next.
 
         Returns
         -------
         Tensor
-            Logits (batch, num_samples - window_samples + 1, num_units); output ``t`` belongs to sample
-            ``t + left_margin``.
+            Logits (batch, (num_samples - window_samples) // stride + 1, num_units); output ``t`` belongs to
+            sample ``t * stride + left_margin``.
         """
         if traces.shape[1] == self.window_samples:
             return self._one_output(traces)
         weight, bias = self.temporal_filter1.weight, self.temporal_filter1.bias
         batch, num_samples, num_channels = traces.shape
         by_channel = traces.transpose(1, 2).reshape(batch * num_channels, 1, num_samples)
-        features = functional.conv1d(by_channel, weight[:, None], bias)  # B*C, F1, T
+        features = functional.conv1d(by_channel, weight[:, None], bias, stride)  # B*C, F1, T
         features = features.view(batch, num_channels, *features.shape[1:])
         features = functional.relu(_norm_channels(self.temporal_norm1, features))
         features = torch.einsum("gf,bcft->bcgt", self.temporal_filter2.weight, features)

@@ -54,6 +54,15 @@ def label_radius_samples(config: DetectionConfig, sampling_frequency: float) -> 
     return max(1, round(config.label_radius_ms * sampling_frequency / 1000))
 
 
+def stride_samples(label_radius: int) -> int:
+    """Return from how many samples to the next the network is computed: 2 from a label radius of 4 on.
+
+    A spike is a plateau of 2 * label_radius + 1 samples, so between two outputs there is nothing to miss; the
+    samples between are interpolated.
+    """
+    return 2 if label_radius >= 4 else 1
+
+
 def tile_samples(num_channels: int) -> int:
     """Return how many outputs a tile has: a power of two, the more the fewer the channels."""
     low, high = _TILE_SAMPLES
@@ -112,6 +121,7 @@ class SpikeDetector:
         self.thresholds = torch.as_tensor(thresholds, dtype=torch.float32, device=device)
         self.tile_samples = tile_samples(network.num_channels)
         self.label_radius = label_radius_samples(config, sampling_frequency)
+        self.stride = stride_samples(self.label_radius)
         self.merge_radius = max(1, round(config.merge_ms * sampling_frequency / 1000))
 
     def padded_interval(self, start: int, stop: int) -> tuple[int, int]:
@@ -119,7 +129,7 @@ class SpikeDetector:
         first_tile, last_tile = self._tiles(start, stop)
         return (
             first_tile * self.tile_samples - self.network.left_margin,
-            last_tile * self.tile_samples + self.network.right_margin,
+            last_tile * self.tile_samples + self.network.right_margin + self._beyond,
         )
 
     def detect(self, padded_traces: np.ndarray, start: int, stop: int) -> Spikes:
@@ -169,6 +179,11 @@ class SpikeDetector:
         """Samples of probability to either side of a stretch that finding its peaks takes."""
         return self.merge_radius + triangle_radius(self.label_radius)
 
+    @property
+    def _beyond(self) -> int:
+        """Outputs beyond its end that a tile computes, to interpolate up to its end."""
+        return 1 if self.stride > 1 else 0
+
     def _tiles(self, start: int, stop: int) -> tuple[int, int]:
         """Return the first tile that the stretch needs, and the one after its last."""
         return (start - self._context) // self.tile_samples, -(-(stop + self._context) // self.tile_samples)
@@ -177,10 +192,22 @@ class SpikeDetector:
     def _probabilities(self, padded_traces: np.ndarray, num_tiles: int) -> Tensor:
         """Run the network tile by tile: (num_tiles * tile_samples, num_units)."""
         step = self.tile_samples
-        size = step + self.network.window_samples - 1
+        size = step + self.network.window_samples - 1 + self._beyond
         probabilities = torch.empty(num_tiles * step, self.network.num_units, device=self.device)
         for begin in range(0, num_tiles * step, step):
             # A copy, so that the memory is aligned alike for each tile.
             tile = torch.tensor(padded_traces[begin : begin + size], device=self.device)
-            torch.sigmoid(self.network(tile[None])[0], out=probabilities[begin : begin + step])
+            outputs = torch.sigmoid(self.network(tile[None], self.stride)[0])
+            _interpolate(outputs, probabilities[begin : begin + step], self.stride)
         return probabilities
+
+
+def _interpolate(outputs: Tensor, probabilities: Tensor, stride: int) -> None:
+    """Fill the probability of every sample from that of every `stride`-th, in place and linearly."""
+    num_outputs = len(probabilities) // stride
+    for offset in range(stride):
+        share = offset / stride
+        here = outputs[:num_outputs]
+        probabilities[offset::stride] = (
+            here if not offset else torch.lerp(here, outputs[1 : num_outputs + 1], share)
+        )

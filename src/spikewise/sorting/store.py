@@ -1,11 +1,13 @@
 """The output folder: what a sort leaves on disk, each file whole or not there.
 
-``sorting/`` (a SpikeInterface folder), ``model.safetensors``, ``provenance.json``, ``spikewise.log``.
+``sorting/`` (a SpikeInterface folder), ``model.safetensors``, ``provenance.json``, ``spikewise.log``, and
+where another sorter made the labels ``bootstrap/<group>/`` (a SpikeInterface folder of them).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -26,7 +28,9 @@ SORTING_FOLDER = "sorting"
 MODEL_FILE = "model.safetensors"
 PROVENANCE_FILE = "provenance.json"
 LOG_FILE = "spikewise.log"
-_OURS = {SORTING_FOLDER, MODEL_FILE, PROVENANCE_FILE, LOG_FILE}
+BOOTSTRAP_FOLDER = "bootstrap"
+_MARKS = {MODEL_FILE, PROVENANCE_FILE, LOG_FILE}
+_OURS = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER}
 
 
 def check_output(path: Path | str, overwrite: bool) -> Path:
@@ -35,48 +39,73 @@ def check_output(path: Path | str, overwrite: bool) -> Path:
     Raises
     ------
     OutputError
-        If something is there and `overwrite` is not set, or what is there was not made by Spikewise, or the
-        place cannot be written.
+        If something is there and `overwrite` is not set, or what is there is a file or holds anything that
+        Spikewise did not make, or the place cannot be written.
     """
     path = Path(path)
-    if path.exists():
-        if not overwrite:
-            raise OutputError(
-                f"{path} exists already",
-                "a new name, since results are never overwritten unasked",
-                "choose another name or add --overwrite",
-            )
-        if path.is_dir() and any(path.iterdir()) and not _OURS & {item.name for item in path.iterdir()}:
-            raise OutputError(
-                f"{path} holds other things than a result of Spikewise",
-                "only a result of Spikewise, or an empty folder, is overwritten",
-                "choose another name",
-            )
-    _check_writable(path)
+    with writing(path):
+        if path.exists():
+            _check_may_replace(path, overwrite)
+            _check_is_result(path)
+        _check_writable(path)
     return path
 
 
-def check_output_file(path: Path | str, overwrite: bool) -> Path:
+def check_output_file(path: Path | str, overwrite: bool, ending: str | None = None) -> Path:
     """Raise unless a file may be written at `path`.
+
+    With `ending`, only a file whose name ends so is overwritten: a model does not replace a recording.
 
     Raises
     ------
     OutputError
-        If a file is there and `overwrite` is not set, if a folder is there, or the place cannot be written.
+        If a file is there and `overwrite` is not set or its ending is another, if a folder is there, or the
+        place cannot be written.
     """
     path = Path(path)
-    if path.is_dir():
-        raise OutputError(
-            f"{path} is a folder", "the name of a file, such as model.safetensors", "add a file name"
-        )
-    if path.exists() and not overwrite:
+    with writing(path):
+        if path.is_dir():
+            example = f"such as model{ending}" if ending else "such as report.html"
+            raise OutputError(f"{path} is a folder", f"the name of a file, {example}", "add a file name")
+        if path.exists():
+            _check_may_replace(path, overwrite)
+            if ending and path.suffix.lower() != ending:
+                raise OutputError(
+                    f"{path} is not a file that Spikewise writes here",
+                    f"only a file that ends in {ending} is overwritten",
+                    "choose another name",
+                )
+        _check_writable(path)
+    return path
+
+
+def _check_may_replace(path: Path, overwrite: bool) -> None:
+    if not overwrite:
         raise OutputError(
             f"{path} exists already",
             "a new name, since results are never overwritten unasked",
             "choose another name or add --overwrite",
         )
-    _check_writable(path)
-    return path
+
+
+def _check_is_result(path: Path) -> None:
+    """Raise unless all that would be lost at `path` was made by Spikewise."""
+    allowed = "only a folder that holds a result of Spikewise and nothing else, or nothing, is overwritten"
+    if not path.is_dir():
+        raise OutputError(f"{path} is a file", allowed, "choose another name")
+    names = sorted(item.name for item in path.iterdir())
+    others = [name for name in names if not _is_ours(name)]
+    if others or (names and not _MARKS & set(names)):
+        what = ", ".join((others or names)[:5]) + (" and more" if len(others or names) > 5 else "")
+        raise OutputError(f"{path} holds {what}", allowed, "move it away, or choose another name")
+
+
+def _is_ours(name: str) -> bool:
+    return (
+        name.removesuffix(".partial") in _OURS
+        or name.startswith(".bootstrap-")
+        or (name.startswith("bootstrap_") and name.endswith(".log"))
+    )
 
 
 def _check_writable(path: Path) -> None:
@@ -91,39 +120,50 @@ def _check_writable(path: Path) -> None:
 
 @contextmanager
 def output_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Make the output folder and lend it; what an error leaves behind is never less than what was there.
+    """Make a folder and lend it; when all went well it is the output folder.
 
-    A result that is overwritten is put aside until the new one is whole. After an error it comes back; what
-    was computed until then (a model, for example) stays too, under the name ``PATH.partial`` in that case.
+    A result that is overwritten stays where it is until the new one, made beside it as ``PATH.new``, is
+    whole. What an error leaves behind is a finished model, if there is one, or nothing.
     """
     path = check_output(path, overwrite)
-    previous = path.with_name(path.name + ".previous")
+    if path.is_symlink() or path.name in ("", ".."):
+        path = path.resolve()
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            path.rename(previous)
-        path.mkdir()
+        place = _free_name(path, "new") if path.exists() else path
+        place.mkdir(parents=True)
     try:
-        yield path
+        yield place
+        if place != path:
+            _replace(path, place)
     except BaseException:
-        _keep_what_is_worth_it(path, previous)
+        if (place / MODEL_FILE).exists():
+            logger.warning("what was finished is kept in %s", place)
+        else:
+            shutil.rmtree(place, ignore_errors=True)
         raise
-    if previous.exists():
-        shutil.rmtree(previous)
 
 
-def _keep_what_is_worth_it(path: Path, previous: Path) -> None:
-    if not (path / MODEL_FILE).exists():
-        shutil.rmtree(path)
-    elif previous.exists():
-        partial = path.with_name(path.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        path.rename(partial)
-        logger.warning("what was finished is kept in %s", partial)
-    else:
-        logger.warning("what was finished is kept in %s", path)
+def _replace(path: Path, place: Path) -> None:
+    """Put the finished folder in the place of the earlier one, which goes last."""
+    with writing(path):
+        previous = _free_name(path, "previous")
+        path.rename(previous)
+        try:
+            place.rename(path)
+        except OSError:
+            previous.rename(path)
+            raise
+    shutil.rmtree(previous, ignore_errors=True)
     if previous.exists():
-        previous.rename(path)
+        logger.warning("the earlier result could not be removed; it is %s", previous)
+
+
+def _free_name(path: Path, ending: str) -> Path:
+    """Return a name beside `path` that nothing has yet."""
+    names = itertools.chain(
+        [f"{path.name}.{ending}"], (f"{path.name}.{ending}{k}" for k in itertools.count(2))
+    )
+    return next(place for place in map(path.with_name, names) if not os.path.lexists(place))
 
 
 @contextmanager
