@@ -49,6 +49,7 @@ from spikewise.sorting.store import (
     save_json,
     save_sorting,
     spikes_hash,
+    writing,
 )
 
 logger = logging.getLogger(__name__)
@@ -574,10 +575,19 @@ def _readers_of(result: StoredResult, recording: BaseRecording) -> dict[str, Tra
     return {group.name: group.reader for group in prepare_groups(recording, Config(), result.model)}
 
 
+class _LogFile(logging.FileHandler):
+    """A log file that lets the work go on where it cannot be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Write no more; the results tell by themselves whether there is space for them."""
+        self.setLevel(logging.CRITICAL + 1)
+
+
 @contextmanager
 def _log_to(folder: Path) -> Iterator[None]:
     """Write what the library logs to a file in the output folder."""
-    handler = logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
+    with writing(folder):
+        handler = _LogFile(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     library = logging.getLogger("spikewise")
     level = library.level

@@ -211,6 +211,7 @@ def evaluate(
     json: AsJson = False,
     recording: Path | None = None,
     csv: Path | None = None,
+    overwrite: Overwrite = False,
     reading: Reading = RecordingConfig(),
     comparing: Annotated[EvaluationConfig, _flat("Comparison")] = EvaluationConfig(),
 ) -> None:
@@ -225,10 +226,13 @@ def evaluate(
     recording
         The recording of both, needed where spikes are a CSV or the folder of another sorter.
     csv
-        File to write the table of units to.
+        File to write the table of units to; it must not exist.
     """
     from spikewise import api
+    from spikewise.sorting.store import check_output_file, writing
 
+    if csv is not None:
+        check_output_file(csv, overwrite, ending=".csv")
     performance = api.evaluate(
         truth,
         sorting,
@@ -237,7 +241,9 @@ def evaluate(
     )
     table = performance.units
     if csv is not None:
-        table.to_csv(csv)
+        with writing(csv):
+            csv.parent.mkdir(parents=True, exist_ok=True)
+            table.to_csv(csv)
     _print_table(table)
     scores = performance.to_dict()
     _say(

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from spikeinterface.core import BaseRecording, BaseSorting
 
-from spikewise.config import Config
+from spikewise.config import Config, NetworkConfig, TrainingConfig
 from spikewise.data.bootstrap import bootstrap_labels
 from spikewise.data.labels import KeptSpikes, LabelSet, kept_spikes, make_label_set, split_labels_by_group
 from spikewise.data.preprocessing import Preprocessed, TraceReader, preprocess_recording, split_groups
 from spikewise.data.training_set import Block, TrainingSet, split_interval
-from spikewise.errors import BootstrapError
+from spikewise.errors import BootstrapError, LabelsError, RecordingError, SettingError
 from spikewise.models.checkpoint import GroupModel, Model
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.training import TrainingHistory, train_network
@@ -53,6 +53,7 @@ class Group:
 def prepare_groups(recording: BaseRecording, config: Config, model: Model | None = None) -> list[Group]:
     """Split a recording into groups and preprocess each, as a model was trained if one is given."""
     settings = config.preprocessing if model is None else model.preprocessing_config
+    _check_length(recording, config.network if model is None else model.network_config)
     recordings = split_groups(recording, settings.group_by)
     known = {} if model is None else {group.name: group for group in model.groups}
     groups = []
@@ -67,6 +68,19 @@ def prepare_groups(recording: BaseRecording, config: Config, model: Model | None
             logger.info("group %s: %s", name, step)
         groups.append(Group(name, part, preprocessed, TraceReader(preprocessed.recording)))
     return groups
+
+
+def _check_length(recording: BaseRecording, network: NetworkConfig) -> None:
+    """Raise where no segment is as long as a window of the network."""
+    window = window_samples(network, recording.get_sampling_frequency())
+    longest = max(recording.get_num_samples(index) for index in range(recording.get_num_segments()))
+    if longest < window:
+        raise RecordingError(
+            f"the recording has {longest} samples"
+            + (" in its longest segment" if recording.get_num_segments() > 1 else ""),
+            f"at least {window}, since the network's window lasts {network.window_ms:g} ms",
+            "give a longer recording",
+        )
 
 
 def label_groups(
@@ -144,6 +158,7 @@ def learn_group(
     for held_out in (False, True):
         part = [block for block in blocks if block.held_out == held_out]
         parts[held_out] = TrainingSet(group.reader, spikes, part, window, radius, training)
+    _check_examples(group, label_set, parts[False], window)
     reading_s = time.perf_counter() - started
     device = choose_device(config.sorting.device)
     network = EsortNetwork(
@@ -154,6 +169,7 @@ def learn_group(
         config.network.spatial_features,
     )
     history = train_network(network, parts[False], parts[True], training, device, progress)
+    _check_finite(network, training)
     started = time.perf_counter()
     thresholds = _thresholds(group, network, spikes, [b for b in blocks if b.held_out], config, progress)
     facts = {
@@ -178,6 +194,29 @@ def learn_group(
         thresholds=thresholds,
     )
     return model, facts
+
+
+def _check_examples(group: Group, label_set: LabelSet, training_set: TrainingSet, window: int) -> None:
+    """Raise where no label leaves a window to learn from."""
+    if training_set.num_positive_spans:
+        return
+    start_s, stop_s = label_set.seconds()
+    raise LabelsError(
+        f"no label of group {group.name} can be learnt from: all lie at the edges of the label interval, "
+        f"{start_s:g} to {stop_s:g} s, or of the parts it is cut into",
+        f"labels with {window} samples around them inside the interval",
+        "label more spikes, or widen the interval with --label-interval if the labels in it are complete",
+    )
+
+
+def _check_finite(network: EsortNetwork, training: TrainingConfig) -> None:
+    """Raise where training ran away, since such a network finds nothing."""
+    if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
+        raise SettingError(
+            f"training with a learning rate of {training.learning_rate} gave numbers that are not finite",
+            "a learning rate such as 0.005, at which the loss falls",
+            "lower --learning-rate",
+        )
 
 
 def _thresholds(

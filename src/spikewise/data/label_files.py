@@ -38,6 +38,7 @@ LABEL_FORMATS = {
     "MEArec": "MEArec recording (.h5): its true spike trains",
     "CSV": f"file (.csv) with the columns {CSV_COLUMNS}",
 }
+_LARGEST_TIME = 1e15  # more than any recording has samples; beyond, numbers of 64 bits overflow
 _READ_ERRORS = (
     OSError,
     ValueError,
@@ -86,16 +87,17 @@ def load_labels(path: str | Path, recording: BaseRecording) -> BaseSorting:
 
 def _read(path: Path, recording: BaseRecording | None) -> BaseSorting:
     try:
-        is_there = path.exists()
+        if not path.exists():
+            raise LabelsError(
+                f"there are no labels at {path}", "a file or folder that exists", "check the path"
+            )
+        name, read, place = _find_format(path)
     except OSError as error:
         raise LabelsError(
             f"the labels {path} cannot be opened: {error.strerror}",
-            "a file or folder that you may read",
+            "a file or folder that can be read",
             "check the path and its permissions",
         ) from error
-    if not is_there:
-        raise LabelsError(f"there are no labels at {path}", "a file or folder that exists", "check the path")
-    name, read, place = _find_format(path)
     try:
         sorting = read(place, recording)
         sorting.to_spike_vector()  # some readers read only now
@@ -283,7 +285,8 @@ def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
     _check_lines(file, table[column], np.isfinite(numbers), "a number")
     if column == "sample_index":
         _check_lines(file, table[column], numbers == np.rint(numbers), "a whole number")
-    _check_lines(file, table["unit_id"], (table["unit_id"] != "").to_numpy(), "a unit id")
+    named = ~table["unit_id"].str.lower().isin(["", "nan"]).to_numpy()
+    _check_lines(file, table["unit_id"], named, "a unit id")
     spikes = np.zeros(len(table), dtype=minimum_spike_dtype)
     recording = _needed(recording, file)
     num_segments = recording.get_num_segments()
@@ -297,9 +300,8 @@ def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
     for segment_index in range(num_segments):
         here = spikes["segment_index"] == segment_index
         first = recording.sample_index_to_time(0, segment_index) if column == "time_s" else 0
-        _check_lines(
-            file, table[column][here], numbers[here] >= first, f"at least {first:g}, the segment's start"
-        )
+        possible = (numbers[here] >= first) & (numbers[here] < _LARGEST_TIME)
+        _check_lines(file, table[column][here], possible, f"at least {first:g}, the segment's start")
         samples = numbers if column == "sample_index" else _nearest_samples(numbers, recording, segment_index)
         spikes["sample_index"][here] = samples[here]
     names = table["unit_id"].to_numpy(str)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def load_probe(name_or_path: str | Path, num_channels: int | None = None) -> Pro
         If there is no such probe, the file cannot be read, or it has another number of channels.
     """
     path = Path(name_or_path)
-    if path.is_file() or path.suffix.lower() in _READERS:
+    if os.path.isfile(path) or path.suffix.lower() in _READERS:
         probe = _read_file(path)
     elif ":" in str(name_or_path):
         probe = _from_library(str(name_or_path))
@@ -127,7 +128,7 @@ def _has_positions(recording: BaseRecording) -> bool:
 
 def _read_file(path: Path) -> Probe | ProbeGroup:
     read = _READERS.get(path.suffix.lower())
-    if read is None or not path.is_file():
+    if read is None or not os.path.isfile(path):
         raise ProbeError(
             f"the probe file {path} " + ("does not exist" if read else f"ends in {path.suffix!r}"),
             f"a probe file ends in {', '.join(_READERS)}",

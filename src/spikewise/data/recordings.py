@@ -76,13 +76,13 @@ def load_recording(path: str | Path, config: RecordingConfig = _DEFAULTS) -> Bas
         If an optional package that reads the format is not installed.
     """
     path = Path(path)
-    if not path.exists():
-        raise RecordingError(
-            f"the recording {path} does not exist",
-            "a file or folder is needed",
-            "correct the path; a relative path starts at the folder that the program runs in",
-        )
     with reading_errors(f"the recording {path}"):
+        if not path.exists():
+            raise RecordingError(
+                f"the recording {path} does not exist",
+                "a file or folder is needed",
+                "correct the path; a relative path starts at the folder that the program runs in",
+            )
         name = config.format or _find_format(path)
     if name not in _FORMATS:
         close = difflib.get_close_matches(name, _FORMATS, n=1)

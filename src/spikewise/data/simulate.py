@@ -136,10 +136,12 @@ def save_simulation(simulation: Simulation, folder: str | Path, *, overwrite: bo
         If the folder exists, cannot be written, or the traces exceed 16 bits.
     """
     folder = Path(folder).absolute()
-    _check_folder(folder, overwrite)
     try:
+        _check_folder(folder, overwrite)
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    except OutputError:
+        raise
     except OSError as error:
         raise _cannot_write(folder, error) from error
     try:
@@ -334,11 +336,15 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     if not overwrite:
-        raise OutputError(f"{folder} exists already", "a new folder", "choose another name, or overwrite it")
-    if not (folder / "simulation.json").is_file():
         raise OutputError(
-            f"{folder} is not the folder of a simulation",
-            "only an earlier simulation is overwritten",
+            f"{folder} exists already", "a new folder", "choose another name or add --overwrite"
+        )
+    names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
+    others = sorted(names - {"recording", "truth", "simulation.json"})
+    if "simulation.json" not in names or others:
+        raise OutputError(
+            f"{folder} holds {', '.join(others[:5])}" if others else f"{folder} is not a simulation",
+            "only the folder of an earlier simulation that holds nothing else is overwritten",
             "choose another name",
         )
 
