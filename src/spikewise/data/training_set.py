@@ -160,19 +160,19 @@ class TrainingSet:
         """Yield the batches of one epoch: windows of each labelled spike, as many of noise, shuffled."""
         random = np.random.default_rng(seed)
         radius = self.label_radius
-        span = np.arange(self._positive_windows()) % max(1, self.num_positive_spans)
+        span = np.arange(self._positive_windows()) % self.num_positive_spans
         if self.config.windows_per_spike:
             shift = random.integers(-radius, radius + 1, len(span))
         else:
-            shift = np.arange(len(span)) // max(1, self.num_positive_spans) - radius
+            shift = np.arange(len(span)) // self.num_positive_spans - radius
         if self.num_noise_spans:
             noise = self.num_positive_spans + random.integers(0, self.num_noise_spans, len(span))
             span = np.concatenate([span, noise])
             shift = np.concatenate([shift, random.integers(-radius, radius + 1, len(noise))])
         order = random.permutation(len(span))
         for batch in self._batches(span[order], shift[order]):
-            if self.config.superpositions:
-                self._superposer.add(batch.windows, batch.targets, radius, self.config.superpositions, random)
+            if self._mean_added:
+                self._superposer.add(batch.windows, batch.targets, radius, self._mean_added, random)
             yield batch
 
     def all_centres(self) -> Iterator[Batch]:
