@@ -578,7 +578,7 @@ def _readers_of(result: StoredResult, recording: BaseRecording) -> dict[str, Tra
 class _LogFile(logging.FileHandler):
     """A log file that lets the work go on where it cannot be written."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:
         """Write no more; the results tell by themselves whether there is space for them."""
         self.setLevel(logging.CRITICAL + 1)
 

@@ -377,8 +377,9 @@ def info(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    logging.getLogger("spikewise").addHandler(_WarningsToConsole())
-    logging.getLogger("spikewise").setLevel(logging.INFO)
+    library, console = logging.getLogger("spikewise"), _WarningsToConsole()
+    library.addHandler(console)
+    library.setLevel(logging.INFO)
     logging.captureWarnings(True)  # warnings of other libraries go to the log file, not to the screen
     logging.getLogger("py.warnings").addHandler(logging.NullHandler())
     try:
@@ -396,6 +397,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    finally:
+        library.removeHandler(console)
     return 0
 
 
@@ -459,7 +462,7 @@ def _print_table(table: Any) -> None:
     shown = Table(box=None, pad_edge=False)
     shown.add_column("unit", justify="right")
     for name in table.columns:
-        shown.add_column(name, justify="right")
+        shown.add_column(name, justify="right", overflow="fold")
     for unit_id, row in table.iterrows():
         cells = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row]
         shown.add_row(str(unit_id), *cells)
