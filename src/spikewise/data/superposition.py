@@ -39,16 +39,19 @@ class Superposer:
         taper = torch.ones(self.span_samples)
         taper[:ramp] = torch.arange(1, ramp + 1) / (ramp + 1)
         taper[self.span_samples - ramp :] = taper[:ramp].flip(0)
-        self.templates: dict[int, tuple[Tensor, Tensor]] = {}
+        self.templates: dict[int, tuple[np.ndarray, slice]] = {}
         for unit in range(num_units):
             of_unit = torch.from_numpy(np.flatnonzero(unit_index == unit))
             if not len(of_unit):
                 continue
             template = spans[of_unit].float().mean(dim=0) * taper[:, None]
             least = max(_LEAST_PEAK, _LEAST_PEAK_IN_ERRORS / len(of_unit) ** 0.5)
-            channels = (template.abs().amax(dim=0) > least).nonzero().flatten()
+            stands_out = template.abs().amax(dim=0) > least
+            channels = stands_out.nonzero().flatten()
             if len(channels):
-                self.templates[unit] = template[:, channels].contiguous(), channels
+                # One slice of channels, zero where left out: a slice is added many times more quickly.
+                near = slice(int(channels[0]), int(channels[-1]) + 1)
+                self.templates[unit] = (template * stands_out)[:, near].contiguous().numpy(), near
 
     def add(
         self,
@@ -83,10 +86,11 @@ class Superposer:
         amplitude = random.uniform(*AMPLITUDE_RANGE, len(row)).astype(np.float32)
         begin = (window_samples - 1) // 2 + lag - self.centre  # where the template begins in the window
         first, last = begin.clip(0), (begin + self.span_samples).clip(max=window_samples)
+        samples = windows.numpy()  # the same memory
         for index, window in enumerate(row):
-            template, channels = self.templates[int(unit[index])]
-            low, high = int(first[index]), int(last[index])
-            part = template[low - int(begin[index]) : high - int(begin[index])]
-            windows[window, low:high, channels] += float(amplitude[index]) * part
+            template, channels = self.templates[unit[index]]
+            low, high = first[index], last[index]
+            part = template[low - begin[index] : high - begin[index]]
+            samples[window, low:high, channels] += amplitude[index] * part
         central = np.abs(lag) <= label_radius
         targets[row[central], unit[central]] = 1
