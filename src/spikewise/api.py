@@ -435,13 +435,14 @@ def _sort(
             )
     else:
         groups = prepare_groups(recording, config, model)
-        save_model(model, folder / MODEL_FILE)
     learning_s = time.perf_counter() - started
     started = time.perf_counter()
     by_name = {group.name: group for group in groups}
     found = [_detect_group(by_name[part.name], part, model, config, progress) for part in model.groups]
     sorting = _merge_groups(found, model)
     sorting_s = time.perf_counter() - started
+    if is_given:  # only now, since an error before leaves nothing that is worth keeping
+        save_model(model, folder / MODEL_FILE)
     recorded_s = recording.get_total_duration()
     provenance = {
         "spikewise_version": __version__,
@@ -524,7 +525,9 @@ def _config(config: Config | None, options: dict[str, Any]) -> Config:
         raise SettingError(
             f"both config and the options {', '.join(options)} are given", "one of them", "leave one out"
         )
-    return config if config is not None else Config.from_options(**options)
+    config = config if config is not None else Config.from_options(**options)
+    choose_device(config.sorting.device)  # a device that is not there is told before any work
+    return config
 
 
 def _open_recording(
@@ -581,6 +584,13 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         """Write no more; the results tell by themselves whether there is space for them."""
         self.setLevel(logging.CRITICAL + 1)
+
+    def close(self) -> None:
+        """Close the file; what could not be written is let go."""
+        try:
+            super().close()
+        except OSError as error:
+            logger.warning("the log %s is not complete: %s", self.baseFilename, error.strerror)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ app = App(
     help="Sort spikes with neural networks: learn the units from a few labelled spikes, then sort hours.",
     version=__version__,
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # main tells it
     default_parameter=Parameter(
         negative_iterable="", name_transform=lambda name: name.lower().replace("_", "-")
     ),

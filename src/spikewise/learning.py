@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,7 @@ def prepare_groups(recording: BaseRecording, config: Config, model: Model | None
     groups = []
     for name, part in recordings.items():
         if model is not None and name not in known:
+            logger.warning("the model knows no group %s: its channels are not sorted", name)
             continue
         silenced = known[name].silenced_channel_ids if model is not None else None
         preprocessed = preprocess_recording(
@@ -115,7 +118,7 @@ def label_groups(
             )
         except BootstrapError as error:
             if len(groups) == 1:
-                raise
+                raise _with_log_kept(error, folder / f"bootstrap_{config.bootstrap.bootstrap}.log") from error
             logger.warning("group %s gives no labels: %s", group.name, error)
             facts["groups"][group.name] = {"error": str(error)}
             continue
@@ -140,6 +143,19 @@ def label_groups(
             "give labels with --labels, or try another sorter with --bootstrap",
         )
     return label_sets, facts
+
+
+def _with_log_kept(error: BootstrapError, log_file: Path) -> BootstrapError:
+    """Copy the sorter's log to where it outlives the output folder, and let the error name the copy."""
+    if not log_file.exists():  # the sorter never ran
+        return error
+    try:
+        kept = Path(tempfile.mkdtemp(prefix="spikewise-")) / log_file.name
+        shutil.copy(log_file, kept)
+    except OSError:
+        logger.exception("the log of the sorter could not be kept")
+        return error
+    return BootstrapError(error.given, error.allowed, error.remedy.replace(str(log_file), str(kept)))
 
 
 def learn_group(

@@ -339,12 +339,10 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         raise OutputError(
             f"{folder} exists already", "a new folder", "choose another name or add --overwrite"
         )
-    names = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
-    others = sorted(names - {"recording", "truth", "simulation.json"})
-    if "simulation.json" not in names or others:
+    if not (folder / "simulation.json").is_file():
         raise OutputError(
-            f"{folder} holds {', '.join(others[:5])}" if others else f"{folder} is not a simulation",
-            "only the folder of an earlier simulation that holds nothing else is overwritten",
+            f"{folder} is not the folder of a simulation",
+            "only an earlier simulation is overwritten",
             "choose another name",
         )
 

@@ -175,7 +175,7 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}",
+            f"{path} cannot be written: {error.strerror or f'only a part of it was ({error})'}",
             "a folder that can be written and has space",
             "make room or choose another place, then run the command again",
         ) from error

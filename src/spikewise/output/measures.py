@@ -1,0 +1,204 @@
+"""What can be said of each unit and of its spikes: the numbers behind a report.
+
+Times of spikes are frames of a segment. Traces and waveforms are those that the network sees, in standard
+deviations of each channel's noise. On long recordings a bounded part is read, chosen without chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from spikeinterface.core import BaseSorting
+from spikeinterface.postprocessing import compute_auto_correlograms
+
+from spikewise.data.preprocessing import TraceReader
+from spikewise.models.checkpoint import GroupModel
+from spikewise.output.result import StoredResult
+
+REFRACTORY_MS = 1.5
+"""Two spikes of one unit closer than this count as a violation."""
+CORRELOGRAM_MS = 50.0
+CORRELOGRAM_BIN_MS = 1.0
+WAVEFORM_BEFORE_MS, WAVEFORM_AFTER_MS = 1.0, 2.0
+MAX_WAVEFORM_SPIKES = 100
+"""Spikes of a unit whose mean is taken, at most."""
+MAX_SECONDS_READ = 60
+"""Seconds of the recording in which spikes for the mean waveforms are looked for."""
+RARE_UNIT_SPIKES = 5
+"""Spikes that are read of a unit that fires in none of these seconds."""
+
+
+@dataclass(frozen=True)
+class MeanWaveform:
+    """The mean over spikes of one unit.
+
+    Attributes
+    ----------
+    values : ndarray, shape (num_samples, num_channels)
+        All channels of the unit's group; the spike is at `num_before`.
+    num_before : int
+        Samples before the spike.
+    num_spikes : int
+        Number of spikes in the mean.
+    """
+
+    values: np.ndarray
+    num_before: int
+    num_spikes: int
+
+    @property
+    def peaks(self) -> np.ndarray:
+        """Largest deflection of each channel, shape (num_channels,)."""
+        return np.abs(self.values).max(axis=0)
+
+    def main_channels(self, max_channels: int) -> np.ndarray:
+        """Return the indices of the channels with the largest deflections, largest first."""
+        return np.argsort(-self.peaks, kind="stable")[: min(max_channels, np.count_nonzero(self.peaks))]
+
+
+@dataclass(frozen=True)
+class UnitMeasures:
+    """What is told of one unit.
+
+    Attributes
+    ----------
+    unit_id : int or str
+    unit_index : int
+        Position in the sorting.
+    group : GroupModel
+        The network that found it.
+    threshold : float
+        Least response of a spike, as a fraction of the response to a perfect one.
+    sampling_frequency : float
+    num_spikes : int
+    rate_hz : float
+    violations_percent : float or None
+        Percentage of the intervals between spikes that are shorter than :data:`REFRACTORY_MS`; None if there
+        is no interval.
+    correlogram : ndarray, shape (num_bins,)
+        Numbers of pairs of spikes at each lag from -:data:`CORRELOGRAM_MS` to it.
+    waveform : MeanWaveform or None
+        None without the recording, or without spikes.
+    """
+
+    unit_id: int | str
+    unit_index: int
+    group: GroupModel
+    threshold: float
+    sampling_frequency: float
+    num_spikes: int
+    rate_hz: float
+    violations_percent: float | None
+    correlogram: np.ndarray
+    waveform: MeanWaveform | None = None
+
+
+def measure_units(result: StoredResult, readers: Mapping[str, TraceReader] | None) -> list[UnitMeasures]:
+    """Measure all units of a result.
+
+    Parameters
+    ----------
+    result : StoredResult
+    readers : mapping of str to TraceReader, or None
+        The preprocessed traces of each group of the model; None leaves the waveforms out.
+
+    Returns
+    -------
+    list of UnitMeasures
+        In the order of the sorting.
+
+    Raises
+    ------
+    RecordingError
+        If the traces cannot be read.
+    """
+    sorting = result.sorting
+    rate = sorting.sampling_frequency
+    duration_s = sum(result.num_samples) / rate
+    correlograms, _ = compute_auto_correlograms(
+        sorting, window_ms=2 * CORRELOGRAM_MS, bin_ms=CORRELOGRAM_BIN_MS
+    )
+    one_threshold = result.one_threshold
+    trains = _spike_trains(sorting)
+    units: list[UnitMeasures] = []
+    for group in result.model.groups:
+        for unit_id, threshold in zip(group.unit_ids, group.thresholds, strict=True):
+            index = len(units)
+            num_spikes = sum(map(len, trains[index]))
+            units.append(
+                UnitMeasures(
+                    unit_id=unit_id,
+                    unit_index=index,
+                    group=group,
+                    threshold=float(threshold if one_threshold is None else one_threshold),
+                    sampling_frequency=rate,
+                    num_spikes=num_spikes,
+                    rate_hz=num_spikes / duration_s,
+                    violations_percent=_violations_percent(trains[index], rate),
+                    correlogram=correlograms[index],
+                )
+            )
+    if readers is None:
+        return units
+    waveforms = _mean_waveforms(trains, [readers[unit.group.name] for unit in units])
+    return [replace(unit, waveform=waveform) for unit, waveform in zip(units, waveforms, strict=True)]
+
+
+def _spike_trains(sorting: BaseSorting) -> list[list[np.ndarray]]:
+    """Return the frames of each unit's spikes in each segment."""
+    sorting.precompute_spike_trains()
+    segments = range(sorting.get_num_segments())
+    return [[sorting.get_unit_spike_train(i, segment_index=s) for s in segments] for i in sorting.unit_ids]
+
+
+def _violations_percent(train: list[np.ndarray], rate: float) -> float | None:
+    intervals = np.concatenate([np.diff(frames) for frames in train])
+    if len(intervals) == 0:
+        return None
+    return float(100 * np.mean(intervals < REFRACTORY_MS / 1000 * rate))
+
+
+def _mean_waveforms(trains: list[list[np.ndarray]], readers: list[TraceReader]) -> list[MeanWaveform | None]:
+    """Return the mean waveform of each unit; spikes are read in order of time, group after group."""
+    rate = readers[0].sampling_frequency if readers else 1.0
+    before, after = round(WAVEFORM_BEFORE_MS / 1000 * rate), round(WAVEFORM_AFTER_MS / 1000 * rate)
+    chosen = _choose_spikes(trains, round(rate))
+    sums = [np.zeros((before + after, reader.num_channels)) for reader in readers]
+    for reader in dict.fromkeys(readers):
+        mine = [unit for unit, other in enumerate(readers) if other is reader]
+        for segment, frame, unit in sorted((s, f, own) for own in mine for s, f in chosen[own]):
+            sums[unit] += reader.read(segment, frame - before, frame + after)
+    return [
+        MeanWaveform(total / len(spikes), before, len(spikes)) if spikes else None
+        for total, spikes in zip(sums, chosen, strict=True)
+    ]
+
+
+def _choose_spikes(trains: list[list[np.ndarray]], second: int) -> list[list[tuple[int, int]]]:
+    """Choose a few spikes of each unit, all in a bounded number of seconds of the recording.
+
+    Returns segment and frame of each; `second` is the length of a second in frames.
+    """
+    segments = [np.repeat(np.arange(len(train)), [len(frames) for frames in train]) for train in trains]
+    frames = [np.concatenate(train) for train in trains]
+    num_seconds = 1 + max((int(f[-1]) // second for train in trains for f in train if len(f)), default=0)
+    seconds = [s * num_seconds + f // second for s, f in zip(segments, frames, strict=True)]
+    busy = np.unique(np.concatenate(seconds)) if seconds else np.zeros(0, dtype=np.int64)
+    read = busy[spread(len(busy), MAX_SECONDS_READ)]
+    chosen = []
+    for unit, unit_seconds in enumerate(seconds):
+        inside = np.flatnonzero(np.isin(unit_seconds, read))
+        few = inside[spread(len(inside), MAX_WAVEFORM_SPIKES)]
+        if len(few) == 0:
+            few = np.arange(min(len(unit_seconds), RARE_UNIT_SPIKES))
+        chosen.append(list(zip(segments[unit][few].tolist(), frames[unit][few].tolist(), strict=True)))
+    return chosen
+
+
+def spread(num_items: int, max_items: int) -> np.ndarray:
+    """Return at most `max_items` indices below `num_items`, evenly spread."""
+    if num_items <= max_items:
+        return np.arange(num_items)
+    return np.linspace(0, num_items - 1, max_items).round().astype(np.int64)

@@ -1,0 +1,209 @@
+"""A finished sort, read back from its folder and checked.
+
+The folder is what :mod:`spikewise.sorting.store` leaves: the sorting, the model, the provenance. All three
+must agree, so that what is told about a result is told about the right one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikeinterface.core import BaseSorting
+
+from spikewise.data.label_files import load_sorting
+from spikewise.errors import OutputError
+from spikewise.models.checkpoint import Model, load_model
+from spikewise.sorting.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
+
+_NUMBER = (int, float)
+_FACTS: dict[str, type | tuple[type, ...]] = {
+    "spikewise_version": str,
+    "versions": dict,
+    "machine": dict,
+    "config.detection": dict,
+    "preprocessing": dict,
+    "recording.sampling_frequency": _NUMBER,
+    "recording.num_channels": int,
+    "recording.num_samples": list,
+    "model.hash": str,
+    "result.spikes_hash": str,
+    "seconds.recorded": _NUMBER,
+    "seconds.learning": _NUMBER,
+    "seconds.sorting": _NUMBER,
+    "real_time_factor": _NUMBER,
+}
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """A finished sort.
+
+    Attributes
+    ----------
+    sorting : BaseSorting
+        The spikes; its units are those of the model, in the same order.
+    model : Model
+        The model that found them.
+    provenance : dict
+        Settings, versions, hashes, seeds and timings; JSON types only.
+    """
+
+    sorting: BaseSorting
+    model: Model
+    provenance: dict[str, Any]
+
+    @property
+    def num_samples(self) -> list[int]:
+        """Length of each segment of the recording, in frames."""
+        return self.provenance["recording"]["num_samples"]
+
+    @property
+    def model_was_given(self) -> bool:
+        """Whether the model had been trained before, so that its labels are not of this recording."""
+        return bool(self.provenance["model"].get("given", False))
+
+    @property
+    def label_interval_s(self) -> tuple[float, float] | None:
+        """Start and end of the labels in this recording; None if the model was learnt elsewhere."""
+        if self.model_was_given:
+            return None
+        interval = (self.provenance.get("labels") or {}).get("interval_s")
+        return None if interval is None else (float(interval[0]), float(interval[1]))
+
+    @property
+    def one_threshold(self) -> float | None:
+        """The threshold of all units, if one was given instead of those of the model."""
+        return self.provenance["config"]["detection"].get("threshold")
+
+    @property
+    def trainings(self) -> list[dict[str, Any]]:
+        """Facts of the training of each group of which the model tells the losses."""
+        groups = self.model.facts.get("groups")
+        return [group for group in groups if _tells_losses(group)] if isinstance(groups, list) else []
+
+
+def load_result(folder: Path | str) -> StoredResult:
+    """Read what ``spikewise sort`` wrote.
+
+    Parameters
+    ----------
+    folder : Path or str
+        The output folder of a sort.
+
+    Returns
+    -------
+    StoredResult
+
+    Raises
+    ------
+    OutputError
+        If the folder is no result, or a part of it is missing, damaged, or belongs to another result.
+    LabelsError
+        If its sorting cannot be read.
+    CheckpointError
+        If its model cannot be read.
+    """
+    folder = Path(folder)
+    parts = (SORTING_FOLDER, MODEL_FILE, PROVENANCE_FILE)
+    missing = [name for name in parts if not (folder / name).exists()]
+    if missing:
+        what = "does not exist" if not folder.exists() else f"has no {', '.join(missing)}"
+        raise OutputError(
+            f"the result {folder} {what}",
+            f"the output folder of `spikewise sort`, which holds {', '.join(parts)}",
+            "check the path, or sort again",
+        )
+    provenance = _read_provenance(folder / PROVENANCE_FILE)
+    result = StoredResult(load_sorting(folder / SORTING_FOLDER), load_model(folder / MODEL_FILE), provenance)
+    _check_together(result, folder)
+    return result
+
+
+def _read_provenance(path: Path) -> dict[str, Any]:
+    try:
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(provenance, dict):
+        raise _damaged(path, f"it holds a {type(provenance).__name__}, not an object")
+    for name, kind in _FACTS.items():
+        if not _is_a(_look_up(provenance, name), kind):
+            raise _damaged(path, f"{name} is missing or of a wrong type")
+    lengths = provenance["recording"]["num_samples"]
+    if not lengths or not all(_is_a(length, int) and length > 0 for length in lengths):
+        raise _damaged(path, f"recording.num_samples is {lengths!r}")
+    threshold = provenance["config"]["detection"].get("threshold")
+    if threshold is not None and not _is_a(threshold, _NUMBER):
+        raise _damaged(path, f"config.detection.threshold is {threshold!r}")
+    labels = provenance.get("labels")
+    if labels is not None and not _are_labels(labels):
+        raise _damaged(path, f"labels is {labels!r}")
+    return provenance
+
+
+def _look_up(facts: dict[str, Any], dotted: str) -> Any:
+    """Return the value at a dotted name, None where there is none."""
+    value: Any = facts
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+        return False
+    return isinstance(value, kind)
+
+
+def _are_labels(labels: Any) -> bool:
+    """Tell whether these are facts about labels: a source, and two times in order if there is an interval."""
+    if not isinstance(labels, dict) or not isinstance(labels.get("source", ""), str):
+        return False
+    interval = labels.get("interval_s")
+    if interval is None:
+        return True
+    is_pair = isinstance(interval, list) and len(interval) == 2 and all(_is_a(t, _NUMBER) for t in interval)
+    return is_pair and interval[0] < interval[1]
+
+
+def _tells_losses(group: Any) -> bool:
+    """Tell whether these are facts of a training, with a loss (None where there was none) for each epoch."""
+    if not isinstance(group, dict):
+        return False
+    losses = [group.get(name) for name in ("train_loss", "held_out_loss")]
+    if not all(isinstance(loss, list) and loss for loss in losses) or not _is_a(group.get("best_epoch"), int):
+        return False
+    return all(value is None or _is_a(value, _NUMBER) for loss in losses for value in loss or [])
+
+
+def _check_together(result: StoredResult, folder: Path) -> None:
+    """Raise unless sorting, model and provenance are of one sort."""
+    facts = result.provenance
+    sorted_ids, model_ids = (list(map(str, part.unit_ids)) for part in (result.sorting, result.model))
+    if sorted_ids != model_ids:
+        different = "units of the sorting are not those of the model"
+    elif spikes_hash(result.sorting) != facts["result"]["spikes_hash"]:
+        different = f"spikes are not those that {PROVENANCE_FILE} tells of"
+    elif result.sorting.sampling_frequency != facts["recording"]["sampling_frequency"]:
+        different = f"sampling frequency of the sorting is not that of {PROVENANCE_FILE}"
+    elif result.sorting.get_num_segments() != len(result.num_samples):
+        different = f"number of segments of the sorting is not that of {PROVENANCE_FILE}"
+    else:
+        return
+    raise OutputError(
+        f"the parts of the result {folder} do not belong together: the {different}",
+        "a folder as `spikewise sort` left it",
+        "copy it again from where it was made, or sort again",
+    )
+
+
+def _damaged(path: Path, reason: str) -> OutputError:
+    return OutputError(
+        f"{path} is damaged or not of Spikewise: {reason}",
+        "the provenance that `spikewise sort` wrote",
+        "copy the result again from where it was made, or sort again",
+    )

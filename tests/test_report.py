@@ -1,0 +1,721 @@
+"""The report: exact measures of small sortings, a page that says them, clear errors for broken results."""
+
+import base64
+import builtins
+import collections
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from arrays import ArrayTraces, random_network
+from matplotlib.image import imread
+from spikeinterface.core import NumpySorting
+
+import spikewise
+from spikewise import api, cli
+from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
+from spikewise.errors import CheckpointError, MissingExtraError, OutputError, RecordingError, SpikewiseError
+from spikewise.output import figures, measures, report, stretch
+from spikewise.output.measures import MeanWaveform, measure_units
+from spikewise.output.report import write_report
+from spikewise.output.result import StoredResult, load_result
+from spikewise.output.stretch import choose_stretch
+from spikewise.sorting.store import save_json, save_sorting, spikes_hash
+
+RATE = 10000.0
+"""Of the small cases: 10 frames are a millisecond, a stretch has 500 frames."""
+
+
+def group_model(num_channels, unit_ids, name="0", threshold=0.5) -> spikewise.models.checkpoint.GroupModel:
+    positions = np.stack([np.zeros(num_channels), 20.0 * np.arange(num_channels)], axis=1)
+    network = random_network(num_channels, len(unit_ids), 20)
+    channel_ids = tuple(f"ch{index}" for index in range(num_channels))
+    thresholds = np.full(len(unit_ids), threshold, dtype=np.float32)
+    return spikewise.models.checkpoint.GroupModel(
+        name, network, channel_ids, positions, (), tuple(unit_ids), thresholds
+    )
+
+
+def small_result(segments, unit_ids, lengths, *, num_channels=3, groups=None, **facts) -> StoredResult:
+    """A result of given spikes: for each segment a list of (frame, unit index), in order of time."""
+    frames = [np.array([frame for frame, _ in spikes], dtype=np.int64) for spikes in segments]
+    units = [np.array([unit for _, unit in spikes], dtype=np.int64) for spikes in segments]
+    sorting = NumpySorting.from_samples_and_labels(frames, units, RATE, np.arange(len(unit_ids)))
+    sorting = sorting.rename_units(unit_ids)
+    model = spikewise.Model(
+        tuple(groups or [group_model(num_channels, unit_ids)]),
+        RATE,
+        NetworkConfig(window_ms=2.0),
+        PreprocessingConfig(),
+        DetectionConfig(),
+        facts.pop("model_facts", {}),
+    )
+    provenance = {
+        "spikewise_version": "1.2.3",
+        "versions": {},
+        "machine": {},
+        "config": {"detection": {"threshold": None}},
+        "preprocessing": {},
+        "recording": {
+            "path": None, "sampling_frequency": RATE, "num_channels": num_channels, "num_samples": lengths,
+        },
+        "labels": None,
+        "model": {"hash": "abc"},
+        "result": {"spikes_hash": spikes_hash(sorting)},
+        "seconds": {"recorded": sum(lengths) / RATE, "learning": 1.0, "sorting": 2.0},
+        "real_time_factor": 3.0,
+        **facts,
+    }  # fmt: skip
+    return StoredResult(sorting, model, provenance)
+
+
+class Page(HTMLParser):
+    """What a page holds: rows of its tables, ids, references, texts; raises if its elements do not nest."""
+
+    EMPTY = frozenset({"meta", "br", "link", "img"})
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.tags: collections.Counter = collections.Counter()
+        self.text = ""
+        self.feed(text)
+        self.close()
+        if self.open:
+            raise ValueError(f"never closed: {self.open}")
+
+    def handle_starttag(self, tag, attrs):
+        self.tags[tag] += 1
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value)
+            elif name in ("href", "src", "xlink:href", "action", "srcset", "data"):
+                self.references.append(value)
+            self.references += re.findall(r"url\((.*?)\)", value or "")
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.EMPTY:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            raise ValueError(f"</{tag}> at {self.getpos()} closes nothing")
+        self.text += " "
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            self.references += re.findall(r"url\((.*?)\)|@import (.*)", data)
+            return
+        self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data.strip()
+
+
+def read_page(path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def words(page: Page) -> str:
+    return " ".join(page.text.split())
+
+
+# --- measures -------------------------------------------------------------------------------------------
+
+
+def test_rates_violations_and_correlograms_of_a_known_train():
+    # Unit a: intervals of 14 (a violation), 15 (none: 1.5 ms), 1000 frames; then a segment of its own.
+    trains = [[(0, 0), (14, 0), (29, 0), (29, 1), (1029, 0)], [(5, 0)]]
+    first, second, third = measure_units(small_result(trains, ["a", "b", "c"], [20000, 5000]), None)
+    assert [unit.unit_id for unit in (first, second, third)] == ["a", "b", "c"]
+    assert [unit.num_spikes for unit in (first, second, third)] == [5, 1, 0]
+    assert first.rate_hz == pytest.approx(5 / 2.5)
+    assert first.violations_percent == pytest.approx(100 / 3)
+    assert second.violations_percent is None
+    assert third.violations_percent is None
+    # Lags of 1.4, 1.5 and 2.9 ms on both sides; that of 100 ms and those between segments are out of reach.
+    counts = dict.fromkeys(range(100), 0) | {51: 2, 52: 1, 48: 2, 47: 1}
+    assert first.correlogram.tolist() == list(counts.values())
+    assert not second.correlogram.any()
+    assert first.waveform is None
+
+
+def test_one_threshold_given_for_all_replaces_those_of_the_model():
+    spikes = [[(100, 0)]]
+    assert measure_units(small_result(spikes, ["a"], [1000]), None)[0].threshold == 0.5
+    given = small_result(spikes, ["a"], [1000], config={"detection": {"threshold": 0.25}})
+    assert measure_units(given, None)[0].threshold == 0.25
+
+
+def test_the_mean_waveform_is_the_mean_over_the_spikes_of_both_segments():
+    first, second = np.zeros((2000, 3)), np.zeros((2000, 3))
+    first[500, 1], first[505, 2] = -8.0, 3.0
+    second[700, 1] = -4.0
+    result = small_result([[(500, 0), (900, 1)], [(700, 0)]], [7, 8, 9], [2000, 2000])
+    unit, silent, absent = measure_units(result, {"0": ArrayTraces(first, second, sampling_frequency=RATE)})
+    assert unit.waveform.values.shape == (30, 3)
+    assert unit.waveform.num_spikes == 2
+    expected = np.zeros((30, 3))
+    expected[unit.waveform.num_before, 1] = -6.0
+    expected[unit.waveform.num_before + 5, 2] = 1.5
+    assert unit.waveform.num_before == 10
+    np.testing.assert_array_equal(unit.waveform.values, expected)
+    assert unit.waveform.main_channels(5).tolist() == [1, 2]
+    assert unit.waveform.main_channels(1).tolist() == [1]
+    assert silent.waveform.main_channels(5).tolist() == []
+    assert absent.waveform is None
+
+
+def test_each_group_is_read_from_its_own_traces():
+    groups = [group_model(1, ["a"], "left"), group_model(2, ["b"], "right")]
+    result = small_result([[(500, 1), (600, 0)]], ["a", "b"], [2000], groups=groups)
+    left, right = np.zeros((2000, 1)), np.zeros((2000, 2))
+    left[600, 0], right[500, 1] = 5.0, 7.0
+    readers = {
+        "left": ArrayTraces(left, sampling_frequency=RATE),
+        "right": ArrayTraces(right, sampling_frequency=RATE),
+    }
+    a, b = measure_units(result, readers)
+    assert a.waveform.peaks.tolist() == [5.0]
+    assert b.waveform.peaks.tolist() == [0.0, 7.0]
+    assert [unit.group.name for unit in (a, b)] == ["left", "right"]
+
+
+def test_a_long_recording_is_read_only_in_part(monkeypatch):
+    monkeypatch.setattr(measures, "MAX_SECONDS_READ", 4)
+    second = 1000
+    often = np.arange(0, 100 * second, 100)  # ten in each of a hundred seconds
+    rare = np.array([31_500, 32_500, 33_500, 34_500, 35_500, 36_500])
+    few = measures._choose_spikes([[often], [rare], [np.zeros(0, dtype=int)]], second)
+    assert {frame // second for _, frame in few[0]} == {0, 33, 66, 99}
+    assert len(few[0]) == 40
+    assert few[1] == [(0, 33_500)]
+    assert few[2] == []
+    monkeypatch.setattr(measures, "MAX_WAVEFORM_SPIKES", 3)
+    assert [frame for _, frame in measures._choose_spikes([[often]], second)[0]] == [0, 66_000, 99_900]
+    # The same second of two segments is two seconds to read.
+    monkeypatch.setattr(measures, "MAX_SECONDS_READ", 1)
+    assert measures._choose_spikes([[np.array([10, 20]), np.array([30])]], second) == [[(0, 10), (0, 20)]]
+
+
+# --- stretch --------------------------------------------------------------------------------------------
+
+
+def stretch_case():
+    """Three units, each on a channel of its own; sizes 5, 9, 7 on channels 0, 1, 2."""
+    traces = np.zeros((5000, 3))
+    spikes = [
+        (120, 0), (140, 0), (160, 0), (180, 0), (200, 0),  # 0-50 ms: one unit, five spikes
+        (1100, 0), (1200, 1),  # 100-150 ms: two units
+        (2600, 0), (2700, 1), (2800, 2),  # 250-300 ms: three units
+        (3600, 0), (3700, 1), (3750, 1), (3800, 2),  # 350-400 ms: three units, more spikes
+        (4600, 0), (4700, 1), (4750, 1), (4800, 2),  # 450-500 ms: as many, later
+    ]  # fmt: skip
+    for frame, unit in spikes:
+        traces[frame, unit] = -[5.0, 9.0, 7.0][unit]
+    result = small_result([spikes], ["a", "b", "c"], [5000])
+    readers = {"0": ArrayTraces(traces, sampling_frequency=RATE)}
+    return result, measure_units(result, readers), readers, traces
+
+
+def test_the_stretch_is_where_most_units_fire_then_most_spikes_then_the_first():
+    result, units, readers, traces = stretch_case()
+    found = choose_stretch(result, units, readers)
+    assert found.start_s == 0.35
+    assert found.channel_ids == ("ch2", "ch1", "ch0")  # the highest on the probe is on top
+    np.testing.assert_array_equal(found.traces, traces[3500:4000, [2, 1, 0]].astype(np.float32))
+    assert found.spikes == [(100, 2, 0), (200, 1, 1), (250, 1, 1), (300, 0, 2)]
+    assert found.num_spikes == 4
+
+
+@pytest.mark.parametrize(
+    ("interval", "start_s"),
+    [((0.4, 0.5), 0.45), ((0.0, 0.39), 0.25), ((0.0, 0.24), 0.1), ((0.0, 0.06), 0.0), ((0.36, 0.44), None)],
+)
+def test_the_stretch_lies_whole_in_the_interval(interval, start_s):
+    result, units, readers, _ = stretch_case()
+    found = choose_stretch(result, units, readers, interval)
+    assert (None if found is None else found.start_s) == start_s
+
+
+@pytest.mark.parametrize("apart", ["segments", "groups"])
+def test_units_of_other_segments_and_groups_do_not_fire_together(apart):
+    groups = [group_model(1, ["a"], "left"), group_model(1, ["b", "c"], "right")]
+    segments = [[(100, 0), (600, 1), (650, 2)], [(100, 2)]]
+    if apart == "groups":
+        segments = [[(100, 0), (120, 1), (600, 1), (650, 2)], []]
+    result = small_result(segments, ["a", "b", "c"], [1000, 1000], groups=groups)
+    ones = ArrayTraces(np.ones((1000, 1)), np.ones((1000, 1)), sampling_frequency=RATE)
+    readers = {"left": ones, "right": ones}
+    found = choose_stretch(result, measure_units(result, readers), readers)
+    assert found.start_s == 0.05
+    assert found.spikes == [(100, 0, 1), (150, 0, 2)]
+
+
+def test_a_stretch_ends_within_the_recording():
+    result = small_result([[(100, 0), (600, 0), (650, 1)]], ["a", "b"], [999])
+    traces = np.zeros((999, 3))
+    traces[[100, 600, 650]] = 9.0
+    readers = {"0": ArrayTraces(traces, sampling_frequency=RATE)}
+    assert choose_stretch(result, measure_units(result, readers), readers).start_s == 0.0
+
+
+def test_a_stretch_of_few_channels_keeps_the_largest_units(monkeypatch):
+    monkeypatch.setattr(stretch, "MAX_CHANNELS", 2)
+    result, units, readers, _ = stretch_case()
+    found = choose_stretch(result, units, readers)
+    assert found.channel_ids == ("ch2", "ch1")
+    assert found.spikes == [(200, 1, 1), (250, 1, 1), (300, 0, 2)]
+    assert found.num_spikes == 4
+
+
+def test_the_stretch_of_a_later_segment_and_second_group():
+    groups = [group_model(1, ["a"], "left"), group_model(1, ["b", "c"], "right")]
+    segments = [[(100, 0), (200, 0)], [(700, 1), (800, 2)]]
+    result = small_result(segments, ["a", "b", "c"], [1250, 1000], groups=groups)
+    second = np.zeros((1000, 1))
+    second[700], second[800] = 4.0, 6.0
+    readers = {
+        "left": ArrayTraces(np.ones((1250, 1)), np.ones((1000, 1)), sampling_frequency=RATE),
+        "right": ArrayTraces(np.zeros((1250, 1)), second, sampling_frequency=RATE),
+    }
+    found = choose_stretch(result, measure_units(result, readers), readers)
+    assert found.start_s == pytest.approx(0.175)  # 1250 frames of the first segment, then 500
+    np.testing.assert_array_equal(found.traces, second[500:].astype(np.float32))
+    assert found.spikes == [(200, 0, 1), (300, 0, 2)]
+
+
+# --- pictures -------------------------------------------------------------------------------------------
+
+
+def contrast(first: str, second: str) -> float:
+    """Contrast of two colours by the WCAG formula."""
+
+    def luminance(colour):
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_units_stand_out_from_the_light_and_the_dark_page_and_text_is_readable():
+    template = (report.importlib.resources.files("spikewise.output") / report.TEMPLATE).read_text("utf-8")
+    themes = [dict(re.findall(r"--(\w+): (#\w{6})", line)) for line in re.findall(r":root \{.*\}", template)]
+    assert len(themes) == 2
+    assert contrast(themes[0]["page"], themes[1]["page"]) > 15
+    for theme in themes:
+        for background in (theme["page"], theme["panel"]):
+            assert min(contrast(colour, background) for colour in figures.COLOURS) >= 3
+            assert min(contrast(theme[name], background) for name in ("ink", "soft")) >= 4.5
+    assert figures.colour_of(0) == figures.colour_of(len(figures.COLOURS)) != figures.colour_of(1)
+
+
+def points_of(svg: str, colour: str) -> list[np.ndarray]:
+    """Points of the lines of a colour, each (num_points, 2), in units of the picture."""
+    found = re.findall(r'<path d="([^"]*)"[^>]*stroke: ' + colour, svg)
+    return [np.array(re.findall(r"(-?[\d.]+) (-?[\d.]+)", path), dtype=float) for path in found]
+
+
+def test_spikes_are_drawn_where_they_are_in_the_colour_and_with_the_id_of_their_unit():
+    result, units, readers, _ = stretch_case()
+    svg = figures.draw_stretch(choose_stretch(result, units, readers), units, figures.WIDE)
+    coloured = {unit: points_of(svg, figures.colour_of(unit)) for unit in range(3)}
+    assert [len(lines) for lines in coloured.values()] == [1, 2, 1]
+    middles = [np.mean(line[:, 0]) for line in (coloured[0][0], *coloured[1], coloured[2][0])]
+    expected = np.array([100, 50, 50]) * (middles[3] - middles[0]) / 200
+    assert np.diff(middles) == pytest.approx(expected, abs=0.01)
+    depth = [np.ptp(coloured[unit][0][:, 1]) for unit in range(3)]
+    assert depth == pytest.approx(np.array([5, 9, 7]) * depth[0] / 5, abs=0.05)
+    width_ms = [np.ptp(coloured[unit][0][:, 0]) / (middles[3] - middles[0]) * 20 for unit in range(3)]
+    assert width_ms == pytest.approx([1.2] * 3, abs=0.01)
+    names = re.findall(r"fill: (#\w{6})[^>]*>([abc])</text>", svg)
+    assert names == [(figures.colour_of(unit), "abc"[unit]) for unit in (0, 1, 1, 2)]
+    assert "4 spikes of units a, b, c" in svg
+
+
+def test_ids_of_units_do_not_cover_each_other():
+    spikes = [(100, 0), (104, 1), (300, 0)]
+    traces = np.zeros((500, 1))
+    traces[[100, 104, 300]] = 20.0
+    groups = [group_model(1, ["first", "second"])]
+    result = small_result([spikes], ["first", "second"], [500], groups=groups)
+    readers = {"0": ArrayTraces(traces, sampling_frequency=RATE)}
+    units = measure_units(result, readers)
+    svg = figures.draw_stretch(choose_stretch(result, units, readers), units, figures.NARROW)
+    assert re.findall(r">(first|second)</text>", svg) == ["first", "first"]
+
+
+def test_a_waveform_is_drawn_to_scale_largest_channel_on_top():
+    units = stretch_case()[1]
+    values = np.zeros((30, 3))
+    values[10] = [-3.0, -12.0, 0.0]
+    unit = measures.replace(units[0], waveform=MeanWaveform(values, 10, 5))
+    svg = figures.draw_unit(unit)
+    large, small = points_of(svg, figures.colour_of(0))[:2]
+    assert np.ptp(large[:, 1]) == pytest.approx(4 * np.ptp(small[:, 1]), rel=0.01)
+    assert large[0, 1] < small[0, 1]
+    assert re.findall(r">(ch\d)</text>", svg) == ["ch1", "ch0"]
+    bar = [line for line in points_of(svg, "currentColor") if len(line) == 2 and np.ptp(line[:, 0]) == 0]
+    lengths = [np.ptp(line[:, 1]) for line in bar]
+    assert any(length == pytest.approx(np.ptp(large[:, 1]) * 5 / 12, rel=0.02) for length in lengths)
+    assert ">5</text>" in svg
+
+
+def test_the_raster_has_each_spike_at_its_time_in_the_row_and_colour_of_its_unit():
+    labels = {"source": "phy", "interval_s": [0.2, 0.5]}
+    result = small_result([[(1000, 0)], [(2500, 1)]], ["a", "b"], [5000, 5000], labels=labels)
+    svg = figures.draw_raster(result, figures.WIDE)
+    ticks = re.findall(r'x="([\d.]+)"[^>]*>(0\.\d)</text>', svg)
+    to_seconds = np.poly1d(np.polyfit([float(x) for x, _ in ticks], [float(text) for _, text in ticks], 1))
+    image = re.search(r"<image.*?/>", svg, re.DOTALL).group()
+    left, width = (float(re.search(rf' {name}="([\d.]+)"', image).group(1)) for name in ("x", "width"))
+    pixels = imread(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]*)", image).group(1))))
+    rows = []
+    for unit, time_s in enumerate((0.1, 0.75)):
+        colour = [int(figures.colour_of(unit)[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        like = (pixels[..., 3] > 0.5) & (np.abs(pixels[..., :3] - colour).max(axis=2) < 0.03)
+        row, column = np.nonzero(like)
+        assert to_seconds(left + (column.mean() + 0.5) / like.shape[1] * width) == pytest.approx(
+            time_s, abs=2e-3
+        )
+        rows.append(row.mean())
+    assert (rows[0] < rows[1]) != ("scale(1 -1)" in image)
+    (shade,) = re.findall(r'<path d="([^"]*)"[^>]*opacity: 0.09', svg)
+    edges = np.array(re.findall(r"(-?[\d.]+) -?[\d.]+", shade), dtype=float)
+    assert to_seconds([edges.min(), edges.max()]) == pytest.approx([0.2, 0.5], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "expected"), [(600, (1.0, "s")), (601, (60.0, "min")), (10801, (3600.0, "h"))]
+)
+def test_long_recordings_are_told_in_minutes_or_hours(duration_s, expected):
+    assert figures._time_scale(duration_s) == expected
+
+
+def test_the_labels_are_shaded_unless_the_model_was_trained_elsewhere():
+    labels = {"source": "phy", "interval_s": [0.1, 0.3]}
+    result = small_result([[(100, 0)]], ["a"], [5000], labels=labels)
+    assert "shaded from 0.1 to 0.3 s" in figures.draw_raster(result, figures.WIDE)
+    given = small_result([[(100, 0)]], ["a"], [5000], labels=labels, model={"hash": "abc", "given": True})
+    assert given.label_interval_s is None
+    assert "shaded" not in figures.draw_raster(given, figures.WIDE)
+
+
+def test_losses_are_drawn_with_the_epoch_that_was_kept():
+    facts = {
+        "groups": [
+            {"train_loss": [0.5, 0.1, 0.05], "held_out_loss": [None, 0.2, 0.3], "best_epoch": 1},
+            {"train_loss": "gone", "held_out_loss": [0.1], "best_epoch": 0},
+        ]
+    }
+    result = small_result([[(100, 0)]], ["a"], [5000], model_facts=facts)
+    assert result.trainings == facts["groups"][:1]
+    svg = figures.draw_losses(result.trainings, figures.WIDE)
+    assert "kept: 2." in svg
+    training = next(line for line in points_of(svg, figures.COLOURS[0]) if len(line) == 3)
+    x, y = training.T
+    assert np.diff(x, 2) == pytest.approx([0], abs=0.02)
+    assert (y[1] - y[0]) / (y[2] - y[1]) == pytest.approx(np.log(5) / np.log(2), rel=0.01)
+
+
+# --- the page -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def simulation():
+    return spikewise.simulate(
+        probe="tetrode",
+        num_units=2,
+        duration_s=6.0,
+        sampling_frequency=RATE,
+        min_amplitude_uV=100.0,
+        seed=3,
+    )
+
+
+@pytest.fixture(scope="module")
+def stored(simulation, tmp_path_factory):
+    """A folder with a simulation and a real result of two epochs."""
+    folder = tmp_path_factory.mktemp("report")
+    spikewise.save_simulation(simulation, folder / "simulation")
+    api.sort(
+        folder / "simulation" / "recording",
+        labels=folder / "simulation" / "truth",
+        label_interval=(0.0, 3.0),
+        epochs=2,
+        batch_size=32,
+        threshold=0.2,
+        output=folder / "sorted",
+    )
+    return folder
+
+
+@pytest.fixture
+def broken(stored, tmp_path):
+    """A copy of the result, to be broken."""
+    return shutil.copytree(stored / "sorted", tmp_path / "broken")
+
+
+def test_the_command_writes_what_the_sorting_and_the_truth_say(stored, tmp_path, capsys):
+    path = tmp_path / "sub" / "report.html"
+    recording, truth = (str(stored / "simulation" / name) for name in ("recording", "truth"))
+    command = ["report", str(stored / "sorted"), "--recording", recording, "--truth", truth]
+    assert cli.main([*command, "--interval", "3", "6", "--output", str(path), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    performance = api.evaluate(truth, stored / "sorted", interval=(3.0, 6.0))
+    sorting = load_result(stored / "sorted").sorting
+    assert summary == {
+        "command": "report",
+        "units": 2,
+        "spikes": sorting.count_total_num_spikes(),
+        "accuracy": performance.accuracy,
+        "output": str(path),
+    }
+    page = read_page(path)
+    header, *rows = page.rows
+    cells = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
+    partners = {str(row.tested_unit): row for row in performance.units.itertuples()}
+    assert len(rows) == 2
+    assert {cell["unit"] for cell in cells} == partners.keys() - {"None"} != set()
+    for cell in cells:
+        score = partners[cell["unit"]]
+        unit_id = next(unit for unit in sorting.unit_ids if str(unit) == cell["unit"])
+        assert cell["spikes"] == str(len(sorting.get_unit_spike_train(unit_id)))
+        assert [int(cell[name]) for name in ("tp", "fp", "fn")] == [score.tp, score.fp, score.fn]
+        shown = [float(cell[name]) for name in ("accuracy", "precision", "recall")]
+        assert shown == pytest.approx([score.accuracy, score.precision, score.recall], abs=6e-4)
+        assert cell["threshold"] == "0.200"
+        assert cell["main channel"] in {"0", "1", "2", "3"}
+    text = words(page)
+    assert f"Accuracy, pooled {performance.accuracy:.3f}" in text
+    assert "Recorded 6.0 s 1 segment" in text
+    assert "Compared with the truth from 3 to 6 s" in text
+    assert "Shaded: the labels that trained the network, from 0 to 3 s" in text
+    provenance = json.loads((stored / "sorted" / "provenance.json").read_text())
+    assert provenance["model"]["given"] is False
+    assert provenance["model"]["hash"] in text
+    assert provenance["result"]["spikes_hash"] in text
+
+
+def test_the_page_needs_nothing_but_itself(stored, tmp_path):
+    made = api.report(stored / "sorted", tmp_path / "r.html", recording=stored / "simulation" / "recording")
+    page = read_page(made.path)
+    assert made.performance is None
+    assert page.tags["script"] == page.tags["link"] == page.tags["iframe"] == 0
+    assert [name for name, count in collections.Counter(page.ids).items() if count > 1] == []
+    outside = [r for r in page.references if not str(r).startswith(("#", "data:image/png;base64,"))]
+    assert outside == []
+    assert {r[1:] for r in page.references if r.startswith("#")} <= set(page.ids)
+    assert page.tags["svg"] == 6 + 2  # three pictures in two widths, and two units
+    text = made.path.read_text(encoding="utf-8")
+    assert (
+        text.count('role="img"') == len(re.findall(r"<svg[^>]*><title id=[^>]*>[^<]{20,}</title>", text)) == 8
+    )
+    assert figures._INK not in text
+    assert "prefers-color-scheme: dark" in text
+    assert "Accuracy" not in words(page)
+
+
+def test_without_recording_the_page_says_what_is_missing(stored, tmp_path):
+    page = read_page(api.report(stored / "sorted", tmp_path / "r.html").path)
+    assert "made without the recording" in words(page)
+    assert "main channel" not in page.rows[0]
+    assert "Mean waveform" not in page.text
+
+
+def test_a_result_in_memory_gives_the_same_page_as_its_folder(stored, tmp_path):
+    held = load_result(stored / "sorted")
+    result = api.SortingResult(held.sorting, held.model, held.provenance)
+    first = api.report(result, tmp_path / "a.html").path.read_text(encoding="utf-8")
+    second = api.report(stored / "sorted", tmp_path / "b.html").path.read_text(encoding="utf-8")
+    assert first == second
+
+
+def test_units_beyond_the_limit_are_in_the_table_only(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "MAX_UNIT_FIGURES", 2)
+    monkeypatch.setattr(report, "MAX_RASTER_SPIKES", 3)
+    spikes = [(100, 0), (200, 1), (300, 1), (400, 2), (500, 2)]
+    path = write_report(small_result([spikes], [10, 11, 12], [5000]), tmp_path / "r.html")
+    page = read_page(path)
+    assert [row[0] for row in page.rows[1:]] == ["10", "11", "12"]
+    assert re.findall(r"Unit (\d+)", page.text) == ["11", "12"]
+    assert "Drawn are the 2 units with the most spikes; the table holds all 3." in words(page)
+    assert "Drawn are 3 of 5 spikes" in words(page)
+
+
+def test_units_and_true_units_without_a_partner_are_told(tmp_path):
+    result = small_result([[(100, 0), (900, 0), (400, 1)]], ["x", "y"], [5000])
+    truth = NumpySorting.from_samples_and_labels([[100, 900, 2000, 3000]], [[0, 0, 1, 1]], RATE, [0, 1])
+    in_memory = api.SortingResult(result.sorting, result.model, result.provenance)
+    text = words(read_page(api.report(in_memory, tmp_path / "r.html", truth=truth).path))
+    assert "Units without a true partner: y; with their 1 spike counted as false, accuracy is 0.400" in text
+    assert "True units without a partner, counted as missed: 1 (2 spikes)" in text
+    assert "matches no true unit" in text
+
+
+def test_the_interval_cuts_a_recording_of_several_segments(tmp_path):
+    result = small_result([[(100, 0)], [(100, 0), (900, 0)]], ["x"], [5000, 5000])
+    truth = NumpySorting.from_samples_and_labels([[3000], [100, 2000]], [[0], [0, 0]], RATE, [0])
+    in_memory = api.SortingResult(result.sorting, result.model, result.provenance)
+    made = api.report(in_memory, tmp_path / "r.html", truth=truth, interval=(0.5, 0.55), match_score=0.1)
+    assert made.performance.units.iloc[0][["tp", "fp", "fn"]].tolist() == [1, 0, 0]
+
+
+def test_names_from_outside_cannot_write_the_page(tmp_path):
+    ids = ["<script>alert(1)</script>", "$\\frac{1}{$", 'x" onload="alert(1)']
+    traces = np.zeros((5000, 3))
+    traces[[100, 200, 300], [0, 1, 2]] = 9.0
+    result = small_result([[(100, 0), (200, 1), (300, 2)]], ids, [5000])
+    result.provenance["recording"]["path"] = "<b onclick=x>"
+    readers = {"0": ArrayTraces(traces, sampling_frequency=RATE)}
+    page = read_page(write_report(result, tmp_path / "r.html", readers=readers))
+    assert page.tags["script"] == page.tags["b"] == 0
+    assert [row[0] for row in page.rows[1:]] == ids
+    assert page.text.count("$\\frac{1}{$") >= 4  # table, heading, raster, traces
+
+
+def test_a_result_without_spikes_has_a_page(tmp_path):
+    result = small_result([[]], ["a"], [5000])
+    readers = {"0": ArrayTraces(np.zeros((5000, 3)), sampling_frequency=RATE)}
+    text = words(read_page(write_report(result, tmp_path / "r.html", readers=readers)))
+    assert "No traces are drawn: no spike was found" in text
+    assert "Units 1 0 with spikes" in text
+    assert "0 spikes, 0.00 Hz, \N{EN DASH} % violations" in text
+
+
+# --- what cannot be used --------------------------------------------------------------------------------
+
+
+def test_a_report_is_never_overwritten_unasked(stored, tmp_path):
+    path = tmp_path / "r.html"
+    path.write_text("mine")
+    with pytest.raises(OutputError, match="exists already"):
+        api.report(stored / "sorted", path)
+    assert path.read_text() == "mine"
+    with pytest.raises(OutputError, match="is a folder"):
+        api.report(stored / "sorted", tmp_path, overwrite=True)
+    api.report(stored / "sorted", path, overwrite=True)
+    assert "Sorting report" in path.read_text(encoding="utf-8")
+    assert [item.name for item in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_without_matplotlib_the_extra_is_named_and_nothing_written(stored, tmp_path, monkeypatch):
+    real_import = builtins.__import__
+
+    def no_matplotlib(name, *args, **kwargs):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    with pytest.raises(MissingExtraError, match=r"spikewise\[report\]"):
+        api.report(stored / "sorted", tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("name", ["sorting", "model.safetensors", "provenance.json"])
+def test_a_missing_part_of_a_result_is_named(broken, name, capsys):
+    place = broken / name
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+    assert cli.main(["report", str(broken), "--output", str(broken / "r.html")]) == 2
+    message = capsys.readouterr().err
+    assert f"has no {name}" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "Expecting property name"),
+        ("[1]", "it holds a list"),
+        ("{}", "spikewise_version is missing"),
+        (b"\xff\xfe", "decode"),
+    ],
+)
+def test_a_damaged_provenance_is_told(broken, text, reason, capsys):
+    (broken / "provenance.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert cli.main(["report", str(broken), "--output", str(broken / "r.html")]) == 2
+    message = capsys.readouterr().err
+    assert "provenance.json is damaged" in message
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("seconds.sorting", "fast", "seconds.sorting"),
+        ("seconds.recorded", float("nan"), "seconds.recorded"),
+        ("real_time_factor", True, "real_time_factor"),
+        ("recording", None, "recording.sampling_frequency"),
+        ("recording.num_samples", [], "recording.num_samples"),
+        ("recording.num_samples", [-5], "recording.num_samples"),
+        ("recording.num_samples", [10, 10], "number of segments"),
+        ("recording.sampling_frequency", 20000.0, "sampling frequency"),
+        ("labels", "none", "labels is 'none'"),
+        ("labels", {"interval_s": [3, 0]}, "labels is"),
+        ("labels", {"interval_s": [3]}, "labels is"),
+        ("config.detection", [], "config.detection"),
+        ("config.detection.threshold", "low", "config.detection.threshold is 'low'"),
+        ("result.spikes_hash", "0" * 64, "spikes are not those"),
+    ],
+)
+def test_facts_that_cannot_be_are_told(broken, place, value, told):
+    facts = json.loads((broken / "provenance.json").read_text())
+    *parents, last = place.split(".")
+    home = facts
+    for name in parents:
+        home = home[name]
+    home[last] = value
+    save_json(facts, broken / "provenance.json")
+    with pytest.raises(OutputError, match=re.escape(told)):
+        load_result(broken)
+
+
+def test_parts_of_two_results_are_told_apart(broken):
+    sorting = load_result(broken).sorting
+    shutil.rmtree(broken / "sorting")
+    save_sorting(sorting.rename_units([str(unit) + "x" for unit in sorting.unit_ids]), broken)
+    with pytest.raises(OutputError, match="units of the sorting are not those of the model"):
+        load_result(broken)
+
+
+def test_a_damaged_model_or_sorting_is_told(broken):
+    (broken / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_result(broken)
+    (broken / "sorting" / "spikes.npy").write_bytes(b"nonsense")
+    with pytest.raises(SpikewiseError, match="sorting"):
+        load_result(broken)
+
+
+@pytest.mark.parametrize("name", ["absent", "file", "empty"])
+def test_what_is_no_result_is_told(tmp_path, name, capsys):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    assert cli.main(["report", str(tmp_path / name), "--output", str(tmp_path / "r.html")]) == 2
+    assert "the output folder of `spikewise sort`" in capsys.readouterr().err.replace("The", "the")
+
+
+def test_another_recording_is_refused(stored, tmp_path):
+    other = spikewise.simulate(probe="tetrode", num_units=2, duration_s=5.0, sampling_frequency=RATE)
+    with pytest.raises(RecordingError, match="segments of"):
+        api.report(stored / "sorted", tmp_path / "r.html", recording=other.recording)
+    wider = spikewise.simulate(probe="linear-16", num_units=2, duration_s=6.0, sampling_frequency=RATE)
+    with pytest.raises(CheckpointError, match="channels"):
+        api.report(stored / "sorted", tmp_path / "r.html", recording=wider.recording)
+    assert not (tmp_path / "r.html").exists()
