@@ -92,12 +92,10 @@ def run_on_interval(
     """Run another sorter on one interval; its spikes come back on the whole recording's clock."""
     rate = recording.get_sampling_frequency()
     start, stop = (round(second * rate) for second in interval)
-    place = folder / f"run_{sorter}"
-    shutil.rmtree(place, ignore_errors=True)
+    place = folder / f"run_{sorter}_{os.getpid()}"
+    part = recording.frame_slice(start, stop).save(folder=place / "recording", n_jobs=1, progress_bar=False)
     started = time.perf_counter()
-    found = run_sorter(
-        sorter, recording.frame_slice(start, stop), folder=place, remove_existing_folder=True, verbose=False
-    )
+    found = run_sorter(sorter, part, folder=place / "sorter", verbose=False)
     seconds = time.perf_counter() - started
     vector = found.to_spike_vector()
     shifted = NumpySorting.from_samples_and_labels(
