@@ -198,7 +198,7 @@ def test_unusable_channels_stop_or_are_exactly_zero(kind):
     assert np.isnan(result.noise_levels).tolist() == [False, False, True, False]
     np.testing.assert_allclose(noise_of(out[:, [0, 1, 3]]), 1, rtol=0.02)
     reason = "NaN or infinite" if kind in ("nan", "inf") else "constant"
-    assert f"silenced 1 channels: c2 ({reason})" in result.steps
+    assert f"silenced 1 channel: c2 ({reason})" in result.steps
 
 
 def test_unusable_channels_are_found_in_the_last_second_of_the_last_segment():

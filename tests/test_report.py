@@ -376,6 +376,19 @@ def test_a_waveform_is_drawn_to_scale_largest_channel_on_top():
     assert ">5</text>" in svg
 
 
+def test_a_correlogram_is_drawn_to_scale():
+    unit = stretch_case()[1][1]
+    counts = np.zeros(100)
+    counts[[60, 75]] = 4, 3
+    svg = figures.draw_unit(measures.replace(unit, correlogram=counts))
+    (shape,) = re.findall(r'<path d="([^"]*)"[^>]*fill: ' + figures.colour_of(1), svg)
+    x, y = np.array(re.findall(r"(-?[\d.]+) (-?[\d.]+)", shape), dtype=float).T
+    place, height = (x - x.min()) / np.ptp(x), (y.max() - y) / np.ptp(y)
+    for first, level in ((60, 1.0), (75, 0.75)):
+        edges = place[np.isclose(height, level, atol=0.005)]
+        assert [edges.min(), edges.max()] == pytest.approx([first / 100, (first + 1) / 100], abs=1e-3)
+
+
 def test_the_raster_has_each_spike_at_its_time_in_the_row_and_colour_of_its_unit():
     labels = {"source": "phy", "interval_s": [0.2, 0.5]}
     result = small_result([[(1000, 0)], [(2500, 1)]], ["a", "b"], [5000, 5000], labels=labels)
@@ -431,6 +444,9 @@ def test_losses_are_drawn_with_the_epoch_that_was_kept():
     x, y = training.T
     assert np.diff(x, 2) == pytest.approx([0], abs=0.02)
     assert (y[1] - y[0]) / (y[2] - y[1]) == pytest.approx(np.log(5) / np.log(2), rel=0.01)
+    held_out = next(line for line in points_of(svg, figures.COLOURS[1]) if len(line) == 2)
+    ring = re.search(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*fill-opacity: 0', svg)
+    assert [float(part) for part in ring.groups()] == pytest.approx(held_out[0], abs=0.02)
 
 
 # --- the page -------------------------------------------------------------------------------------------
@@ -546,6 +562,12 @@ def test_a_result_in_memory_gives_the_same_page_as_its_folder(stored, tmp_path):
     assert first == second
 
 
+def test_traces_are_drawn_from_the_time_that_was_compared(tmp_path):
+    result, _, readers, _ = stretch_case()
+    path = write_report(result, tmp_path / "r.html", readers=readers, interval_s=(0.0, 0.39))
+    assert re.findall(r"ms after ([\d.]+) s", read_page(path).text) == ["0.250", "0.250"]
+
+
 def test_units_beyond_the_limit_are_in_the_table_only(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "MAX_UNIT_FIGURES", 2)
     monkeypatch.setattr(report, "MAX_RASTER_SPIKES", 3)
@@ -560,11 +582,12 @@ def test_units_beyond_the_limit_are_in_the_table_only(monkeypatch, tmp_path):
 
 def test_units_and_true_units_without_a_partner_are_told(tmp_path):
     result = small_result([[(100, 0), (900, 0), (400, 1)]], ["x", "y"], [5000])
-    truth = NumpySorting.from_samples_and_labels([[100, 900, 2000, 3000]], [[0, 0, 1, 1]], RATE, [0, 1])
+    frames, units = [100, 900, 2000, 3000, 4800], [0, 0, 1, 1, 2]
+    truth = NumpySorting.from_samples_and_labels([frames], [units], RATE, [0, 1, 2])
     in_memory = api.SortingResult(result.sorting, result.model, result.provenance)
-    text = words(read_page(api.report(in_memory, tmp_path / "r.html", truth=truth).path))
+    text = words(read_page(api.report(in_memory, tmp_path / "r.html", truth=truth, interval=(0, 0.45)).path))
     assert "Units without a true partner: y; with their 1 spike counted as false, accuracy is 0.400" in text
-    assert "True units without a partner, counted as missed: 1 (2 spikes)" in text
+    assert "True units without a partner, counted as missed: 1 (2 spikes)." in text
     assert "matches no true unit" in text
 
 

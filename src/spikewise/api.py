@@ -608,7 +608,7 @@ def _log_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception:
-        logger.exception("the sort ended with an error")
+        logger.info("the sort ended with an error", exc_info=True)
         raise
     finally:
         library.removeHandler(handler)

@@ -463,7 +463,7 @@ def _print_table(table: Any) -> None:
     shown = Table(box=None, pad_edge=False)
     shown.add_column("unit", justify="right")
     for name in table.columns:
-        shown.add_column(name, justify="right", overflow="fold")
+        shown.add_column(name.replace("_", " "), justify="right")
     for unit_id, row in table.iterrows():
         cells = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row]
         shown.add_row(str(unit_id), *cells)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ class NetworkConfig(Settings):
         1.875, "Length of the window that the network sees", unit="ms", minimum=0.5, maximum=10.0
     )
     temporal_features: tuple[int, int] = setting(
-        (8, 16), "Features of the two temporal filters of each channel"
+        (8, 16), "Features of the two temporal filters of each channel", minimum=1
     )
     spatial_features: int = setting(256, "Features of the spatial filter", minimum=1)
 
@@ -463,13 +464,21 @@ def _check_value(field: dataclasses.Field, hint: Any, value: Any) -> None:
     if not _fits(hint, value):
         raise SettingError(f"{field.name} is {value!r}", f"it must be {_describe(hint)}", "change it")
     low, high = field.metadata.get("minimum"), field.metadata.get("maximum")
-    if value is None or not isinstance(value, int | float):
-        return
-    if value != value or (low is not None and value < low) or (high is not None and value > high):
+    numbers = [
+        item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, int | float)
+    ]
+    if any(
+        not math.isfinite(number)
+        or (low is not None and number < low)
+        or (high is not None and number > high)
+        for number in numbers
+    ):
         span = " and ".join(
             text for text, bound in ((f"at least {low}", low), (f"at most {high}", high)) if bound is not None
         )
-        raise SettingError(f"{field.name} is {value!r}", f"it must be {span or 'a number'}", "change it")
+        raise SettingError(
+            f"{field.name} is {value!r}", f"it must be {span or 'a finite number'}", "change it"
+        )
 
 
 def _fits(hint: Any, value: Any) -> bool:

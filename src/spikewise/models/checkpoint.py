@@ -129,9 +129,9 @@ def load_model(path: Path | str) -> Model:
         If the file is missing, damaged, not a Spikewise checkpoint, or of a later version.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "model.safetensors"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"there is no checkpoint at {path}", "a .safetensors file", "check the path")
     try:
         with safe_open(path, framework="pt") as file:

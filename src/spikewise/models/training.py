@@ -125,7 +125,7 @@ def train_network(
             train_loss.append(total / num_batches)
             held_out_loss.append(evaluate_loss(network, held_out, device))
             logger.info("epoch %d: loss %.5f, held out %.5f", epoch, train_loss[-1], held_out_loss[-1])
-            if best_state is None or not held_out_loss[-1] >= held_out_loss[best_epoch]:
+            if best_state is None or _is_better(held_out_loss[-1], held_out_loss[best_epoch]):
                 best_epoch, best_state = epoch, copy.deepcopy(network.state_dict())
             if config.patience and epoch - best_epoch >= config.patience:
                 break
@@ -162,11 +162,16 @@ def _loss(network: nn.Module, batch: Batch, device: torch.device) -> Tensor:
     return total / weights.sum().clamp(min=1)
 
 
+def _is_better(loss: float, best: float) -> bool:
+    """Tell whether a held-out loss is the best so far; where nothing is held out (NaN), the last epoch is."""
+    return math.isnan(best) or loss < best
+
+
 def _schedule(
     optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if config.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=given(config.learning_rate), total_steps=max(2, num_steps + 1), pct_start=0.2
+            optimizer, max_lr=given(config.learning_rate), total_steps=max(10, num_steps + 1), pct_start=0.2
         )
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)
