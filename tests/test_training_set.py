@@ -161,3 +161,27 @@ def test_no_batch_holds_a_single_window(num_spikes):
     batches = list(windows.epoch(0))
     assert len(batches) == windows.num_batches()
     assert min(len(batch.windows) for batch in batches) > 1
+
+
+def test_the_number_of_steps_stays_within_its_bounds_and_all_spikes_take_part():
+    spikes = spikes_at(np.arange(50, 1950, 50), np.arange(38) % 2, 2)
+
+    def steps_and_centres(**options):
+        settings = config(windows_per_spike=4, batch_size=16, epochs=5, **options)
+        windows = TrainingSet(
+            numbered_traces(2000), spikes, [Block(0, 0, 2000, False)], WINDOW, RADIUS, settings
+        )
+        batches = [list(windows.epoch(seed)) for seed in range(5)]
+        assert {len(epoch) for epoch in batches} == {windows.num_batches()}
+        positive = {
+            c for epoch in batches for batch in epoch for c in centres_of(batch)[batch.targets.amax(1) > 0]
+        }
+        return sum(map(len, batches)), {
+            spike for c in positive for spike in spikes.global_frame if abs(c - spike) <= 5
+        }
+
+    steps, seen = steps_and_centres(max_steps=20)
+    assert steps == 20
+    assert len(seen) > 25  # 40 windows for each epoch, of spikes drawn anew
+    assert steps_and_centres(min_steps=200)[0] == 200
+    assert steps_and_centres()[0] == 5 * 19

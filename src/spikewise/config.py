@@ -216,6 +216,11 @@ class TrainingConfig(Settings):
         "Least number of steps in all; where labels are few, more windows are drawn from each",
         minimum=0,
     )
+    max_steps: int | None = setting(
+        None,
+        "Largest number of steps in all; where labels are many, fewer windows are drawn from each",
+        minimum=1,
+    )
     noise_windows: Literal["anywhere", "spike-free"] | None = setting(
         None, "Where windows without a label are drawn: anywhere off a spike's centre, or free of spikes"
     )
@@ -258,6 +263,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "one-cycle",
         "windows_per_spike": 4,
         "min_steps": 500,
+        "max_steps": 800,
         "noise_windows": "anywhere",
         "superpositions": 3.0,
         "patience": 0,
@@ -269,6 +275,7 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
         "windows_per_spike": 0,
         "min_steps": 0,
+        "max_steps": 10**9,
         "noise_windows": "spike-free",
         "superpositions": 0.0,
         "patience": 0,

@@ -160,11 +160,12 @@ class TrainingSet:
         """Yield the batches of one epoch: windows of each labelled spike, as many of noise, shuffled."""
         random = np.random.default_rng(seed)
         radius = self.label_radius
-        span = np.arange(self._positive_windows()) % self.num_positive_spans
         if self.config.windows_per_spike:
+            span = np.resize(random.permutation(self.num_positive_spans), self._positive_windows())
             shift = random.integers(-radius, radius + 1, len(span))
         else:
-            shift = np.arange(len(span)) // self.num_positive_spans - radius
+            span = np.repeat(np.arange(self.num_positive_spans), 2 * radius + 1)
+            shift = np.tile(np.arange(-radius, radius + 1), self.num_positive_spans)
         if self.num_noise_spans:
             noise = self.num_positive_spans + random.integers(0, self.num_noise_spans, len(span))
             span = np.concatenate([span, noise])
@@ -186,13 +187,13 @@ class TrainingSet:
         return -(-num_windows // given(self.config.batch_size))
 
     def _positive_windows(self) -> int:
-        """Return how many windows of labelled spikes an epoch has: more than asked for if there are few."""
+        """Return how many windows of labelled spikes an epoch has, within the bounds on steps."""
         if not self.config.windows_per_spike:
             return self.num_positive_spans * (2 * self.label_radius + 1)
-        least = (
-            given(self.config.min_steps) * given(self.config.batch_size) // (2 * given(self.config.epochs))
-        )
-        return max(self.num_positive_spans * self.config.windows_per_spike, least)
+        windows_per_step = given(self.config.batch_size) / (2 * given(self.config.epochs))
+        wanted = self.num_positive_spans * self.config.windows_per_spike
+        wanted = min(wanted, int(given(self.config.max_steps) * windows_per_step))
+        return max(1, wanted, int(given(self.config.min_steps) * windows_per_step))
 
     def _batches(self, span: np.ndarray, shift: np.ndarray) -> Iterator[Batch]:
         """Cut into batches of nearly one size: a last batch of one window could not be normalised."""
