@@ -434,6 +434,10 @@ def test_losses_are_drawn_with_the_epoch_that_was_kept():
         "groups": [
             {"train_loss": [0.5, 0.1, 0.05], "held_out_loss": [None, 0.2, 0.3], "best_epoch": 1},
             {"train_loss": "gone", "held_out_loss": [0.1], "best_epoch": 0},
+            {"train_loss": [0.1], "held_out_loss": ["low"], "best_epoch": 0},
+            {"train_loss": [0.1], "held_out_loss": [0.1], "best_epoch": 1},
+            {"train_loss": [], "held_out_loss": [], "best_epoch": -1},
+            None,
         ]
     }
     result = small_result([[(100, 0)]], ["a"], [5000], model_facts=facts)
@@ -565,7 +569,16 @@ def test_a_result_in_memory_gives_the_same_page_as_its_folder(stored, tmp_path):
 def test_traces_are_drawn_from_the_time_that_was_compared(tmp_path):
     result, _, readers, _ = stretch_case()
     path = write_report(result, tmp_path / "r.html", readers=readers, interval_s=(0.0, 0.39))
-    assert re.findall(r"ms after ([\d.]+) s", read_page(path).text) == ["0.250", "0.250"]
+    page = read_page(path)
+    assert re.findall(r"ms after ([\d.]+) s", page.text) == ["0.250", "0.250"]
+    assert [row[:3] for row in page.rows] == [
+        ["unit", "main channel", "peak(noise s.d.)"],
+        ["a", "ch0", "5.0"],
+        ["b", "ch1", "9.0"],
+        ["c", "ch2", "7.0"],
+    ]
+    with pytest.raises(OutputError, match="exists already"):
+        write_report(result, path)
 
 
 def test_units_beyond_the_limit_are_in_the_table_only(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from spikewise.api import SortingResult, evaluate, load_recording, simulate, sort, train
+    from spikewise.api import SortingResult, evaluate, load_recording, report, simulate, sort, train
     from spikewise.config import Config, RecordingConfig
     from spikewise.data.simulate import Simulation, save_simulation
     from spikewise.errors import SpikewiseError
@@ -29,6 +29,7 @@ _HOMES = {
     "evaluate": "api",
     "load_model": "models.checkpoint",
     "load_recording": "api",
+    "report": "api",
     "save_model": "models.checkpoint",
     "save_simulation": "data.simulate",
     "simulate": "api",
@@ -47,6 +48,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "load_recording",
+    "report",
     "save_model",
     "save_simulation",
     "simulate",

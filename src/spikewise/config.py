@@ -480,12 +480,10 @@ def _check_value(field: dataclasses.Field, hint: Any, value: Any) -> None:
         or (high is not None and number > high)
         for number in numbers
     ):
-        span = " and ".join(
-            text for text, bound in ((f"at least {low}", low), (f"at most {high}", high)) if bound is not None
-        )
-        raise SettingError(
-            f"{field.name} is {value!r}", f"it must be {span or 'a finite number'}", "change it"
-        )
+        bounds = [f"at least {low}"] if low is not None else []
+        bounds += [f"at most {high}"] if high is not None else []
+        allowed = " and ".join(bounds if all(map(math.isfinite, numbers)) else ["finite", *bounds])
+        raise SettingError(f"{field.name} is {value!r}", f"it must be {allowed}", "change it")
 
 
 def _fits(hint: Any, value: Any) -> bool:

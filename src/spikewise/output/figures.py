@@ -209,7 +209,7 @@ def draw_losses(trainings: list[dict[str, Any]], width: float) -> str:
                     markersize=2.5,
                     label=what if index == 0 else None,
                 )
-                if name == "held_out_loss" and best < len(loss):
+                if name == "held_out_loss":
                     label = "epoch kept" if index == 0 else None
                     axes.plot(best + 1, loss[best], "o", ms=8, mfc="none", mec=COLOURS[1], label=label)
         axes.set_yscale("log")

@@ -171,13 +171,13 @@ def _are_labels(labels: Any) -> bool:
 
 
 def _tells_losses(group: Any) -> bool:
-    """Tell whether these are facts of a training, with a loss (None where there was none) for each epoch."""
+    """Tell whether these are facts of a training: a loss (None where there was none) for each epoch."""
     if not isinstance(group, dict):
         return False
-    losses = [group.get(name) for name in ("train_loss", "held_out_loss")]
-    if not all(isinstance(loss, list) and loss for loss in losses) or not _is_a(group.get("best_epoch"), int):
+    train, held_out, best = group.get("train_loss"), group.get("held_out_loss"), group.get("best_epoch")
+    if not isinstance(train, list) or not isinstance(held_out, list) or not isinstance(best, int):
         return False
-    return all(value is None or _is_a(value, _NUMBER) for loss in losses for value in loss or [])
+    return 0 <= best < len(held_out) and all(v is None or _is_a(v, _NUMBER) for v in train + held_out)
 
 
 def _check_together(result: StoredResult, folder: Path) -> None:
