@@ -295,7 +295,7 @@ def test_what_cannot_be_compared():
     with pytest.raises(LabelsError, match="between 1 and 2 s"):
         compare_sortings(truth, tested, EvaluationConfig(interval=(1.0, 2.0)))
     for interval in ((-1.0, 2.0), (2.0, 2.0), (0.0, math.nan)):
-        with pytest.raises(SettingError, match="(?i)interval"):
+        with pytest.raises(SettingError, match=r"(?i)interval"):
             compare_sortings(truth, tested, EvaluationConfig(interval=interval))
 
 
