@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -260,10 +261,11 @@ def free_bytes(folder: Path) -> int:
 def interrupt(sign: str, *arguments) -> Outcome:
     """Run the command on a terminal, and send Ctrl-C when its progress shows the sign."""
     terminal, end = pty.openpty()
-    process = start(*arguments, stderr=end)
+    # Where the tests run in the background, their processes inherit that Ctrl-C is ignored.
+    process = start(*arguments, stderr=end, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     os.close(end)
-    shown, is_sent = "", False
-    while select.select([terminal], [], [], 60)[0]:
+    shown, is_sent, deadline = "", False, time.monotonic() + 120
+    while time.monotonic() < deadline and select.select([terminal], [], [], 60)[0]:
         try:
             piece = os.read(terminal, 4096)
         except OSError:  # so Linux tells that the other end is closed
