@@ -1,11 +1,12 @@
 """Accuracy and seconds on recordings with known spikes, and what can be said of real ones without.
 
-    python benchmarks/run.py [neuropixels384 tetrode hybrid locust hc1 ...] [--folder bench]
+    python benchmarks/run.py [neuropixels384 tetrode hybrid locust hc1 ...] [--folder bench] [--seeds 1 2 3]
 
 The data come from the folder that SPIKEWISE_DATA names (by default ``../shared/data`` beside the
 repository). Simulations are made once and kept in the folder. The first half trains, the second half tests:
 every sorter is judged on the same interval, with the same tolerance (0.4 ms) and the same units. Each result
-goes to ``FOLDER/<name>.json`` as soon as it is there.
+goes to ``FOLDER/<name>.json`` as soon as it is there. A simulation's seed also seeds its sorting; another
+seed draws other units at other places.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import spikeinterface
+from spikeinterface.comparison import compare_sorter_to_ground_truth
 from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting
 from spikeinterface.sorters import run_sorter
 
@@ -38,7 +40,6 @@ SIMULATIONS = {
         "noise_uV": 10.0,
         "min_amplitude_uV": 40.0,
         "max_amplitude_uV": 300.0,
-        "seed": 1,
     },
     "tetrode": {
         "source": "mearec",
@@ -46,7 +47,6 @@ SIMULATIONS = {
         "num_units": 8,
         "duration_s": 120.0,
         "noise_uV": 10.0,
-        "seed": 1,
     },
     "hybrid": {
         "source": "hybrid",
@@ -56,17 +56,16 @@ SIMULATIONS = {
         "max_amplitude_uV": 1000.0,
         "duration_s": 120.0,
         "noise_uV": 10.0,
-        "seed": 1,
     },
 }
 LABELS_PER_UNIT = 30
 
 
-def simulated(name: str, folder: Path) -> tuple[BaseRecording, BaseSorting]:
+def simulated(name: str, seed: int, folder: Path) -> tuple[BaseRecording, BaseSorting]:
     """Return a simulation, made at the first call."""
-    place = folder / name
+    place = folder / f"{name}_seed{seed}"
     if not place.exists():
-        spikewise.save_simulation(spikewise.simulate(**SIMULATIONS[name]), place)
+        spikewise.save_simulation(spikewise.simulate(**SIMULATIONS[name], seed=seed), place)
     return spikewise.load_recording(place / "recording"), spikeinterface.load(place / "truth")
 
 
@@ -115,26 +114,75 @@ def timed_sort(recording: BaseRecording, **options) -> tuple[spikewise.SortingRe
     return result, facts
 
 
-def benchmark_simulation(name: str, folder: Path, sorters: list[str]) -> dict:
+def what_became_of_units(
+    truth: BaseSorting,
+    bootstrap: BaseSorting,
+    final: BaseSorting,
+    interval: tuple[float, float],
+    test: tuple[float, float],
+) -> list[dict]:
+    """Say for each true unit what the bootstrap made of it, and how well it was found later.
+
+    A unit is `missed` where no unit of the bootstrap holds a fifth of its spikes, `merged` where the one that
+    holds most of them holds a fifth of another unit's too, `split` where two units hold a fifth each; else
+    `found`, with its agreement.
+    """
+    rate = truth.sampling_frequency
+    frames = [round(edge * rate) for edge in interval]
+    part = compare_sorter_to_ground_truth(
+        truth.frame_slice(*frames), bootstrap.frame_slice(*frames), exhaustive_gt=True, delta_time=0.4
+    )
+    spikes = part.event_counts1.to_numpy()
+    share = part.match_event_count.to_numpy() / np.maximum(spikes[:, None], 1)
+    agreement_scores = part.agreement_scores.loc[part.unit1_ids, part.unit2_ids].to_numpy()
+    later = spikewise.evaluate(truth, final, interval=test).units["accuracy"]
+    rows = []
+    for index, unit_id in enumerate(part.unit1_ids):
+        holders = np.flatnonzero(share[index] > 0.2)
+        if holders.size == 0:
+            fate = "missed"
+        elif np.count_nonzero(share[:, holders[np.argmax(share[index, holders])]] > 0.2) > 1:
+            fate = "merged"
+        else:
+            fate = "split" if holders.size > 1 else "found"
+        rows.append(
+            {
+                "unit": str(unit_id),
+                "fate": fate,
+                "bootstrap_agreement": round(float(agreement_scores[index].max(initial=0.0)), 3),
+                "test_accuracy": round(float(later[unit_id]), 3),
+            }
+        )
+    return rows
+
+
+def benchmark_simulation(name: str, seed: int, folder: Path, sorters: list[str]) -> dict:
     """Labels, no labels, and other sorters on one simulation."""
-    recording, truth = simulated(name, folder)
+    recording, truth = simulated(name, seed, folder)
     middle, end = recording.get_duration() / 2, recording.get_duration()
     test = (middle, end)
     results: dict = {
-        "simulation": SIMULATIONS[name] | {"templates": Path(SIMULATIONS[name]["templates"]).name}
+        "simulation": SIMULATIONS[name]
+        | {"templates": Path(SIMULATIONS[name]["templates"]).name, "seed": seed}
     }
 
     def report(key: str, sorting: BaseSorting, facts: dict) -> None:
         results[key] = score(truth, sorting, test) | facts
-        save(folder, name, results)
+        save(folder, f"{name}_seed{seed}", results)
+        print(name, seed, key, json.dumps(results[key])[:400], flush=True)
 
     labelled, facts = timed_sort(
-        recording, labels=truth, label_interval=(0.0, middle), labels_per_unit=LABELS_PER_UNIT
+        recording, labels=truth, label_interval=(0.0, middle), labels_per_unit=LABELS_PER_UNIT, seed=seed
     )
     report(f"labels_{LABELS_PER_UNIT}_per_unit", labelled.sorting, facts)
-    unlabelled, facts = timed_sort(recording, bootstrap_s=middle)
-    bootstrap = unlabelled.model.facts["labels"]["groups"]
-    facts["bootstrap"] = {k: {f: v for f, v in g.items() if f != "dropped"} for k, g in bootstrap.items()}
+    place = folder / f"{name}_seed{seed}_no_labels"
+    unlabelled, facts = timed_sort(recording, bootstrap_s=middle, seed=seed, output=place, overwrite=True)
+    groups = unlabelled.model.facts["labels"]["groups"]
+    facts["bootstrap"] = {k: {f: v for f, v in g.items() if f != "dropped"} for k, g in groups.items()}
+    (bootstrap_folder,) = (place / "bootstrap").iterdir()
+    bootstrap = spikeinterface.load(bootstrap_folder)
+    facts["bootstrap_on_its_half"] = score(truth, bootstrap, (0.0, middle))
+    facts["units"] = what_became_of_units(truth, bootstrap, unlabelled.sorting, (0.0, middle), test)
     report("no_labels", unlabelled.sorting, facts)
     for sorter in sorters:
         sorting, seconds = run_on_interval(sorter, recording, test, folder)
@@ -213,14 +261,16 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=[*SIMULATIONS, "locust", "hc1"])
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "bench")
     parser.add_argument("--sorters", nargs="*", default=["lupin", "tridesclous2"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in options.names:
         if name in SIMULATIONS:
-            results = benchmark_simulation(name, options.folder, options.sorters)
+            for seed in options.seeds:
+                benchmark_simulation(name, seed, options.folder, options.sorters)
         else:
             results = {"locust": benchmark_locust, "hc1": benchmark_hc1}[name](options.folder)
-        print(name, json.dumps(results, indent=2))
+            print(name, json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":
