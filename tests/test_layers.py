@@ -11,12 +11,12 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikewise"
 LAYERS = [
     {"cli"},
     {"api", "__init__"},
-    {"learning"},
+    {"learning", "waveform_learning"},
     {"output", "evaluation"},
     {"sorting"},
     {"models"},
     {"data"},
-    {"config", "errors", "seeds", "progress"},
+    {"config", "waveform_config", "settings", "errors", "seeds", "progress"},
 ]
 
 
