@@ -46,6 +46,10 @@ class LabelsError(SpikewiseError, ValueError):
     """Labels cannot be read, or do not fit the recording."""
 
 
+class WaveformsError(SpikewiseError, ValueError):
+    """Waveforms cannot be read, or do not fit."""
+
+
 class BootstrapError(SpikewiseError, RuntimeError):
     """The sorter that should have made the labels is missing, failed, or found nothing."""
 

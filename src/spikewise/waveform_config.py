@@ -5,8 +5,9 @@ Their conventions are those of :mod:`spikewise.settings`.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from spikewise.errors import SettingError
 from spikewise.settings import Settings, setting
@@ -89,4 +90,123 @@ class WaveClusConfig(Settings):
         24000.0, "Sampling frequency of the result", unit="Hz", minimum=4000.0, maximum=100000.0
     )
     num_samples: int = setting(64, "Samples of a spike, at that frequency", minimum=8, maximum=512)
+    seed: int = setting(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class WaveformTrainingConfig(Settings):
+    """How the waveform classifier is trained. A value that is not given is that of the preset."""
+
+    preset: Literal["default", "paper"] = setting(
+        "default", "Named set of training settings; paper: the network as published (Li et al. 2020)"
+    )
+    features: tuple[int, int, int, int] | None = setting(
+        None, "Features of the four convolutions", minimum=1, maximum=1024
+    )
+    hidden: tuple[int, int] | None = setting(
+        None, "Sizes of the two fully connected layers", minimum=1, maximum=10000
+    )
+    dropout: float | None = setting(
+        None, "Fraction of the features left out before the fully connected layers", minimum=0.0, maximum=0.9
+    )
+    epochs: int | None = setting(None, "Number of passes", minimum=1)
+    windows_per_epoch: int | None = setting(
+        None, "Waveforms drawn in a pass; 0: each labelled one once", minimum=0
+    )
+    batch_size: int | None = setting(None, "Waveforms in a batch", minimum=2)
+    learning_rate: float | None = setting(None, "Largest step size of Adam", minimum=0.0)
+    schedule: Literal["constant", "one-cycle"] | None = setting(None, "Course of the learning rate")
+    generated: float | None = setting(
+        None,
+        "Fraction of the drawn waveforms that are made: a unit's mean on noise of the measured spectrum",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    overlaps: float | None = setting(
+        None, "Fraction of the drawn waveforms to which another unit is added", minimum=0.0, maximum=1.0
+    )
+    shift: float | None = setting(
+        None, "Largest shift of a drawn waveform, as a fraction of its length", minimum=0.0, maximum=0.25
+    )
+    amplitude_std: float | None = setting(
+        None, "Spread of the amplitude of a drawn waveform, as a fraction", minimum=0.0, maximum=0.5
+    )
+    whiten: bool | None = setting(None, "Let the network see waveforms whose noise is white")
+    label_smoothing: float | None = setting(
+        None, "Share of a label that is given to all units alike", minimum=0.0, maximum=0.5
+    )
+    calibration_fraction: float = setting(
+        0.2,
+        "Fraction of each unit's labels, the last ones, that a first training leaves out to calibrate the "
+        "probabilities; 0 leaves them as they are",
+        minimum=0.0,
+        maximum=0.5,
+    )
+    seed: int = setting(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
+
+    @property
+    def patience(self) -> int:
+        """Epochs without improvement after which training stops: never, since no loss is held out."""
+        return 0
+
+    def resolved(self) -> WaveformTrainingConfig:
+        """Return a copy in which every value that was not given is that of the preset."""
+        preset = WAVEFORM_PRESETS[self.preset]
+        missing = {name: value for name, value in preset.items() if getattr(self, name) is None}
+        return dataclasses.replace(self, **missing)
+
+
+WAVEFORM_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {
+        "features": (16, 16, 32, 32),
+        "hidden": (100, 50),
+        "dropout": 0.2,
+        "epochs": 6,
+        "windows_per_epoch": 3200,
+        "batch_size": 64,
+        "learning_rate": 3e-3,
+        "schedule": "one-cycle",
+        "generated": 0.7,
+        "overlaps": 0.25,
+        "shift": 1 / 64,
+        "amplitude_std": 0.05,
+        "whiten": True,
+        "label_smoothing": 0.0,
+    },
+    "paper": {
+        "features": (32, 64, 64, 64),
+        "hidden": (300, 100),
+        "dropout": 0.5,
+        "epochs": 50,
+        "windows_per_epoch": 0,
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "generated": 0.0,
+        "overlaps": 0.0,
+        "shift": 0.0,
+        "amplitude_std": 0.0,
+        "whiten": False,
+        "label_smoothing": 0.0,
+    },
+}
+
+
+@dataclass(frozen=True)
+class PapersConfig(Settings):
+    """Which of the paper's experiments are run (Li et al. 2020)."""
+
+    experiments: tuple[int, ...] = setting(
+        (1, 2, 3, 4, 5, 6), "Experiments E1 to E6: 5, 10, 20, 30, 40, 50 % train", minimum=1, maximum=6
+    )
+    methods: tuple[str, ...] = setting(
+        ("all",), "Methods: all, default, paper, or rivals by name such as pca_fcm_f3"
+    )
+    sets: tuple[str, ...] = setting(
+        ("all",), "Sets: all, real, generated, or beginnings of names such as C_Easy1 or C_Difficult2_noise015"
+    )
+    num_seeds: int = setting(5, "Random divisions of each set into training and test", minimum=1, maximum=100)
+    duration_s: float = setting(60.0, "Length of the generated sets", unit="s", minimum=5.0, maximum=3600.0)
+    shapes: str | None = setting(None, "File of mean waveforms that the generated sets are made of")
+    num_jobs: int = setting(2, "Processes that share the work", minimum=1, maximum=256)
     seed: int = setting(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)

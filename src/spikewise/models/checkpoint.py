@@ -6,7 +6,6 @@ traces into spikes takes: channels and their positions, unit ids, thresholds, sa
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,15 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
-from spikewise.errors import CheckpointError, OutputError, SettingError
+from spikewise.errors import CheckpointError, SettingError
 from spikewise.models.esort import EsortNetwork, window_samples
+from spikewise.models.tensor_file import damaged, read_tensors, write_tensors
 
 FORMAT_VERSION = 1
-_HEADER_KEY = "spikewise"
 _POSITION_TOLERANCE_UM = 1.0
 
 
@@ -101,23 +98,7 @@ def save_model(model: Model, path: Path | str) -> None:
     OutputError
         If the file cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            file.write(save(_tensors(model), {_HEADER_KEY: json.dumps(_describe(model))}))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
-            partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"the model cannot be written to {path}: {error.strerror or error}",
-            "a folder that can be written and has space",
-            "make room or choose another place",
-        ) from error
+    write_tensors(path, _tensors(model), _describe(model))
 
 
 def load_model(path: Path | str) -> Model:
@@ -131,33 +112,11 @@ def load_model(path: Path | str) -> Model:
     path = Path(path)
     if os.path.isdir(path):
         path = path / "model.safetensors"
-    if not os.path.isfile(path):
-        raise CheckpointError(f"there is no checkpoint at {path}", "a .safetensors file", "check the path")
+    description, tensors = read_tensors(path, "recording", FORMAT_VERSION)
     try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise _damaged(path, str(error)) from error
-    if header is None:
-        raise CheckpointError(
-            f"{path} was not written by Spikewise", "a checkpoint of `spikewise train`", "check the path"
-        )
-    try:
-        description = json.loads(header)
-        version = description["format_version"]
-        if version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"the checkpoint {path} has format version {version}",
-                f"this Spikewise reads version {FORMAT_VERSION}",
-                "train again, or install the Spikewise that wrote it"
-                + (f" ({description['spikewise_version']})" if "spikewise_version" in description else ""),
-            )
         return _rebuild(description, tensors)
-    except CheckpointError:
-        raise
     except (KeyError, TypeError, ValueError, RuntimeError, SettingError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
 
 
 def check_model_fits(model: Model, groups: dict[str, Any]) -> None:
@@ -210,6 +169,7 @@ def _describe(model: Model) -> dict[str, Any]:
     from spikewise import __version__
 
     return {
+        "kind": "recording",
         "format_version": FORMAT_VERSION,
         "spikewise_version": __version__,
         "sampling_frequency": model.sampling_frequency,
@@ -241,8 +201,6 @@ def _tensors(model: Model) -> dict[str, torch.Tensor]:
 
 def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Model:
     """Make the model that the header describes; any mismatch raises ValueError, KeyError or RuntimeError."""
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ValueError("it holds numbers that are not finite")
     network_config = NetworkConfig.from_dict(description["network"])
     sampling_frequency = float(description["sampling_frequency"])
     groups = []
@@ -295,11 +253,3 @@ def _check_counts(facts: dict[str, Any], state: dict[str, torch.Tensor], thresho
         wrong.append("units")
     if wrong:
         raise ValueError(f"its header and its weights disagree about {', '.join(wrong)}")
-
-
-def _damaged(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"the checkpoint {path} is damaged or not a checkpoint ({reason})",
-        "an intact .safetensors file of `spikewise train` or `spikewise sort`",
-        "copy it again from where it was made, or train again",
-    )

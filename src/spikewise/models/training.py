@@ -1,8 +1,8 @@
-"""The training loop: batches in, a trained network and its history out.
+"""The training loop of all networks: batches in, a trained network and its history out.
 
-The loss is binary cross-entropy on logits for each unit, since several may fire at once, minimised by Adam
-(Han & Wang, arXiv 2409.13067). The best state on the held-out windows is kept; an interruption ends training
-with that state instead of losing it.
+Unless another is given, the loss is binary cross-entropy on logits for each unit, since several may fire at
+once; it is minimised by Adam (Han & Wang, arXiv 2409.13067). The best state on the held-out windows is kept;
+an interruption ends training with that state instead of losing it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,12 +19,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spikewise.config import TrainingConfig, given
+from spikewise.config import given
 from spikewise.data.training_set import Batch
 from spikewise.progress import ProgressCallback, silent
 from spikewise.seeds import stage_seed
 
 logger = logging.getLogger(__name__)
+
+
+class LoopConfig(Protocol):
+    """The settings of the loop, resolved; see :class:`spikewise.config.TrainingConfig`."""
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def epochs(self) -> int | None: ...  # noqa: D102
+    @property
+    def learning_rate(self) -> float | None: ...  # noqa: D102
+    @property
+    def schedule(self) -> str | None: ...  # noqa: D102
+    @property
+    def patience(self) -> int | None: ...  # noqa: D102
+
+
+Loss = Callable[[Tensor, Batch], Tensor]
+"""From the network's output for a batch, and the batch on the same device, to the mean loss."""
 
 
 class Windows(Protocol):
@@ -67,7 +86,7 @@ def initialise_weights(network: nn.Module, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(seed, "initial weights"))
         for module in network.modules():
-            if isinstance(module, nn.Linear | nn.BatchNorm1d):
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.BatchNorm1d):
                 module.reset_parameters()
 
 
@@ -75,31 +94,49 @@ def train_network(
     network: nn.Module,
     training: Windows,
     held_out: Windows | None,
-    config: TrainingConfig,
+    config: LoopConfig,
     device: torch.device,
     progress: ProgressCallback = silent,
+    loss_of: Loss | None = None,
 ) -> TrainingHistory:
     """Train a network in place.
 
     Parameters
     ----------
     network : Module
-        Maps windows (num_windows, window_samples, num_channels) to logits (num_windows, 1, num_units).
+        Maps windows to logits; those of a recording (num_windows, window_samples, num_channels) to
+        (num_windows, 1, num_units).
     training : Windows
         What it learns from.
     held_out : Windows or None
         From other time: chooses the epoch whose state is kept, and when to stop.
-    config : TrainingConfig
+    config : LoopConfig
         Resolved settings.
     device : torch.device
         Where to train.
     progress : callable
         Told the loss and the time left.
+    loss_of : callable, optional
+        The loss; default: binary cross-entropy over the labels that are known.
 
     Returns
     -------
     TrainingHistory
     """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(stage_seed(config.seed, "dropout"))
+        return _train(network, training, held_out, config, device, progress, loss_of or _cross_entropy)
+
+
+def _train(
+    network: nn.Module,
+    training: Windows,
+    held_out: Windows | None,
+    config: LoopConfig,
+    device: torch.device,
+    progress: ProgressCallback,
+    loss_of: Loss,
+) -> TrainingHistory:
     started = time.perf_counter()
     initialise_weights(network, config.seed)
     network.to(device)
@@ -114,7 +151,7 @@ def train_network(
             network.train()
             total = 0.0
             for index, batch in enumerate(training.epoch(stage_seed(config.seed, f"epoch {epoch}"))):
-                loss = _loss(network, batch, device)
+                loss = _loss(network, batch, device, loss_of)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -123,7 +160,7 @@ def train_network(
                 done = epoch * num_batches + index + 1
                 progress("train", done, epochs * num_batches, f"loss {total / (index + 1):.4f}")
             train_loss.append(total / num_batches)
-            held_out_loss.append(evaluate_loss(network, held_out, device))
+            held_out_loss.append(evaluate_loss(network, held_out, device, loss_of))
             logger.info("epoch %d: loss %.5f, held out %.5f", epoch, train_loss[-1], held_out_loss[-1])
             if best_state is None or _is_better(held_out_loss[-1], held_out_loss[best_epoch]):
                 best_epoch, best_state = epoch, copy.deepcopy(network.state_dict())
@@ -140,26 +177,31 @@ def train_network(
 
 
 @torch.inference_mode()
-def evaluate_loss(network: nn.Module, windows: Windows | None, device: torch.device) -> float:
+def evaluate_loss(
+    network: nn.Module, windows: Windows | None, device: torch.device, loss_of: Loss | None = None
+) -> float:
     """Return the mean loss over all windows, NaN if there are none."""
     if windows is None:
         return math.nan
     network.eval()
     total, count = 0.0, 0
     for batch in windows.all_centres():
-        total += _loss(network, batch, device).item() * len(batch.windows)
+        total += _loss(network, batch, device, loss_of or _cross_entropy).item() * len(batch.windows)
         count += len(batch.windows)
     return total / count if count else math.nan
 
 
-def _loss(network: nn.Module, batch: Batch, device: torch.device) -> Tensor:
+def _loss(network: nn.Module, batch: Batch, device: torch.device, loss_of: Loss) -> Tensor:
+    on_device = Batch(batch.windows.to(device), batch.targets.to(device), batch.weights.to(device))
+    return loss_of(network(on_device.windows), on_device)
+
+
+def _cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
     """Mean binary cross-entropy over the labels that are known."""
-    logits = network(batch.windows.to(device)).squeeze(1)
-    weights = batch.weights.to(device)
     total = functional.binary_cross_entropy_with_logits(
-        logits, batch.targets.to(device), weight=weights, reduction="sum"
+        logits.squeeze(1), batch.targets, weight=batch.weights, reduction="sum"
     )
-    return total / weights.sum().clamp(min=1)
+    return total / batch.weights.sum().clamp(min=1)
 
 
 def _is_better(loss: float, best: float) -> bool:
@@ -168,7 +210,7 @@ def _is_better(loss: float, best: float) -> bool:
 
 
 def _schedule(
-    optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: int
+    optimizer: torch.optim.Optimizer, config: LoopConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if config.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(

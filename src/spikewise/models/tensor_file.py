@@ -1,0 +1,112 @@
+"""One file of tensors with JSON facts in its header (safetensors); never a pickle.
+
+All models of Spikewise are such files. The header tells the kind of model and the version of its layout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from spikewise.errors import CheckpointError, OutputError
+
+_HEADER_KEY = "spikewise"
+_COMMANDS = {"recording": "`spikewise train` or `spikewise sort`", "waveforms": "`spikewise waveforms train`"}
+
+
+def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
+    """Write tensors and their description to one file, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(save(tensors, {_HEADER_KEY: json.dumps(description)}))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            partial.unlink(missing_ok=True)
+        raise OutputError(
+            f"the model cannot be written to {path}: {error.strerror or error}",
+            "a folder that can be written and has space",
+            "make room or choose another place",
+        ) from error
+
+
+def read_tensors(
+    path: Path | str, kind: str, format_version: int
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Read the description and the tensors of a model.
+
+    Parameters
+    ----------
+    path : str or Path
+    kind : {"recording", "waveforms"}
+        What it must be a model of.
+    format_version : int
+        The version of the layout that the caller reads.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, not of Spikewise, of another kind or version, or holds numbers that
+        are not finite.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):
+        raise CheckpointError(f"there is no checkpoint at {path}", "a .safetensors file", "check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise damaged(path, str(error)) from error
+    if header is None:
+        raise CheckpointError(
+            f"{path} was not written by Spikewise", f"a checkpoint of {_COMMANDS[kind]}", "check the path"
+        )
+    try:
+        description = json.loads(header)
+        found, version = description.get("kind", "recording"), description["format_version"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
+    if found != kind:
+        raise CheckpointError(
+            f"{path} is a model of {_COMMANDS.get(found, 'another kind')}",
+            f"a model of {_COMMANDS[kind]}",
+            "choose the model that belongs to this command",
+        )
+    if version != format_version:
+        raise CheckpointError(
+            f"the checkpoint {path} has format version {version}",
+            f"this Spikewise reads version {format_version}",
+            "train again, or install the Spikewise that wrote it"
+            + (f" ({description['spikewise_version']})" if "spikewise_version" in description else ""),
+        )
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise damaged(path, "it holds numbers that are not finite")
+    return description, tensors
+
+
+def damaged(path: Path | str, reason: str) -> CheckpointError:
+    """Return the error that tells of a damaged file."""
+    return CheckpointError(
+        f"the checkpoint {path} is damaged or not a checkpoint ({reason})",
+        "an intact .safetensors file that Spikewise wrote",
+        "copy it again from where it was made, or train again",
+    )
