@@ -10,8 +10,10 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikewise"
 # From top to bottom; a module may import from its own layer and from those below.
 LAYERS = [
     {"cli"},
-    {"api", "__init__"},
-    {"learning", "waveform_learning"},
+    {"waveform_cli"},
+    {"console"},
+    {"api", "waveform_api", "__init__"},
+    {"learning", "channel_learning"},
     {"output", "evaluation"},
     {"sorting"},
     {"models"},

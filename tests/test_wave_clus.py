@@ -12,18 +12,16 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import confusion_matrix
 
-from spikewise.data.wave_clus import (
+from spikewise.data.spike_shapes import (
     SIMILARITY_BANDS,
     built_in_shapes,
     choose_shapes,
-    find_overlaps,
     load_shapes,
-    peak_sample,
-    save_wave_clus,
     shape_similarity,
-    simulate_wave_clus,
 )
-from spikewise.data.waveforms import load_snippets, load_wave_clus_signal
+from spikewise.data.wave_clus import find_overlaps, peak_sample, save_wave_clus, simulate_wave_clus
+from spikewise.data.waveform_files import load_wave_clus_signal
+from spikewise.data.waveforms import load_snippets
 from spikewise.errors import OutputError, SettingError, WaveformsError
 from spikewise.waveform_config import WaveClusConfig
 
@@ -241,7 +239,17 @@ def test_a_seed_gives_the_same_signal_to_the_bit_and_another_another():
 def test_the_noise_level_leaves_spikes_and_shapes_where_they_are():
     low, high = simulate(noise_level=0.05), simulate(noise_level=0.4)
     assert np.array_equal(low.sample_index, high.sample_index)
+    assert np.array_equal(low.labels, high.labels)
     assert np.array_equal(low.shapes, high.shapes)
+
+
+@pytest.mark.parametrize("difficulty", [None, *SIMILARITY_BANDS])
+def test_one_seed_has_the_same_units_however_they_fire_and_at_all_noise_levels(difficulty):
+    first = simulate(difficulty=difficulty, seed=5, duration_s=1.0, noise_level=0.05)
+    for changes in ({"noise_level": 0.4}, {"firing_rates_hz": (3.0, 50.0, 9.0)}, {"duration_s": 3.0}):
+        other = simulate(**{"difficulty": difficulty, "seed": 5, "duration_s": 1.0, **changes})
+        assert np.array_equal(other.shapes, first.shapes)
+        assert other.facts["shape_indices"] == first.facts["shape_indices"]
 
 
 def test_short_waveforms_and_unbalanced_units():

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from scipy.io import savemat
 
-from spikewise.data.waveforms import Snippets, load_snippets, load_wave_clus_signal, write_snippets
+from spikewise.data.waveform_files import load_wave_clus_signal
+from spikewise.data.waveforms import Snippets, load_snippets, write_snippets
 from spikewise.errors import OutputError, WaveformsError
 from spikewise.waveform_config import SnippetsConfig
 

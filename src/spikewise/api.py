@@ -11,8 +11,6 @@ import logging
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -39,8 +37,8 @@ from spikewise.output.result import StoredResult, load_result
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.batch import detect_in_chunks
 from spikewise.sorting.detect import SpikeDetector, Spikes, choose_device
+from spikewise.sorting.log import log_to
 from spikewise.sorting.store import (
-    LOG_FILE,
     MODEL_FILE,
     PROVENANCE_FILE,
     check_output,
@@ -49,7 +47,6 @@ from spikewise.sorting.store import (
     save_json,
     save_sorting,
     spikes_hash,
-    writing,
 )
 
 logger = logging.getLogger(__name__)
@@ -226,7 +223,7 @@ def sort(
     if output is None:
         with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
             return _sort(recording, (labels, label_source), model, config, Path(folder), progress, facts)
-    with output_folder(Path(output), overwrite) as place, _log_to(place):
+    with output_folder(Path(output), overwrite) as place, log_to(place):
         result = _sort(recording, (labels, label_source), model, config, place, progress, facts)
         save_sorting(result.sorting, place)
         save_json(result.provenance, place / PROVENANCE_FILE)
@@ -576,45 +573,6 @@ def _readers_of(result: StoredResult, recording: BaseRecording) -> dict[str, Tra
         )
     check_model_fits(result.model, split_groups(recording, result.model.preprocessing_config.group_by))
     return {group.name: group.reader for group in prepare_groups(recording, Config(), result.model)}
-
-
-class _LogFile(logging.FileHandler):
-    """A log file that lets the work go on where it cannot be written."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Write no more; the results tell by themselves whether there is space for them."""
-        self.setLevel(logging.CRITICAL + 1)
-
-    def close(self) -> None:
-        """Close the file; what could not be written is let go."""
-        try:
-            super().close()
-        except OSError as error:
-            logger.warning("the log %s is not complete: %s", self.baseFilename, error.strerror)
-
-
-@contextmanager
-def _log_to(folder: Path) -> Iterator[None]:
-    """Write what the library logs to a file in the output folder."""
-    with writing(folder):
-        handler = _LogFile(folder / LOG_FILE, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    library = logging.getLogger("spikewise")
-    level = library.level
-    library.setLevel(min(level or logging.INFO, logging.INFO))
-    warnings_of_others = logging.getLogger("py.warnings")
-    library.addHandler(handler)
-    warnings_of_others.addHandler(handler)
-    try:
-        yield
-    except Exception:
-        logger.info("the sort ended with an error", exc_info=True)
-        raise
-    finally:
-        library.removeHandler(handler)
-        warnings_of_others.removeHandler(handler)
-        library.setLevel(level)
-        handler.close()
 
 
 def _describe_recording(recording: BaseRecording, path: str | None) -> dict[str, Any]:

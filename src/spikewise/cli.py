@@ -6,19 +6,15 @@ errors go to standard error. Exit codes: 0 done, 2 something given cannot be use
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import App, Group, Parameter
-from rich.console import Console
 
 from spikewise import __version__
 from spikewise.config import (
@@ -34,10 +30,9 @@ from spikewise.config import (
     SortingConfig,
     TrainingConfig,
 )
+from spikewise.console import WarningsToConsole, fail, out, print_json, progress_bars, say
 from spikewise.errors import Interrupted, SpikewiseError
-
-if TYPE_CHECKING:
-    from spikewise.progress import ProgressCallback
+from spikewise.waveform_cli import papers, waveforms
 
 app = App(
     name="spikewise",
@@ -49,6 +44,9 @@ app = App(
         negative_iterable="", name_transform=lambda name: name.lower().replace("_", "-")
     ),
 )
+
+app.command(waveforms)
+app.command(papers)
 
 _ORDER = ["Reading", "Labels", "Bootstrap", "Preprocessing", "Network", "Training", "Detection", "Running"]
 _GROUPS = {name: Group(name, sort_key=10 + index) for index, name in enumerate(_ORDER)}
@@ -110,7 +108,7 @@ def sort(
     """
     from spikewise import api
 
-    with _progress() as progress:
+    with progress_bars() as progress:
         result = api.sort(
             recording,
             labels=labels,
@@ -123,14 +121,14 @@ def sort(
     seconds, found = result.provenance["seconds"], result.provenance["result"]
     factor = result.provenance["real_time_factor"]
     _print_steps(result.provenance)
-    _say(
+    say(
         f"{found['num_units']} units, {found['num_spikes']} spikes in {seconds['recorded']:.1f} s",
         f"learning took {seconds['learning']:.1f} s, sorting {seconds['sorting']:.1f} s "
         f"({factor:.2g} times real time)",
         f"result in {output}",
     )
     if json:
-        _print_json(
+        print_json(
             command="sort",
             units=found["num_units"],
             spikes=found["num_spikes"],
@@ -172,7 +170,7 @@ def train(
     from spikewise import api
 
     started = time.perf_counter()
-    with _progress() as progress:
+    with progress_bars() as progress:
         model = api.train(
             recording,
             labels,
@@ -183,12 +181,12 @@ def train(
         )
     facts = model.facts
     labels_used = sum(group["num_labels"] for group in facts["groups"])
-    _say(
+    say(
         f"{len(model.unit_ids)} units learnt from {labels_used} labels {_interval(facts['labels'])}",
         f"model in {output}",
     )
     if json:
-        _print_json(
+        print_json(
             command="train",
             units=len(model.unit_ids),
             labels=labels_used,
@@ -247,14 +245,14 @@ def evaluate(
             table.to_csv(csv)
     _print_table(table)
     scores = performance.to_dict()
-    _say(
+    say(
         f"pooled accuracy {performance.accuracy:.4f}, precision {performance.precision:.4f}, "
         f"recall {performance.recall:.4f} over {len(table)} units",
         f"{len(performance.unmatched_units)} sorted units match none; "
         f"with their spikes counted as false, accuracy {performance.accuracy_all_spikes:.4f}",
     )
     if json:
-        _print_json(command="evaluate", **{k: v for k, v in scores.items() if k != "units"})
+        print_json(command="evaluate", **{k: v for k, v in scores.items() if k != "units"})
 
 
 @app.command
@@ -294,13 +292,13 @@ def report(
     )
     found, performance = written.provenance["result"], written.performance
     accuracy = None if performance is None else performance.accuracy
-    _say(
+    say(
         f"{found['num_units']} units, {found['num_spikes']} spikes"
         + ("" if accuracy is None else f", pooled accuracy {accuracy:.4f}"),
         f"report in {output}",
     )
     if json:
-        _print_json(
+        print_json(
             command="report",
             units=found["num_units"],
             spikes=found["num_spikes"],
@@ -328,19 +326,19 @@ def simulate(
     from spikewise.data.simulate import save_simulation
 
     started = time.perf_counter()
-    with _progress() as progress:
+    with progress_bars() as progress:
         progress("simulate", 0, 1, "")
         made = api.simulate(config=simulation)
         save_simulation(made, output, overwrite=overwrite)
         progress("simulate", 1, 1, "")
     num_units, num_spikes = made.sorting.get_num_units(), int(made.sorting.count_total_num_spikes())
     num_channels, duration = made.recording.get_num_channels(), made.recording.get_total_duration()
-    _say(
+    say(
         f"{num_units} units, {num_spikes} spikes, {num_channels} channels, {duration:g} s",
         f"recording in {output / 'recording'}, true spikes in {output / 'truth'}",
     )
     if json:
-        _print_json(
+        print_json(
             command="simulate",
             units=num_units,
             spikes=num_spikes,
@@ -367,33 +365,33 @@ def info(
     facts = api.describe_installation() if recording is None else api.describe(recording, reading)
     for title, value in facts.items():
         if isinstance(value, dict):
-            _out.print(f"{title}:", style="bold", highlight=False)
+            out.print(f"{title}:", style="bold", highlight=False)
             for name, text in value.items():
-                _out.print(f"  {name}: {text}", highlight=False, soft_wrap=True, markup=False)
+                out.print(f"  {name}: {text}", highlight=False, soft_wrap=True, markup=False)
         else:
-            _out.print(f"{title}: {value}", highlight=False, soft_wrap=True, markup=False)
+            out.print(f"{title}: {value}", highlight=False, soft_wrap=True, markup=False)
     if json:
-        _print_json(command="info", **facts)
+        print_json(command="info", **facts)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    library, console = logging.getLogger("spikewise"), _WarningsToConsole()
+    library, console = logging.getLogger("spikewise"), WarningsToConsole()
     library.addHandler(console)
     library.setLevel(logging.INFO)
     logging.captureWarnings(True)  # warnings of other libraries go to the log file, not to the screen
     logging.getLogger("py.warnings").addHandler(logging.NullHandler())
     try:
-        app(arguments, exit_on_error=False, print_error=False, console=_out, result_action="return_value")
+        app(arguments, exit_on_error=False, print_error=False, console=out, result_action="return_value")
     except SpikewiseError as error:
-        _fail(str(error))
+        fail(str(error))
         return error.exit_code
     except cyclopts.CycloptsError as error:
         cause = error.__cause__
-        _fail(str(cause) if isinstance(cause, SpikewiseError) else f"{error} See: spikewise --help")
+        fail(str(cause) if isinstance(cause, SpikewiseError) else f"{error} See: spikewise --help")
         return 2
     except KeyboardInterrupt:
-        _fail("Interrupted.")
+        fail("Interrupted.")
         return Interrupted.exit_code
     except BrokenPipeError:
         sys.stderr.close()
@@ -401,45 +399,6 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         library.removeHandler(console)
     return 0
-
-
-_out = Console(soft_wrap=True)
-_err = Console(stderr=True)
-
-
-class _WarningsToConsole(logging.Handler):
-    """Shows the library's warnings; the rest goes to the log file of the output folder."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _err.print(f"note: {record.getMessage()}", style="yellow", markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _progress() -> Iterator[ProgressCallback]:
-    """Show a bar for each stage, with a note and the time left."""
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=_err, transient=False) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: float, total: float, note: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, note=note)
-            bars.update(tasks[stage], completed=done, total=total, note=note)
-
-        yield show
 
 
 def _interval(labels: dict[str, Any]) -> str:
@@ -452,9 +411,9 @@ def _interval(labels: dict[str, Any]) -> str:
 def _print_steps(provenance: dict[str, Any]) -> None:
     for name, steps in provenance["preprocessing"].items():
         prefix = "" if len(provenance["preprocessing"]) == 1 else f"group {name}: "
-        _say(f"preprocessing: {prefix}{'; '.join(steps)}")
+        say(f"preprocessing: {prefix}{'; '.join(steps)}")
     if provenance["labels"]:
-        _say(f"labels {_interval(provenance['labels'])}")
+        say(f"labels {_interval(provenance['labels'])}")
 
 
 def _print_table(table: Any) -> None:
@@ -467,20 +426,7 @@ def _print_table(table: Any) -> None:
     for unit_id, row in table.iterrows():
         cells = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row]
         shown.add_row(str(unit_id), *cells)
-    _out.print(shown)
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        _out.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _print_json(**summary: Any) -> None:
-    print(json.dumps(summary), flush=True)
-
-
-def _fail(message: str) -> None:
-    _err.print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    out.print(shown)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ class SnippetsConfig(Settings):
         None, "Name of the array that holds the waveforms in an .npz or .mat; default: waveforms or spikes"
     )
     labels_key: str | None = setting(
-        None, "Name of the array that holds the labels in an .npz or .mat; default: labels"
+        None,
+        "Name of the array that holds the labels in an .npz or .mat, or of the column in a table, "
+        "or its position in a table without names; default: labels",
     )
     num_samples: int = setting(
         64, "Samples cut at each true spike of a Wave_Clus simulation, from its first sample on", minimum=8
@@ -81,7 +83,11 @@ class WaveClusConfig(Settings):
     )
     duration_s: float = setting(60.0, "Length", unit="s", minimum=1.0, maximum=3600.0)
     firing_rates_hz: tuple[float, ...] = setting(
-        (20.0,), "Mean firing rate of the units: one for all, or one for each", unit="Hz", minimum=0.001
+        (20.0,),
+        "Mean firing rate of the units: one for all, or one for each",
+        unit="Hz",
+        minimum=0.001,
+        maximum=1000.0,
     )
     refractory_ms: float = setting(
         2.0, "Shortest time between two spikes of a unit", unit="ms", minimum=0.0, maximum=100.0
@@ -122,6 +128,9 @@ class WaveformTrainingConfig(Settings):
         minimum=0.0,
         maximum=1.0,
     )
+    generated_labels: int | None = setting(
+        None, "Labels of a unit from which on that fraction falls, in inverse proportion", minimum=1
+    )
     overlaps: float | None = setting(
         None, "Fraction of the drawn waveforms to which another unit is added", minimum=0.0, maximum=1.0
     )
@@ -158,16 +167,17 @@ class WaveformTrainingConfig(Settings):
 
 WAVEFORM_PRESETS: dict[str, dict[str, Any]] = {
     "default": {
-        "features": (16, 16, 32, 32),
+        "features": (16, 32, 32, 64),
         "hidden": (100, 50),
         "dropout": 0.2,
-        "epochs": 6,
+        "epochs": 8,
         "windows_per_epoch": 3200,
         "batch_size": 64,
         "learning_rate": 3e-3,
         "schedule": "one-cycle",
         "generated": 0.7,
-        "overlaps": 0.25,
+        "generated_labels": 50,
+        "overlaps": 0.5,
         "shift": 1 / 64,
         "amplitude_std": 0.05,
         "whiten": True,
@@ -183,6 +193,7 @@ WAVEFORM_PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-3,
         "schedule": "constant",
         "generated": 0.0,
+        "generated_labels": 1,
         "overlaps": 0.0,
         "shift": 0.0,
         "amplitude_std": 0.0,
@@ -190,6 +201,36 @@ WAVEFORM_PRESETS: dict[str, dict[str, Any]] = {
         "label_smoothing": 0.0,
     },
 }
+
+
+@dataclass(frozen=True)
+class ChannelSortingConfig(Settings):
+    """How a single channel is sorted."""
+
+    channel: str | None = setting(None, "Id of the channel to sort, where the recording has several")
+    label_interval: tuple[float, float] | None = setting(
+        None,
+        "Start and end of the time in which the labels are complete; default: first to last label",
+        unit="s",
+    )
+    stretch_s: float = setting(
+        60.0,
+        "Without labels: length of the first stretch, or as much as there is, whose spikes are clustered",
+        unit="s",
+        minimum=1.0,
+    )
+    max_units: int = setting(10, "Without labels: largest number of units", minimum=1, maximum=50)
+    min_probability: float = setting(
+        0.0, "Leave a spike unsorted whose unit is less probable", minimum=0.0, maximum=1.0
+    )
+
+    def _check_together(self) -> None:
+        if self.label_interval is not None and not 0 <= self.label_interval[0] < self.label_interval[1]:
+            raise SettingError(
+                f"the label interval is {self.label_interval[0]:g} to {self.label_interval[1]:g} s",
+                "it must start at 0 or later and end after its start",
+                "give label_interval as START END in seconds",
+            )
 
 
 @dataclass(frozen=True)
@@ -203,7 +244,8 @@ class PapersConfig(Settings):
         ("all",), "Methods: all, default, paper, or rivals by name such as pca_fcm_f3"
     )
     sets: tuple[str, ...] = setting(
-        ("all",), "Sets: all, real, generated, or beginnings of names such as C_Easy1 or C_Difficult2_noise015"
+        ("all",),
+        "Sets: all, real, generated, or beginnings of names such as C_Easy1 or C_Difficult2_noise015",
     )
     num_seeds: int = setting(5, "Random divisions of each set into training and test", minimum=1, maximum=100)
     duration_s: float = setting(60.0, "Length of the generated sets", unit="s", minimum=5.0, maximum=3600.0)

@@ -18,15 +18,15 @@ import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter1d
 from scipy.signal import ellip, find_peaks, sosfiltfilt
 
-from spikewise.data.waveforms import (
+from spikewise.data.waveform_files import (
     RawChannel,
-    Snippets,
     channel_of,
     checked_frequency,
     load_arrays,
     reading,
     single_channel,
 )
+from spikewise.data.waveforms import Snippets
 from spikewise.errors import WaveformsError
 from spikewise.waveform_config import SnippetsConfig, SpikeDetectionConfig
 

@@ -28,42 +28,25 @@ from scipy.io import savemat
 from scipy.signal import resample_poly
 from scipy.signal.windows import tukey
 
-from spikewise.data.waveforms import load_arrays, reading
-from spikewise.errors import OutputError, SettingError, WaveformsError
+from spikewise.data.spike_shapes import (
+    BUILT_IN_HZ,
+    built_in_shapes,
+    choose_shapes,
+    load_shapes,
+    shape_similarity,
+)
+from spikewise.errors import OutputError, SettingError
 from spikewise.seeds import stage_generator
 from spikewise.waveform_config import WaveClusConfig
 
 OVERSAMPLING = 4
-#: Lowest and highest similarity of any pair of units, for each difficulty, on :func:`shape_similarity`.
-#:
-#: Where they come from: the units of the public C_Easy1 have the similarities 0.10, 0.24 and 0.34 (their
-#: positive peaks aligned), those of C_Difficult2 have 0.80, 0.84 and 0.97. The bands of easy1 and difficult2
-#: are around these, but for the last: the public noise is lower in frequency, so it hides less of what tells
-#: such a pair apart. The other bands follow the order of the public sets for three principal components and
-#: fuzzy c-means. At a noise level of 0.2 that gives, in percent, with 625 shapes measured in macaque cortex
-#: (WaveMAP) and with those built in, means over 8 seeds: easy1 97 and 96, easy2 85 and 89, difficult2 73 and
-#: 78, difficult1 55 and 59. The public sets give 99, 85, 85 and 63 (Li et al. 2020, Brain Sci. 10:835).
-SIMILARITY_BANDS = {
-    "easy1": (-1.0, 0.50),
-    "easy2": (0.60, 0.78),
-    "difficult2": (0.78, 0.88),
-    "difficult1": (0.88, 0.95),
-}
-NUM_BUILT_IN_SHAPES = 300
-SHAPES_KEYS = ("waves", "mean", "waveforms")
-FREQUENCY_KEYS = ("fs", "sampling_frequency")
 
 _PEAK_POSITION = 20 / 64  # of a spike's length
 _TAPERED = 0.3  # part of a spike's length over which it fades, half of it at either end
-_BUILT_IN_SEED = 2004
-_BUILT_IN_HZ = 100_000.0
-_LEAST_HZ = 100.0
 _NOISE_EVENTS_HZ = 50_000.0  # so many that the noise is nearly Gaussian, as in the public files
 _NOISE_BLOCK_S = 10.0
 _VALUES_AT_ONCE = 4_000_000
 _FILTER_SAMPLES = 12  # more than the 10 that the decimation's filter reaches, and the place between two
-_ATTEMPTS = 5_000
-_FEWEST_SAMPLES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +104,7 @@ def simulate_wave_clus(config: WaveClusConfig) -> WaveClusSimulation:
         If the file of shapes cannot be used.
     """
     rates = _firing_rates(config)
-    base, base_hz = load_shapes(config.shapes) if config.shapes else (built_in_shapes(), _BUILT_IN_HZ)
+    base, base_hz = load_shapes(config.shapes) if config.shapes else (built_in_shapes(), BUILT_IN_HZ)
     pieces = _make_pieces(base, base_hz or config.sampling_frequency, config)
     shapes = pieces[0, :, _FILTER_SAMPLES : _FILTER_SAMPLES + config.num_samples]
     chosen = choose_shapes(shapes, config.num_units, config.difficulty, config.seed)
@@ -194,95 +177,6 @@ def _replacing(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def load_shapes(path: Path | str) -> tuple[np.ndarray, float | None]:
-    """Read mean waveforms to draw from.
-
-    Parameters
-    ----------
-    path : path
-        An .npz with an array `waves`, `mean` or `waveforms` and a number `fs` or `sampling_frequency`, or an
-        .npy. Pickled arrays stay closed.
-
-    Returns
-    -------
-    shapes : ndarray
-        (num_shapes, num_samples) float64.
-    sampling_frequency : float or None
-        In Hz; None where the file does not tell it.
-
-    Raises
-    ------
-    WaveformsError
-        If the file cannot be read, or does not hold a finite row for each of two or more shapes.
-    """
-    path = Path(path)
-    allowed = f"an .npy, or an .npz with {' or '.join(SHAPES_KEYS)}, and {' or '.join(FREQUENCY_KEYS)}"
-    if path.suffix.lower() not in (".npy", ".npz"):
-        raise WaveformsError(f"the shapes are to come from {path}", allowed, "convert the file")
-    with reading(path):
-        arrays = load_arrays(path)
-    key = next((name for name in ("array", *SHAPES_KEYS) if name in arrays), None)
-    if key is None:
-        raise WaveformsError(f"{path} holds {', '.join(arrays) or 'nothing'}", allowed, "rename its array")
-    _check_shapes(arrays[key], f"{key} of {path}")
-    return arrays[key].astype(float), _read_frequency(arrays, path)
-
-
-def _check_shapes(shapes: np.ndarray, name: str) -> None:
-    if shapes.ndim != 2 or shapes.dtype.kind not in "iuf" or min(shapes.shape) < 2:
-        given = f"{name} is an array of {shapes.dtype} {shapes.shape}"
-    elif shapes.shape[1] < _FEWEST_SAMPLES:
-        given = f"{name} has {shapes.shape[1]} samples for each shape"
-    elif not np.isfinite(shapes).all():
-        given = f"row {np.flatnonzero(~np.isfinite(shapes).all(axis=1))[0]} of {name} is not finite"
-    elif (np.ptp(shapes, axis=1) == 0).any():
-        given = f"row {np.flatnonzero(np.ptp(shapes, axis=1) == 0)[0]} of {name} is constant"
-    else:
-        return
-    allowed = f"two rows or more, each a waveform of {_FEWEST_SAMPLES} samples or more"
-    raise WaveformsError(given, allowed, "correct the array, or leave shapes out for those built in")
-
-
-def _read_frequency(arrays: dict[str, np.ndarray], path: Path | str) -> float | None:
-    key = next((name for name in FREQUENCY_KEYS if name in arrays), None)
-    if key is None:
-        return None
-    value = arrays[key]
-    if value.size != 1 or value.dtype.kind not in "iuf" or not _LEAST_HZ <= value.item() < np.inf:
-        raise WaveformsError(
-            f"{key} of {path} is {value}", f"one number of at least {_LEAST_HZ:g} Hz", "correct it"
-        )
-    return float(value.item())
-
-
-def built_in_shapes() -> np.ndarray:
-    """Return the data base of shapes that needs no file: (NUM_BUILT_IN_SHAPES, 500) at 100 kHz.
-
-    Each is a peak with an after-potential and, in half of them, a potential before the peak, as spikes
-    outside a cell have: Gaussians whose flanks differ, with widths from those of narrow interneurons to those
-    of broad pyramidal cells. The data base is always the same.
-    """
-    rng = np.random.default_rng(_BUILT_IN_SEED)
-
-    def draw(low: float, high: float) -> np.ndarray:
-        return rng.uniform(low, high, (NUM_BUILT_IN_SHAPES, 1))
-
-    time_ms = (np.arange(500) - 150) * 1000 / _BUILT_IN_HZ
-    rise = np.exp(draw(np.log(0.05), np.log(0.28)))
-    fall = rise * draw(0.7, 1.6)
-    after = fall * draw(2.0, 3.5) + draw(0.0, 0.15)
-    shapes = _bump(time_ms, 0.0, rise, fall)
-    shapes -= draw(0.05, 0.9) * _bump(time_ms, after, after / 3, draw(0.1, 0.6))
-    before = draw(-0.5, 0.5).clip(0)
-    return shapes - before * _bump(time_ms, -2.5 * rise, rise, rise * draw(0.6, 1.0))
-
-
-def _bump(time: np.ndarray, centre: Any, rise: np.ndarray, fall: np.ndarray) -> np.ndarray:
-    """Return a Gaussian of height 1 with a standard deviation for either flank."""
-    away = time - centre
-    return np.exp(-0.5 * (away / np.where(away < 0, rise, fall)) ** 2)
-
-
 def peak_sample(num_samples: int) -> int:
     """Return where a spike of `num_samples` samples has its peak, counted from its first."""
     return round(_PEAK_POSITION * num_samples)
@@ -323,78 +217,6 @@ def _fit_shapes(base: np.ndarray, base_hz: float, dense_hz: float, num_samples: 
         spline = CubicSpline(times, shape)
         dense[row] = spline((fine[spline(fine).argmax()] + around).clip(0, times[-1]))
     return dense * tukey(num_dense, _TAPERED)
-
-
-def shape_similarity(shapes: np.ndarray) -> np.ndarray:
-    """Return how alike shapes are, as they stand in time: 1 for the same, 0 where none tells of another.
-
-    The similarity of a and b is 2 a.b / (a.a + b.b) = 1 - |a - b|^2 / (|a|^2 + |b|^2): unlike a correlation
-    it falls with a difference in size too, since a sorter can use that. Shapes should have their peaks at
-    the same sample.
-
-    Parameters
-    ----------
-    shapes : ndarray
-        (num_units, num_samples), none of them all 0.
-
-    Returns
-    -------
-    ndarray
-        (num_units, num_units) in -1 to 1.
-    """
-    products = shapes @ shapes.T
-    energy = np.diag(products)
-    return 2 * products / (energy[:, None] + energy)
-
-
-def choose_shapes(shapes: np.ndarray, num_units: int, difficulty: str | None, seed: int) -> np.ndarray:
-    """Draw the units' shapes; with a difficulty, such that each pair's similarity lies in its band.
-
-    The bands are those of :data:`SIMILARITY_BANDS`, on the measure of :func:`shape_similarity`.
-
-    Parameters
-    ----------
-    shapes : ndarray
-        (num_shapes, num_samples)
-    num_units : int
-    difficulty : str or None
-        A name in SIMILARITY_BANDS; None for any shapes.
-    seed : int
-
-    Returns
-    -------
-    ndarray
-        (num_units,) int64: different rows of `shapes`.
-
-    Raises
-    ------
-    SettingError
-        If there are fewer shapes than units, or no such group was found.
-    """
-    if len(shapes) < num_units:
-        raise SettingError(
-            f"num_units is {num_units}", f"at most {len(shapes)}, the number of shapes", "lower it"
-        )
-    rng = stage_generator(seed, "wave_clus shapes")
-    if difficulty is None:
-        return rng.choice(len(shapes), num_units, replace=False)
-    low, high = SIMILARITY_BANDS[difficulty]
-    similarity = shape_similarity(shapes)
-    fits = (similarity >= low) & (similarity <= high)
-    np.fill_diagonal(fits, False)
-    for _ in range(_ATTEMPTS):
-        chosen: list[int] = []
-        open_to = np.arange(len(shapes))
-        while len(open_to) and len(chosen) < num_units:
-            chosen.append(int(rng.choice(open_to)))
-            open_to = open_to[fits[chosen[-1], open_to]]
-        if len(chosen) == num_units:
-            return np.array(chosen)
-    raise SettingError(
-        f"no {num_units} of the {len(shapes)} shapes are {difficulty}",
-        f"shapes of which each pair has a similarity from {low:g} to {high:g}",
-        "lower num_units, choose another difficulty, or give other shapes",
-    )
 
 
 def find_overlaps(sample_index: np.ndarray, num_samples: int) -> np.ndarray:

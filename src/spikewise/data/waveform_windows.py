@@ -34,6 +34,12 @@ _MAX_SHIFT = 1 / 20
 _ROUNDS = 3
 _OUTLIER = 3.0
 """A residual with so many times the median power of its unit says nothing about the noise (overlaps)."""
+_CLEAN = 1.6
+"""A spike whose residual has more than so many times the median power of its unit may hold another spike."""
+_TOGETHER = 1 / 32
+"""Spikes nearer to each other than this fraction of a waveform are aligned alike."""
+_OVERLAP_WEIGHT = 0.3
+"""What the aligned unit of an overlap counts beside that of a single spike, since most spikes are single."""
 _UNLIKE = 2.0
 """A unit whose residuals have so many times the power of the quietest unit's is not described by its mean."""
 _RIDGE = 1e-3
@@ -77,12 +83,15 @@ class SpikeModel:
         (num_samples, num_samples) of the noise, the same at all moments.
     is_described : ndarray
         (num_units,) bool: whether a unit's mean and the noise describe its spikes.
+    is_clean : ndarray
+        (num_spikes,) bool: whether a spike looks as if no other were in its waveform.
     """
 
     means: np.ndarray
     shift: np.ndarray
     covariance: np.ndarray
     is_described: np.ndarray
+    is_clean: np.ndarray
 
     def whitening(self) -> np.ndarray:
         """Return the symmetric map (num_samples, num_samples) that makes the noise white."""
@@ -114,7 +123,14 @@ def fit_spike_model(waveforms: np.ndarray, unit_index: np.ndarray, num_units: in
         shift = _best_shifts(waveforms, unit_index, means, grid)
     residuals = waveforms - shift_waveforms(means[unit_index], shift)
     covariance, is_described = _noise(residuals, unit_index, num_units)
-    return SpikeModel(means.astype(np.float32), shift, covariance, is_described)
+    power = (residuals**2).mean(axis=1)
+    typical = _median_by_unit(power, unit_index, num_units)
+    is_clean = power <= _CLEAN * typical[unit_index]
+    return SpikeModel(means.astype(np.float32), shift, covariance, is_described, is_clean)
+
+
+def _median_by_unit(values: np.ndarray, unit_index: np.ndarray, num_units: int) -> np.ndarray:
+    return np.array([np.median(values[unit_index == unit]) for unit in range(num_units)])
 
 
 def _robust_mean(waveforms: np.ndarray) -> np.ndarray:
@@ -144,7 +160,7 @@ def _noise(residuals: np.ndarray, unit_index: np.ndarray, num_units: int) -> tup
     num_samples = residuals.shape[1]
     power = (residuals**2).mean(axis=1)
     counts = np.bincount(unit_index, minlength=num_units)
-    typical = np.array([np.median(power[unit_index == unit]) for unit in range(num_units)])
+    typical = _median_by_unit(power, unit_index, num_units)
     unbiased = typical * counts / np.maximum(counts - 1, 1)
     known = counts >= min(5, counts.max())
     is_described = unbiased <= _UNLIKE * unbiased[known].min()
@@ -160,7 +176,8 @@ class WaveformWindows:
     """Batches for :func:`spikewise.models.training.train_network`.
 
     Targets have the shape (num_windows, 2, num_units): the unit that the waveform is aligned to, and the
-    units that are present.
+    units that are present. Of a real spike that may hold another, nobody knows which: the other units'
+    presence has weight 0.
 
     Parameters
     ----------
@@ -186,7 +203,11 @@ class WaveformWindows:
         self._num_windows = config.windows_per_epoch or len(waveforms)
         self._noise_root = np.linalg.cholesky(model.covariance).astype(np.float32)
         order = np.argsort(unit_index, kind="stable")
-        self._spikes_by_unit = np.split(order, np.cumsum(np.bincount(unit_index))[:-1])
+        num_labels = np.bincount(unit_index)
+        self._spikes_by_unit = np.split(order, np.cumsum(num_labels)[:-1])
+        enough = np.maximum(given(config.generated_labels), 1)
+        share = given(config.generated) * np.minimum(1, enough / num_labels)
+        self._made_share = np.where(model.is_described, share, 0.0)
 
     def num_batches(self) -> int:
         """Return how many batches an epoch has."""
@@ -199,30 +220,33 @@ class WaveformWindows:
             order = generator.permutation(len(self._waveforms))
             windows, unit_index = self._waveforms[order], self._unit_index[order]
             present = np.eye(len(self._spikes_by_unit), dtype=np.float32)[unit_index]
+            counts = np.ones((len(windows), 2), np.float32)
         else:
-            windows, unit_index, present = self._draw(generator)
-        yield from self._batches(windows, unit_index, present)
+            windows, unit_index, present, counts = self._draw(generator)
+        yield from self._batches(windows, unit_index, present, counts)
 
     def all_centres(self) -> Iterator[Batch]:
         """Yield the labelled spikes as they are."""
         present = np.eye(len(self._spikes_by_unit), dtype=np.float32)[self._unit_index]
-        yield from self._batches(self._waveforms, self._unit_index, present)
+        counts = np.stack([np.ones_like(self._model.is_clean), self._model.is_clean], axis=1)
+        yield from self._batches(self._waveforms, self._unit_index, present, counts)
 
-    def _batches(self, windows: np.ndarray, unit_index: np.ndarray, present: np.ndarray) -> Iterator[Batch]:
+    def _batches(
+        self, windows: np.ndarray, unit_index: np.ndarray, present: np.ndarray, counts: np.ndarray
+    ) -> Iterator[Batch]:
         own = np.eye(present.shape[1], dtype=np.float32)[unit_index]
         targets = np.stack([own, present], axis=1)
+        weights = np.stack([np.broadcast_to(counts[:, :1], own.shape), np.maximum(present, counts[:, 1:])], 1)
         edges = np.linspace(0, len(windows), -(-len(windows) // self._batch_size) + 1).astype(int)
         for start, stop in itertools.pairwise(edges):
-            part = torch.from_numpy(targets[start:stop])
-            yield Batch(torch.from_numpy(windows[start:stop]), part, torch.ones_like(part))
+            arrays = (windows[start:stop], targets[start:stop], weights[start:stop].astype(np.float32))
+            yield Batch(*map(torch.from_numpy, arrays))
 
-    def _draw(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draw waveforms, units alike often: (B, S), (B,), (B, N)."""
+    def _draw(self, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Draw waveforms, units alike often: (B, S), (B,), (B, N), and what either answer counts, (B, 2)."""
         count, num_units = self._num_windows, len(self._spikes_by_unit)
         unit_index = generator.permutation(np.arange(count) % num_units)
-        is_made = (generator.random(count) < given(self._config.generated)) & self._model.is_described[
-            unit_index
-        ]
+        is_made = generator.random(count) < self._made_share[unit_index]
         spike = self._draw_spikes(unit_index, generator)
         largest = given(self._config.shift) * self._waveforms.shape[1]
         move = generator.uniform(-largest, largest, count)
@@ -237,8 +261,9 @@ class WaveformWindows:
             @ self._noise_root.T
         )
         present = np.eye(num_units, dtype=np.float32)[unit_index]
-        self._add_others(windows, unit_index, present, generator)
-        return windows, unit_index, present
+        own_weight = self._add_others(windows, unit_index, present, generator)
+        is_known = is_made | self._model.is_clean[spike]
+        return windows, unit_index, present, np.stack([own_weight, is_known], axis=1)
 
     def _draw_spikes(self, unit_index: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Draw a labelled spike of each unit asked for."""
@@ -249,10 +274,11 @@ class WaveformWindows:
 
     def _add_others(
         self, windows: np.ndarray, unit_index: np.ndarray, present: np.ndarray, generator: np.random.Generator
-    ) -> None:
+    ) -> np.ndarray:
         """Add the mean waveform of another unit to some windows, at any lag that leaves a part of it inside.
 
-        It counts as present where its largest peak lies in the window.
+        It counts as present where its largest peak lies in the window. Where both fall together, neither is
+        the one that the waveform is aligned to; returned is how much that question counts, (B,).
         """
         num_units, num_samples = self._model.means.shape
         rows = np.flatnonzero(generator.random(len(windows)) < given(self._config.overlaps))
@@ -263,6 +289,9 @@ class WaveformWindows:
         windows[rows] += added * generator.uniform(0.6, 1.4, (len(rows), 1)).astype(np.float32)
         peak = np.abs(self._model.means).argmax(axis=1)[other] + lag
         present[rows, other] = ((peak >= 0) & (peak <= num_samples - 1)).astype(np.float32)
+        own_weight = np.ones(len(windows), np.float32)
+        own_weight[rows] = np.where(np.abs(lag) < _TOGETHER * num_samples, 0, _OVERLAP_WEIGHT)
+        return own_weight
 
 
 def shift_into_silence(waveforms: np.ndarray, lag: np.ndarray) -> np.ndarray:

@@ -1,75 +1,48 @@
 """Waveforms of single-channel spikes: their container, and its readers, which look at what a file holds.
 
-Conventions: waveforms are ``(num_spikes, num_samples)``; ``sample_index`` counts from 0. MATLAB counts from
-1, and :func:`_from_matlab` is the only place that knows. A spike that belongs to no unit has a negative
-label, or an empty one where labels are text. Nothing that is read here is unpickled.
-
-In the simulations of Wave_Clus (Quiroga et al. 2004, Neural Comput. 16:1661) the time of a spike is that of
-its first sample. Its peak follows about 22 samples later, so waveforms are cut from the time on.
+Conventions: waveforms are ``(num_spikes, num_samples)``; ``sample_index`` counts from 0. A spike that belongs
+to no unit has a negative label, or an empty one where labels are text. From a simulation, waveforms are cut
+from the true times on, which are those of the spikes' first samples.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import struct
 import warnings
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
+from spikewise.data.waveform_files import (
+    SIGNAL_KEYS,
+    SNIPPET_FORMATS,
+    RawChannel,
+    as_labels,
+    as_whole,
+    checked_frequency,
+    frequency_of,
+    from_matlab,
+    load_arrays,
+    missing,
+    reading,
+    with_truth,
+)
 from spikewise.errors import OutputError, WaveformsError
 from spikewise.waveform_config import SnippetsConfig
 
 logger = logging.getLogger(__name__)
 
-SNIPPET_FORMATS = {
-    ".mat": "simulation of Wave_Clus (data, spike_times, spike_class, samplingInterval), result of wave_clus "
-    "(spikes, cluster_class), or a matrix of waveforms",
-    ".npz": "arrays waveforms (or spikes), labels, sampling_frequency (or fs), sample_index (or times); "
-    "or a simulation: data (or traces), times, labels, fs",
-    ".npy": "one array of waveforms",
-    ".csv": "table with a row for each spike; columns called label, unit_id, unit or cluster, and time_s or "
-    "sample_index, are no samples",
-    ".tsv": "the same with tabs",
-    ".txt": "the same with tabs, commas, semicolons or spaces",
-}
-SIGNAL_KEYS = ("data", "traces", "signal", "array")
 _FEWEST_SAMPLES = 8
 _TABLES = (".csv", ".tsv", ".txt")
 _WAVEFORMS_KEYS = ("waveforms", "spikes", "array")
-_RATE_KEYS = ("sampling_frequency", "fs", "sr")
 _LABEL_COLUMNS = ("label", "labels", "unit_id", "unit", "cluster")
 _OTHER_COLUMNS = (*_LABEL_COLUMNS, "sample_index", "time_s", "index", "unnamed: 0")
-_READ_ERRORS = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-    SyntaxError,  # NumPy evaluates the header of an array
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    MatReadError,
-    pd.errors.ParserWarning,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +83,9 @@ class Snippets:
         set_ = object.__setattr__
         set_(self, "waveforms", waveforms)
         if self.labels is not None:
-            set_(self, "labels", _as_labels(self.labels, self.name))
+            set_(self, "labels", as_labels(self.labels, self.name))
         if self.sample_index is not None:
-            set_(self, "sample_index", _as_whole(self.sample_index, f"the sample indices of {self.name}"))
+            set_(self, "sample_index", as_whole(self.sample_index, f"the sample indices of {self.name}"))
         if self.is_overlap is not None:
             set_(self, "is_overlap", np.ravel(self.is_overlap).astype(bool))
         if self.sampling_frequency is not None:
@@ -154,20 +127,6 @@ class Snippets:
         )
 
 
-class RawChannel(NamedTuple):
-    """The signal of one electrode, with its true spikes where they are known.
-
-    ``signal`` is (num_samples,) float32, ``sampling_frequency`` in Hz. ``sample_index`` (num_spikes,) int64,
-    ``labels`` (num_spikes,) and ``is_overlap`` (num_spikes,) bool tell the true spikes, or are None.
-    """
-
-    signal: np.ndarray
-    sampling_frequency: float
-    sample_index: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    is_overlap: np.ndarray | None = None
-
-
 def load_snippets(path: str | Path, config: SnippetsConfig | None = None) -> Snippets:
     """Read waveforms from any of :data:`SNIPPET_FORMATS`, found from what the file holds.
 
@@ -196,26 +155,6 @@ def load_snippets(path: str | Path, config: SnippetsConfig | None = None) -> Sni
     if not len(snippets):
         raise WaveformsError(f"{path} holds no spikes", "at least one", "check how it was written")
     return snippets
-
-
-def load_wave_clus_signal(path: str | Path, sampling_frequency: float | None = None) -> RawChannel:
-    """Read a simulation of Wave_Clus, .mat or .npz: the signal and its true spikes, none of them None.
-
-    Parameters
-    ----------
-    path : str or Path
-        The file.
-    sampling_frequency : float, optional
-        In Hz, used where the file does not tell it.
-
-    Raises
-    ------
-    WaveformsError
-        If the file cannot be read, or lacks the signal, the true spikes or the sampling frequency.
-    """
-    path = Path(path)
-    with reading(path):
-        return _with_truth(load_arrays(path), path, sampling_frequency)
 
 
 def write_snippets(snippets: Snippets, path: str | Path) -> None:
@@ -249,156 +188,12 @@ def write_snippets(snippets: Snippets, path: str | Path) -> None:
         ) from error
 
 
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Check that a file is there, and turn what goes wrong while it is read into a WaveformsError."""
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        given = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
-        raise WaveformsError(given, "a file of waveforms", "check the path")
-    if suffix not in SNIPPET_FORMATS:
-        known = "; ".join(f"{ending}: {text}" for ending, text in SNIPPET_FORMATS.items())
-        raise WaveformsError(f"the ending of {path} is not known", f"read are {known}", "convert the file")
-    if path.stat().st_size == 0:
-        raise WaveformsError(f"{path} is empty", SNIPPET_FORMATS[suffix], "write or copy it again")
-    try:
-        yield
-    except WaveformsError:
-        raise
-    except _READ_ERRORS as error:
-        raise WaveformsError(
-            f"{path} cannot be read: {type(error).__name__}: {error}",
-            f"a whole file of plain numbers, no Python objects: {SNIPPET_FORMATS[suffix]}",
-            "check that it was copied whole, or write it again",
-        ) from error
-
-
-def missing(arrays: dict[str, Any], path: Path, needed: str) -> WaveformsError:
-    """Return the error that tells what a file holds and what it would have to hold."""
-    held = ", ".join(
-        f"{name} {value.shape}" if isinstance(value, np.ndarray) else name for name, value in arrays.items()
-    )
-    return WaveformsError(
-        f"{path} holds {held or 'nothing'}",
-        f"needed: {needed}",
-        "rename the arrays, or name them (waveforms_key, labels_key)",
-    )
-
-
-def load_arrays(path: Path) -> dict[str, Any]:
-    """Return what a .mat, .npz or .npy holds: arrays, lists for MATLAB's cells, dictionaries for its structs.
-
-    The one array of an .npy is called ``array``.
-    """
-    if path.suffix.lower() == ".mat":
-        if h5py.is_hdf5(path):
-            with h5py.File(path, "r") as file:
-                return {name: _of_hdf5(item, file) for name, item in file.items() if not name.startswith("#")}
-        variables = loadmat(path, appendmat=False)
-        return {name: _of_matlab(value) for name, value in variables.items() if not name.startswith("__")}
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return {"array": loaded}
-    with loaded:
-        return {name: loaded[name] for name in loaded.files}
-
-
-def _of_matlab(value: Any) -> Any:
-    """Return a variable of an older MATLAB file as an array, a list (a cell) or a dictionary (a struct)."""
-    if not isinstance(value, np.ndarray):
-        return value
-    if value.dtype.names:
-        return {name: _of_matlab(value[name].flat[0]) for name in value.dtype.names} if value.size else {}
-    return [_of_matlab(item) for item in value.flat] if value.dtype.kind == "O" else value
-
-
-def _of_hdf5(item: Any, file: h5py.File) -> Any:
-    """Return a variable of a MATLAB 7.3 file likewise; HDF5 lists its axes the other way round."""
-    if isinstance(item, h5py.Group):
-        return {name: _of_hdf5(part, file) for name, part in item.items()}
-    if h5py.check_ref_dtype(item.dtype):
-        return [_of_hdf5(file[reference], file) for reference in item[()].T.flat]
-    return np.empty((0, 0)) if "MATLAB_empty" in item.attrs else item[()].T
-
-
-def _cell(value: Any, position: int) -> np.ndarray | None:
-    """Return the numbers at a position of a MATLAB cell, which may lie in further cells, or None."""
-    while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
-        value = value[0]
-    parts = value if isinstance(value, list) else [value]
-    if position >= len(parts):
-        return None
-    part = parts[position]
-    while isinstance(part, list) and len(part) == 1:
-        part = part[0]
-    return np.ravel(part)
-
-
-def _from_matlab(index: np.ndarray, name: str) -> np.ndarray:
-    """Return positions that MATLAB counts from 1, counted from 0."""
-    return _as_whole(index, name) - 1
-
-
-def _frequency_of(arrays: dict[str, Any], given: float | None) -> float | None:
-    """Return the sampling frequency that the arrays tell, or else that given."""
-    parameters = arrays.get("par")
-    for place in (arrays, parameters if isinstance(parameters, dict) else {}):
-        for name in _RATE_KEYS:
-            if np.size(place.get(name, ())) == 1:
-                return float(np.ravel(place[name])[0])
-    interval_ms = np.ravel(arrays.get("samplingInterval", ()))
-    told = interval_ms.size == 1 and interval_ms[0] > 0
-    return round(1000.0 / float(interval_ms[0]), 6) if told else given
-
-
-def channel_of(arrays: dict[str, Any], path: Path, sampling_frequency: float | None) -> RawChannel:
-    """Return the single channel among the arrays of a file, with its true spikes where they are there."""
-    key = next((name for name in SIGNAL_KEYS if name in arrays), None)
-    if key is None:
-        raise missing(arrays, path, f"a signal called {' or '.join(SIGNAL_KEYS)}")
-    signal = single_channel(arrays[key], f"{key} of {path}").astype(np.float32)
-    frequency = _frequency_of(arrays, sampling_frequency)
-    if frequency is None:
-        raise WaveformsError(
-            f"{path} does not tell its sampling frequency",
-            "a number called samplingInterval (in ms), sr or fs",
-            "give the sampling frequency in Hz",
-        )
-    frequency = checked_frequency(frequency, str(path))
-    name = f"the spike times of {path}"
-    if "spike_times" in arrays and "spike_class" in arrays:
-        times, labels = _cell(arrays["spike_times"], 0), _cell(arrays["spike_class"], 0)
-        overlap = _cell(arrays["spike_class"], 1)
-        index = _from_matlab(np.empty(0) if times is None else times, name)
-    elif path.suffix.lower() != ".mat" and "times" in arrays and "labels" in arrays:
-        index, labels, overlap = _as_whole(arrays["times"], name), arrays["labels"], arrays.get("is_overlap")
-    else:
-        return RawChannel(signal, frequency)
-    labels = _as_labels(np.empty(0) if labels is None else labels, str(path))
-    overlap = None if overlap is None or not np.size(overlap) else np.ravel(overlap).astype(bool)
-    for what, values in (("units", labels), ("overlap flags", overlap)):
-        if values is not None and len(values) != len(index):
-            raise WaveformsError(
-                f"{path} has {len(index)} spike times and {len(values)} {what} of spikes",
-                "one for each spike",
-                "check how it was written",
-            )
-    return RawChannel(signal, frequency, index, labels, overlap)
-
-
-def _with_truth(arrays: dict[str, Any], path: Path, sampling_frequency: float | None) -> RawChannel:
-    channel = channel_of(arrays, path, sampling_frequency)
-    if channel.sample_index is None:
-        raise missing(arrays, path, "data, spike_times and spike_class; in an .npz data, times and labels")
-    return channel
-
-
 def _snippets_of(arrays: dict[str, Any], path: Path, config: SnippetsConfig) -> Snippets:
     """Return the waveforms among the arrays of a file."""
-    frequency = _frequency_of(arrays, config.sampling_frequency)
+    frequency = frequency_of(arrays, config.sampling_frequency)
     key = config.waveforms_key or next((name for name in _WAVEFORMS_KEYS if name in arrays), None)
     if key is None and any(name in arrays for name in SIGNAL_KEYS):
-        return _cut(_with_truth(arrays, path, config.sampling_frequency), path, config.num_samples)
+        return _cut(with_truth(arrays, path, config.sampling_frequency), path, config.num_samples)
     if key is None:
         matrices = {name: value for name, value in arrays.items() if isinstance(value, np.ndarray)}
         tables = [name for name, value in matrices.items() if value.ndim == 2 and min(value.shape) > 1]
@@ -412,7 +207,7 @@ def _snippets_of(arrays: dict[str, Any], path: Path, config: SnippetsConfig) -> 
         classes, times_ms = _checked_classes(arrays["cluster_class"], path)
         labels = np.where(classes == 0, -1, classes)
         if frequency is not None:
-            index = _from_matlab(np.rint(times_ms * frequency / 1000.0), f"the spike times of {path}")
+            index = from_matlab(np.rint(times_ms * frequency / 1000.0), f"the spike times of {path}")
     else:
         index = _index_of(arrays, len(arrays[key]), path)
     return Snippets(arrays[key], labels, frequency, index, arrays.get("is_overlap"), path.stem)
@@ -426,7 +221,7 @@ def _checked_classes(classes: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
             "a row for each spike: its class and its time in ms",
             "write it again with wave_clus",
         )
-    return _as_labels(classes[:, 0], str(path)), classes[:, 1]
+    return as_labels(classes[:, 0], str(path)), classes[:, 1]
 
 
 def _index_of(arrays: dict[str, Any], num_spikes: int, path: Path) -> np.ndarray | None:
@@ -538,18 +333,6 @@ def _cells(table: pd.DataFrame, column: str | None) -> np.ndarray | None:
     return cells.to_numpy() if is_numeric_dtype(cells) else cells.fillna("").to_numpy(str)
 
 
-def single_channel(values: Any, name: str) -> np.ndarray:
-    """Return a signal as (num_samples,); raise unless it is one row or one column of numbers."""
-    values = np.asarray(values)
-    if values.size == 0 or values.size != max(values.shape, default=0) or values.dtype.kind not in "iuf":
-        raise WaveformsError(
-            f"{name} is an array of {values.dtype} of the shape {values.shape}",
-            "the samples of one channel, whole or floating-point numbers",
-            "choose one channel, or give the recording as a whole",
-        )
-    return values.reshape(-1)
-
-
 def _checked_waveforms(values: Any, name: str) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 2 or values.dtype.kind not in "iuf":
@@ -575,32 +358,3 @@ def _checked_waveforms(values: Any, name: str) -> np.ndarray:
             "remove or repair them",
         )
     return waveforms
-
-
-def _as_labels(values: Any, name: str) -> np.ndarray:
-    """Return labels as int64 or text; NaN becomes -1."""
-    values = np.ravel(values)
-    if values.dtype.kind in "SU":
-        return values.astype(str)
-    if values.dtype.kind == "f":
-        values = np.where(np.isnan(values), -1, values)
-    return _as_whole(values, f"the labels of {name}")
-
-
-def _as_whole(values: Any, name: str) -> np.ndarray:
-    values = np.ravel(values)
-    whole = values.dtype.kind in "biu" or (
-        values.dtype.kind == "f" and bool((np.isfinite(values) & (values % 1 == 0)).all())
-    )
-    if not whole:
-        raise WaveformsError(
-            f"{name} are {values.dtype} and not all whole", "whole numbers", "correct or leave them out"
-        )
-    return values.astype(np.int64)
-
-
-def checked_frequency(value: float, name: str) -> float:
-    """Return a sampling frequency in Hz; raise unless it is finite and above 0."""
-    if not (np.isfinite(value) and value > 0):
-        raise WaveformsError(f"the sampling frequency of {name} is {value}", "above 0 Hz", "correct it")
-    return float(value)

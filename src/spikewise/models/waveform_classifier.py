@@ -254,7 +254,7 @@ def train_classifier(
     config = (config or WaveformTrainingConfig()).resolved()
     num_outputs = len(unit_ids)
     if background is not None and len(background):
-        waveforms = np.concatenate([waveforms, check_waveforms(background)])
+        waveforms = np.concatenate([waveforms, _check_background(background, waveforms.shape[1])])
         unit_index = np.concatenate([unit_index, np.full(len(background), num_outputs)])
         num_outputs += 1
     scale = float(np.abs(waveforms).max(axis=1).mean())
@@ -303,6 +303,17 @@ def load_classifier(path: Path | str) -> WaveformClassifier:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
 
 
+def _check_background(background: np.ndarray, num_samples: int) -> np.ndarray:
+    background = check_waveforms(background)
+    if background.shape[1] != num_samples:
+        raise WaveformsError(
+            f"the waveforms have {num_samples} samples, those of the background {background.shape[1]}",
+            "a background whose waveforms are as long as the spikes'",
+            "cut them alike",
+        )
+    return background
+
+
 def _check_labels(labels: np.ndarray, num_spikes: int) -> tuple[tuple[int | str, ...], np.ndarray]:
     """Return the unit ids in order and the index of each spike's."""
     if labels.shape != (num_spikes,):
@@ -310,6 +321,10 @@ def _check_labels(labels: np.ndarray, num_spikes: int) -> tuple[tuple[int | str,
             f"there are {num_spikes} waveforms and labels of the shape {labels.shape}",
             "one label for each waveform",
             "check that waveforms and labels belong together",
+        )
+    if labels.dtype.kind not in "iuSU":
+        raise LabelsError(
+            f"the labels are of the type {labels.dtype}", "whole numbers or text", "convert the unit ids"
         )
     unit_ids, unit_index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     if len(unit_ids) < 2:
@@ -378,11 +393,17 @@ def _train(
 
     def loss_of(logits: Tensor, batch: Batch) -> Tensor:
         own = functional.cross_entropy(
-            logits[:, 0], batch.targets[:, 0], label_smoothing=given(config.label_smoothing)
+            logits[:, 0],
+            batch.targets[:, 0],
+            label_smoothing=given(config.label_smoothing),
+            reduction="none",
         )
+        own = (own * batch.weights[:, 0, 0]).mean()
         if logits.shape[1] == 1:
             return own
-        return own + functional.binary_cross_entropy_with_logits(logits[:, 1], batch.targets[:, 1])
+        return own + functional.binary_cross_entropy_with_logits(
+            logits[:, 1], batch.targets[:, 1], weight=batch.weights[:, 1]
+        )
 
     def told(_: str, done: float, total: float, note: str = "") -> None:
         progress(stage, done, total, note)
@@ -392,14 +413,15 @@ def _train(
 
 
 def _network(config: WaveformTrainingConfig, num_samples: int, num_outputs: int) -> WaveformNetwork:
-    return WaveformNetwork(
-        num_samples,
-        num_outputs,
-        config.features or (),
-        config.hidden or (1, 1),
-        given(config.dropout),
-        num_answers=2 if config.overlaps else 1,
-    )
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn anew, or loaded
+        return WaveformNetwork(
+            num_samples,
+            num_outputs,
+            config.features or (),
+            config.hidden or (1, 1),
+            given(config.dropout),
+            num_answers=2 if config.overlaps else 1,
+        )
 
 
 @torch.inference_mode()
@@ -417,6 +439,7 @@ def _describe(classifier: WaveformClassifier) -> dict[str, Any]:
         "num_samples": classifier.num_samples,
         "num_outputs": classifier.network.num_units,
         "unit_ids": list(classifier.unit_ids),
+        "has_background": classifier.network.num_units > len(classifier.unit_ids),
         "scale": classifier.scale,
         "temperature": classifier.temperature,
         "sampling_frequency": classifier.sampling_frequency,
@@ -433,7 +456,11 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> Wavefor
     outputs = tensors["classifier.6.bias"].shape[0] // (2 if config.overlaps else 1)
     if tensors["front"].shape != (num_samples, num_samples) or outputs != num_outputs:
         raise ValueError("its header and its weights disagree about samples or units")
-    if len(unit_ids) not in (num_outputs, num_outputs - 1):
+    if not isinstance(description["unit_ids"], list) or not all(
+        isinstance(unit_id, int | str) for unit_id in unit_ids
+    ):
+        raise ValueError("its unit ids are not a list of numbers or text")
+    if len(unit_ids) + bool(description["has_background"]) != num_outputs:
         raise ValueError("its header and its weights disagree about units")
     scale, temperature = float(description["scale"]), float(description["temperature"])
     if not (scale > 0 and temperature > 0):

@@ -1,7 +1,8 @@
 """The output folder: what a sort leaves on disk, each file whole or not there.
 
 ``sorting/`` (a SpikeInterface folder), ``model.safetensors``, ``provenance.json``, ``spikewise.log``, and
-where another sorter made the labels ``bootstrap/<group>/`` (a SpikeInterface folder of them).
+where another sorter made the labels ``bootstrap/<group>/`` (a SpikeInterface folder of them); for a single
+channel ``spikes.csv`` too, with the probability of each spike.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ MODEL_FILE = "model.safetensors"
 PROVENANCE_FILE = "provenance.json"
 LOG_FILE = "spikewise.log"
 BOOTSTRAP_FOLDER = "bootstrap"
+SPIKES_FILE = "spikes.csv"
 _MARKS = {MODEL_FILE, PROVENANCE_FILE, LOG_FILE}
-_OURS = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER}
+_OURS = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, SPIKES_FILE}
 
 
 def check_output(path: Path | str, overwrite: bool) -> Path:
