@@ -104,6 +104,15 @@ def test_the_front_leaves_waveforms_alone_until_it_is_set():
     assert "front" not in dict(network.named_parameters())  # it is not trained
 
 
+def test_folded_the_network_answers_the_same(default):
+    network, waveforms = default.network.eval(), some_waveforms(100, default.num_samples)
+    folded = network.folded()
+    assert not [layer for layer in folded.modules() if isinstance(layer, torch.nn.BatchNorm1d)]
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(waveforms), network(waveforms), atol=1e-4, rtol=1e-4)
+    assert [layer for layer in network.modules() if isinstance(layer, torch.nn.BatchNorm1d)]
+
+
 def test_units_that_differ_are_told_apart(easy, default):
     simulation, waveforms = easy
     answer = default.classify(waveforms[NUM_LABELS:])

@@ -178,13 +178,14 @@ def config(**changes):
     return WaveformTrainingConfig(**(values | changes)).resolved()
 
 
-def exact_model(num_spikes, means=SHAPES, noise=1e-5, is_described=(True, True, True)):
+def exact_model(num_spikes, means=SHAPES, noise=1e-5, is_described=(True, True, True), is_clean=True):
     """A model whose spikes are all at their unit's place."""
     return SpikeModel(
         np.asarray(means, np.float32),
         np.zeros(num_spikes),
         noise**2 * toeplitz(CORRELATION**SAMPLES),
         np.array(is_described),
+        np.broadcast_to(is_clean, num_spikes),
     )
 
 
@@ -193,8 +194,14 @@ def epoch_of(windows, seed=0):
     batches = list(windows.epoch(seed))
     assert len(batches) == windows.num_batches()
     targets = torch.cat([batch.targets for batch in batches]).numpy()
-    assert all((batch.weights == 1).all() for batch in batches)
     return torch.cat([batch.windows for batch in batches]).numpy(), targets[:, 0], targets[:, 1]
+
+
+def weights_of(windows, seed=0):
+    """Return how much the unit counts, (B, N), and how much each unit's presence, (B, N)."""
+    weights = torch.cat([batch.weights for batch in windows.epoch(seed)]).numpy()
+    assert weights.dtype == np.float32
+    return weights[:, 0], weights[:, 1]
 
 
 def drawn(model=None, spikes=None, seed=0, **changes):
@@ -327,6 +334,48 @@ def test_another_unit_is_present_where_its_peak_lies_in_the_window():
     assert height.max() < 1.45
 
 
+def test_nobody_knows_what_else_is_in_a_spike_that_does_not_look_clean():
+    waveforms, units, _ = labelled_spikes()
+    is_clean = np.arange(300) % 3 != 0
+    model = exact_model(300, is_clean=is_clean)
+    windows = WaveformWindows(waveforms, units, model, config())
+    drawn_waveforms, own, _ = epoch_of(windows)
+    counts, known = weights_of(windows)
+    clean = {row.tobytes() for row in waveforms[is_clean]}
+    is_known = np.array([row.tobytes() in clean for row in drawn_waveforms])
+    assert 0.6 < is_known.mean() < 0.73
+    assert (counts == 1).all()
+    np.testing.assert_array_equal(known, np.where(is_known[:, None], 1, own))
+    # what is made is known
+    assert (weights_of(WaveformWindows(waveforms, units, model, config(generated=1.0)))[1] == 1).all()
+
+
+def test_a_spike_with_a_large_remainder_does_not_look_clean():
+    waveforms, units, _ = labelled_spikes()
+    waveforms[::10] += SHAPES[(units[::10] + 1) % 3].astype(np.float32)
+    model = fit_spike_model(waveforms, units, 3)
+    assert not model.is_clean[::10].any()
+    assert model.is_clean.mean() > 0.7  # noise of few degrees of freedom has a wide spread of power
+
+
+def test_the_unit_of_an_overlap_counts_less_and_not_at_all_where_both_fall_together():
+    means = np.exp(-0.5 * ((SAMPLES - 30) / 2) ** 2) * np.array([[1], [-1], [1]])
+    waveforms, units, _ = labelled_spikes()
+    settings = config(generated=1.0, overlaps=0.5)
+    windows = WaveformWindows(waveforms, units, exact_model(300, means), settings)
+    made, own, _ = epoch_of(windows)
+    counts, known = weights_of(windows)
+    assert (known == 1).all()
+    assert (counts == counts[:, :1]).all()
+    added = made - means[own.argmax(axis=1)]
+    height, lag = np.abs(added).max(axis=1), np.abs(added).argmax(axis=1) - 30
+    assert set(np.unique(counts)) == {np.float32(0), np.float32(0.3), np.float32(1)}
+    shown = height > 0.3
+    assert (counts[shown & (np.abs(lag) <= 1), 0] == 0).all()
+    assert (counts[shown & (np.abs(lag) >= 3), 0] == np.float32(0.3)).all()
+    assert (counts[:, 0] == 1).mean() == pytest.approx(0.5, abs=4 * np.sqrt(0.25 / 2000))
+
+
 def test_the_paper_sees_each_labelled_spike_once_and_unchanged():
     waveforms, units, _ = labelled_spikes((20, 30, 80))
     paper = WaveformTrainingConfig(preset="paper").resolved()
@@ -339,6 +388,7 @@ def test_the_paper_sees_each_labelled_spike_once_and_unchanged():
         assert sorted(orders[-1]) == sorted(unit_of)
         assert [unit_of[row] for row in orders[-1]] == own.argmax(axis=1).tolist()
         np.testing.assert_array_equal(own, present)
+        assert (np.stack(weights_of(windows, seed)) == 1).all()
     assert orders[0] != orders[1]
 
 

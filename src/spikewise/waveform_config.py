@@ -169,7 +169,7 @@ WAVEFORM_PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "features": (16, 32, 32, 64),
         "hidden": (100, 50),
-        "dropout": 0.2,
+        "dropout": 0.3,
         "epochs": 8,
         "windows_per_epoch": 3200,
         "batch_size": 64,

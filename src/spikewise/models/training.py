@@ -141,7 +141,8 @@ def _train(
     initialise_weights(network, config.seed)
     network.to(device)
     epochs, num_batches = given(config.epochs), training.num_batches()
-    optimizer = torch.optim.Adam(network.parameters(), lr=given(config.learning_rate))
+    learning_rate, fused = given(config.learning_rate), device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=fused)
     schedule = _schedule(optimizer, config, epochs * num_batches)
     train_loss: list[float] = []
     held_out_loss: list[float] = []

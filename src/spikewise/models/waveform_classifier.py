@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,7 +38,8 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 UNSORTED = -1
 """The label of a waveform that is left to no unit."""
-_BATCH = 4096
+_BATCH = 64
+"""Waveforms in a block: so few that what a layer passes to the next stays in the processor's cache."""
 _MIN_LABELS = 2
 _MIN_CALIBRATION = 10
 
@@ -142,13 +144,9 @@ class WaveformClassifier:
                 f"the model was trained on waveforms of {self.num_samples}",
                 "cut them alike, or train a model on waveforms of this length",
             )
-        parts = [
-            _answer(self.network, waveforms[start : start + _BATCH] / np.float32(self.scale))
-            for start in range(0, len(waveforms), _BATCH)
-        ]
-        if not parts:
+        if not len(waveforms):
             return (np.zeros((0, self.network.num_units), np.float32),) * 2
-        logits = torch.cat(parts)
+        logits = _answer(self.network, waveforms / np.float32(self.scale))
         own = torch.softmax(logits[:, 0] / self.temperature, dim=1)
         present = torch.sigmoid(logits[:, 1]) if self.network.num_answers == 2 else own
         return own.numpy(), present.numpy()
@@ -261,8 +259,9 @@ def train_classifier(
     if scale == 0:
         raise WaveformsError("all waveforms are zero", "waveforms of spikes", "check how they were cut")
     waveforms = waveforms / np.float32(scale)
-    temperature, calibration = _calibrate(waveforms, unit_index, num_outputs, config, progress)
-    network, history = _train(waveforms, unit_index, num_outputs, config, progress, "train")
+    with threadpool_limits(1):  # the layers are so small that threads only wait for each other
+        temperature, calibration = _calibrate(waveforms, unit_index, num_outputs, config, progress)
+        network, history = _train(waveforms, unit_index, num_outputs, config, progress, "train")
     facts = {
         "num_labels": {str(u): int(c) for u, c in zip(unit_ids, np.bincount(unit_index), strict=False)},
         "num_background": 0 if background is None else len(background),
@@ -426,7 +425,9 @@ def _network(config: WaveformTrainingConfig, num_samples: int, num_outputs: int)
 
 @torch.inference_mode()
 def _answer(network: WaveformNetwork, waveforms: np.ndarray) -> Tensor:
-    return network.eval()(torch.from_numpy(waveforms))
+    folded = network.folded()
+    with threadpool_limits(1):
+        return torch.cat([folded(block) for block in torch.from_numpy(waveforms).split(_BATCH)])
 
 
 def _describe(classifier: WaveformClassifier) -> dict[str, Any]:

@@ -13,8 +13,11 @@ Shapes in comments: B batch, S samples, F features, N units.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 MIN_SAMPLES = 8
 
@@ -66,6 +69,15 @@ class WaveformNetwork(nn.Module):
             nn.Linear(hidden[1], num_answers * num_units),
         )
         self.register_buffer("front", torch.eye(num_samples))
+
+    def folded(self) -> WaveformNetwork:
+        """Return a copy for use after training, whose batch norms are folded into the convolutions."""
+        copied = copy.deepcopy(self).eval()
+        layers, folded = iter(copied.convolutions), nn.Sequential()
+        for layer in layers:
+            folded.append(fuse_conv_bn_eval(layer, next(layers)) if isinstance(layer, nn.Conv1d) else layer)
+        copied.convolutions = folded
+        return copied
 
     def forward(self, waveforms: Tensor) -> Tensor:
         """Return logits (batch, num_answers, num_units) of waveforms (batch, num_samples)."""
