@@ -13,6 +13,7 @@ LAYERS = [
     {"waveform_cli"},
     {"console"},
     {"api", "waveform_api", "__init__"},
+    {"channel_sorting"},
     {"learning", "channel_learning"},
     {"output", "evaluation"},
     {"sorting"},

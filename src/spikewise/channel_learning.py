@@ -2,10 +2,14 @@
 
 Labels name times; spikes are peaks that a threshold found. Some sources name the first sample of a spike,
 others its peak, so the usual distance of the two is found first: the one at which most labels meet a spike.
+
+Conventions: times are samples, counted from 0. A label that is negative, an empty text or the text -1 names
+no unit.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +19,7 @@ from spikewise.data.waveform_clusters import cluster_waveforms
 from spikewise.data.waveform_files import RawChannel
 from spikewise.data.waveforms import Snippets
 from spikewise.errors import LabelsError
-from spikewise.evaluation.classification import assign_clusters
+from spikewise.evaluation.classification import assign_clusters, classification_accuracy
 from spikewise.evaluation.events import match_events
 from spikewise.models.waveform_classifier import Classification
 from spikewise.waveform_config import ChannelSortingConfig
@@ -39,7 +43,7 @@ class ChannelLabels:
     background_index : ndarray
         (num_background,) index of spikes that belong to no unit.
     interval : tuple of int
-        First sample of the time that trains, and the one after its last.
+        First sample of the time whose peaks train, and the one after its last.
     facts : dict
         JSON types only.
     """
@@ -54,6 +58,11 @@ class ChannelLabels:
     def are_clusters(self) -> bool:
         """Whether the units were found by clustering, so that their ids mean nothing."""
         return self.facts["source"] == "clusters"
+
+
+def is_unit(labels: np.ndarray) -> np.ndarray:
+    """Return which labels name a unit, (num_labels,) bool."""
+    return ~np.isin(labels, ["", "-1"]) if labels.dtype.kind == "U" else labels >= 0
 
 
 def label_spikes(
@@ -99,7 +108,8 @@ def label_spikes(
     sample_index, unit_ids = sample_index[inside], unit_ids[inside]
     assert spikes.sample_index is not None
     offset = typical_offset(sample_index, spikes.sample_index, rate)
-    pairs = match_events(sample_index + offset, spikes.sample_index, _MATCH_MS * rate / 1000)
+    tolerance = _MATCH_MS * rate / 1000
+    pairs = match_events(sample_index + offset, spikes.sample_index, tolerance)
     if not len(pairs):
         raise LabelsError(
             f"none of the {len(sample_index)} labels lies at a spike that was found",
@@ -119,7 +129,9 @@ def label_spikes(
         "offset_ms": round(1000 * offset / rate, 4),
         "num_background": len(background),
     }
-    return ChannelLabels(pairs[:, 1], unit_ids[pairs[:, 0]], background, (start, stop), facts)
+    margin = math.ceil(tolerance)
+    interval = (start + offset - margin, stop + offset + margin)
+    return ChannelLabels(pairs[:, 1], unit_ids[pairs[:, 0]], background, interval, facts)
 
 
 def labels_from_clusters(spikes: Snippets, config: ChannelSortingConfig, seed: int) -> ChannelLabels:
@@ -156,16 +168,13 @@ def labels_from_clusters(spikes: Snippets, config: ChannelSortingConfig, seed: i
     known = clusters.labels >= 0
     facts = {
         "source": "clusters",
-        "num_spikes": len(index),
-        "num_units": clusters.num_units,
-        "num_outliers": int((~known).sum()),
-        **{key: value for key, value in clusters.facts.items() if key not in ("num_units", "num_spikes")},
+        **clusters.facts,
     }
     return ChannelLabels(index[known], clusters.labels[known], index[:0], (0, stop), facts)
 
 
 def typical_offset(sample_index: np.ndarray, peaks: np.ndarray, sampling_frequency: float) -> int:
-    """Return how many samples after its label a spike's peak usually lies, by the fullest millisecond.
+    """Return how many samples after its label a spike's peak usually lies: the median of the fullest ms.
 
     Parameters
     ----------
@@ -175,6 +184,11 @@ def typical_offset(sample_index: np.ndarray, peaks: np.ndarray, sampling_frequen
         (num_spikes,) in order.
     sampling_frequency : float
         In Hz.
+
+    Returns
+    -------
+    int
+        0 where no peak lies within 2.5 ms of a label.
     """
     reach = int(_REACH_MS * sampling_frequency / 1000)
     low = np.searchsorted(peaks, sample_index - reach)
@@ -194,29 +208,32 @@ def typical_offset(sample_index: np.ndarray, peaks: np.ndarray, sampling_frequen
 def judge(
     channel: RawChannel, spikes: Snippets, classification: Classification, examples: ChannelLabels
 ) -> dict[str, Any] | None:
-    """Compare with the spikes that the file holds, outside of the time that trained; None if it holds none.
+    """Compare with the spikes that the file holds outside of the time that trained; None if there are none.
 
     Returns
     -------
     dict or None
         ``detection_precision`` and ``detection_recall`` (within 0.5 ms of the usual place of the peak), and
-        of the true spikes that were found ``classification_accuracy``: the share given to their unit;
-        clusters are assigned to units one to one first, by the best assignment.
+        of the true spikes that were found and have a unit ``classification_accuracy``: the share given to
+        it, None where there are none. Units are compared as text; clusters are assigned to units one to one
+        first, by the best assignment.
     """
     if channel.sample_index is None or channel.labels is None or spikes.sample_index is None:
         return None
     rate = channel.sampling_frequency
     offset = typical_offset(channel.sample_index, spikes.sample_index, rate)
-    times, true = channel.sample_index + offset, np.asarray(channel.labels)
-    start, stop = (edge + offset for edge in examples.interval)
+    times = channel.sample_index + offset
+    start, stop = examples.interval
     if examples.are_clusters:
-        start = stop = -1  # no true label was used, so all of the time tests
+        start = stop = 0  # no true label was used, so all of the time tests
     is_test = (times < start) | (times >= stop)
+    if not is_test.any():
+        return None
     found = np.flatnonzero((spikes.sample_index < start) | (spikes.sample_index >= stop))
     pairs = match_events(times[is_test], spikes.sample_index[found], _MATCH_MS * rate / 1000)
-    true, sorted_as = true[is_test][pairs[:, 0]], classification.labels[found][pairs[:, 1]]
-    if examples.are_clusters:
-        sorted_as = assign_clusters(true, sorted_as)
+    true, sorted_as = channel.labels[is_test][pairs[:, 0]], classification.labels[found][pairs[:, 1]]
+    has_unit = is_unit(true)
+    accuracy = _accuracy(true[has_unit], sorted_as[has_unit], examples.are_clusters)
     num_true = int(is_test.sum())
     return {
         "interval": "all" if examples.are_clusters else "outside of the label interval",
@@ -224,6 +241,15 @@ def judge(
         "num_true_spikes": num_true,
         "num_spikes": len(found),
         "detection_precision": round(len(pairs) / max(len(found), 1), 4),
-        "detection_recall": round(len(pairs) / max(num_true, 1), 4),
-        "classification_accuracy": round(float(np.mean(sorted_as == true)), 4) if len(pairs) else None,
+        "detection_recall": round(len(pairs) / num_true, 4),
+        "classification_accuracy": accuracy,
     }
+
+
+def _accuracy(true: np.ndarray, sorted_as: np.ndarray, are_clusters: bool) -> float | None:
+    if not len(true):
+        return None
+    if are_clusters:
+        _, true = np.unique(true, return_inverse=True)  # units may be text
+        sorted_as = assign_clusters(true, sorted_as)
+    return round(classification_accuracy(true.astype(str), sorted_as.astype(str)), 4)

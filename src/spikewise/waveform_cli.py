@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Group, Parameter
 
 from spikewise.config import RecordingConfig
-from spikewise.console import print_json, progress_bars, say
+from spikewise.console import out, print_json, progress_bars, say
 from spikewise.errors import Interrupted
 from spikewise.waveform_config import (
     ChannelSortingConfig,
@@ -195,7 +195,7 @@ def sort(
             reading=reading,
             progress=progress,
         )
-    found, truth = result.provenance["result"], result.provenance["truth"]
+    found, truth, seconds = (result.provenance[name] for name in ("result", "truth", "seconds"))
     say(
         f"{found['num_detected']} spikes: {found['num_spikes']} of {found['num_units']} units, "
         f"{found['num_unsorted']} left unsorted"
@@ -211,9 +211,13 @@ def sort(
             units=found["num_units"],
             spikes=found["num_spikes"],
             unsorted=found["num_unsorted"],
-            seconds=result.provenance["seconds"],
+            seconds=seconds["total"],
+            sorting_seconds=seconds["sorting"],
+            learning_seconds=seconds["learning"],
+            recorded_seconds=seconds.get("recorded"),
             real_time_factor=result.provenance.get("real_time_factor"),
             spikes_hash=found["spikes_hash"],
+            model_hash=result.provenance["model"]["hash"],
             truth=truth,
             output=str(output),
         )
@@ -276,18 +280,34 @@ def cnn(
     output
         Folder for tables, figures and page.
     """
-    from spikewise.waveform_api import run_cnn_paper
+    from rich.table import Table
+
+    from spikewise.evaluation.paper_tables import plain_rows
+    from spikewise.evaluation.papers import run_cnn_paper
 
     started = time.perf_counter()
     with progress_bars() as progress:
-        page, means = run_cnn_paper(output, data, experiments, progress)
+        results = run_cnn_paper(output, data, experiments, progress)
+    means = plain_rows(results.tables["means"])
+    shown = Table("method", box=None, pad_edge=False)
+    for name in ("experiment", "sets", "generated", "mean ± sd (%)", "published (%)"):
+        shown.add_column(name, justify="right")
     for row in means:
-        say("  ".join(f"{name} {value}" for name, value in row.items()))
-    say(f"page in {page}")
+        measured = f"{row['mean']:.2f}" + ("" if row["sd"] is None else f" ± {row['sd']:.2f}")
+        numbers = (f"E{row['experiment']}", f"{row['num_sets']}", f"{row['num_generated']}", measured)
+        shown.add_row(row["method"], *numbers, f"{row['published_mean']:.2f}")
+    if means:
+        say("mean accuracy over the Wave_Clus sets, and the published one of the sets of these names")
+        out.print(shown)
+    say(
+        f"sets: {len(results.sets)}, scores: {len(results.rows)}, measured now: {results.num_new}",
+        f"page in {results.page}",
+    )
     if json:
         print_json(
             command="papers cnn",
             means=means,
+            page=str(results.page),
             seconds=round(time.perf_counter() - started, 3),
             output=str(output),
         )

@@ -73,10 +73,13 @@ class WaveformNetwork(nn.Module):
     def folded(self) -> WaveformNetwork:
         """Return a copy for use after training, whose batch norms are folded into the convolutions."""
         copied = copy.deepcopy(self).eval()
-        layers, folded = iter(copied.convolutions), nn.Sequential()
-        for layer in layers:
-            folded.append(fuse_conv_bn_eval(layer, next(layers)) if isinstance(layer, nn.Conv1d) else layer)
-        copied.convolutions = folded
+        folded: list[nn.Module] = []
+        for layer in copied.convolutions:
+            if isinstance(layer, nn.BatchNorm1d):
+                folded.append(fuse_conv_bn_eval(folded.pop(), layer))
+            else:
+                folded.append(layer)
+        copied.convolutions = nn.Sequential(*folded)
         return copied
 
     def forward(self, waveforms: Tensor) -> Tensor:
