@@ -76,7 +76,9 @@ class WaveformNetwork(nn.Module):
         folded: list[nn.Module] = []
         for layer in copied.convolutions:
             if isinstance(layer, nn.BatchNorm1d):
-                folded.append(fuse_conv_bn_eval(folded.pop(), layer))
+                convolution = folded.pop()
+                assert isinstance(convolution, nn.Conv1d)
+                folded.append(fuse_conv_bn_eval(convolution, layer))
             else:
                 folded.append(layer)
         copied.convolutions = nn.Sequential(*folded)
