@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from spikewise.evaluation.paper_methods import PRESETS
+from spikewise.evaluation.paper_runs import SHARES
 from spikewise.output.figures import _INK, COLOURS, NARROW, WIDE, _as_svg, _figure, colour_of
 from spikewise.sorting.store import writing
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -54,7 +57,7 @@ def draw_all(frames: dict[str, pd.DataFrame], folder: Path) -> dict[str, dict[st
     Parameters
     ----------
     frames : dict of str to DataFrame
-        The studies and the table of means, by name.
+        By name: the studies, and the table of means as a whole and of the networks alone.
     folder : Path
         Gets a PNG of each picture.
 
@@ -108,24 +111,23 @@ def _panels(figure: Figure, frame: pd.DataFrame) -> list[tuple[Axes, pd.DataFram
 
 def _name_lines(figure: Figure, columns: int = 4) -> None:
     """Name the lines of all panels once, over them, where they cover nothing."""
-    named = {}
+    named: dict[str, Artist] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
     columns = columns if figure.get_figwidth() >= WIDE else max(1, columns // 2)
-    figure.legend([*named.values()], [*named], loc="outside upper center", ncols=columns)
+    figure.legend([*named.values()], list(named), loc="outside upper center", ncols=columns)
 
 
-def _draw_means(figure: Figure, means: pd.DataFrame) -> str:
+def _draw_means(figure: Figure, networks: pd.DataFrame) -> str:
     """Draw the mean accuracy over the sets, E1 to E6, beside the published one on the same sets."""
     axes = figure.subplots()
-    ours = means[means["method"].isin(["default", "paper"])]
-    for method, part in ours.groupby("method", sort=False):
+    for method, part in networks.groupby("method", sort=False):
         axes.errorbar(
             part["experiment"], part["mean"], part["sd"].fillna(0), color=_COLOUR_OF[str(method)],
             marker="o", markersize=4, linewidth=1.4, capsize=3, label=METHOD_NAMES[str(method)],
         )  # fmt: skip
-    told = ours.drop_duplicates("experiment")
+    told = networks.drop_duplicates("experiment")
     axes.plot(
         told["experiment"],
         told["published_mean"],
@@ -135,15 +137,17 @@ def _draw_means(figure: Figure, means: pd.DataFrame) -> str:
         label="published",
         zorder=1,
     )
-    axes.set_xticks(told["experiment"], [f"E{experiment}" for experiment in told["experiment"]])
+    names = [f"E{experiment}\n{100 * SHARES[experiment]:g} %" for experiment in told["experiment"]]
+    axes.set_xticks(told["experiment"], names)
+    axes.set_xlabel("experiment, share of the spikes that trains")
     axes.set_ylabel("accuracy (%)")
     _name_lines(figure)
-    return "Mean accuracy over the sets in each experiment: " + _told(ours, "experiment", "mean")
+    return "Mean accuracy over the sets in each experiment: " + _told(networks, "experiment", "mean")
 
 
 def _draw_rivals(figure: Figure, means: pd.DataFrame) -> str:
     """Draw each method's mean as measured and as published, on one line."""
-    rivals_at = means[~means["method"].isin(["default", "paper"])]["experiment"]
+    rivals_at = means[~means["method"].isin(PRESETS)]["experiment"]
     experiment = int(rivals_at.iloc[0]) if len(rivals_at) else int(means["experiment"].iloc[0])
     shown = means[means["experiment"] == experiment].sort_values("published_mean", kind="stable")
     axes, places = figure.subplots(), np.arange(len(shown))
@@ -160,10 +164,11 @@ def _draw_confusion(figure: Figure, frame: pd.DataFrame) -> str:
     told = []
     for axes, part in _panels(figure, frame):
         counts = part.pivot(index="true_unit", columns="predicted_unit", values="count")
-        shares = counts.to_numpy() / counts.sum(axis=1).to_numpy()[:, None]
+        numbers = counts.to_numpy()
+        shares = numbers / numbers.sum(axis=1, keepdims=True)
         for (true, said), share in np.ndenumerate(shares):
             axes.add_patch(_square(said, true, share))
-            text = f"{counts.iat[true, said]}\n{100 * share:.2f} %"
+            text = f"{int(numbers[true, said])}\n{100 * share:.2f} %"
             axes.text(said, true, text, ha="center", va="center")
         axes.set_xlim(-0.5, len(counts) - 0.5)
         axes.set_ylim(len(counts) - 0.5, -0.5)
@@ -172,8 +177,7 @@ def _draw_confusion(figure: Figure, frame: pd.DataFrame) -> str:
         axes.set_yticks(range(len(counts)), counts.index)
         axes.set_xlabel("assigned unit")
         axes.set_ylabel("true unit")
-        wrong = counts.to_numpy().sum() - np.trace(counts.to_numpy())
-        told.append(f"{part['set'].iloc[0]}: {wrong} of {counts.to_numpy().sum()} wrong")
+        told.append(f"{axes.get_title()}: {numbers.sum() - np.trace(numbers)} of {numbers.sum()} wrong")
     return "Confusion matrices. " + "; ".join(told) + "."
 
 
@@ -181,10 +185,8 @@ def _square(column: float, row: float, share: float) -> Rectangle:
     """Return a square that is the stronger coloured the larger the share; small shares stay visible."""
     from matplotlib.patches import Rectangle
 
-    return Rectangle(
-        (column - 0.5, row - 0.5), 1, 1, facecolor=COLOURS[0], alpha=0.55 * np.sqrt(share), edgecolor=_INK,
-        linewidth=0.4,
-    )  # fmt: skip
+    face = (COLOURS[0], 0.55 * np.sqrt(share))
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, edgecolor=_INK, linewidth=0.4)
 
 
 def _draw_losses(figure: Figure, frame: pd.DataFrame) -> str:
@@ -209,7 +211,7 @@ def _draw_misclassified(figure: Figure, frame: pd.DataFrame) -> str:
     """Draw the waveforms that got a wrong unit, thin and in the colour of their true unit, over the means."""
     counts = []
     for axes, part in _panels(figure, frame):
-        samples = [column for column in part if column.startswith("sample_") and part[column].notna().all()]
+        samples = [column for column in part.filter(like="sample_") if part[column].notna().all()]
         means, wrong = part[part["kind"] == "mean"], part[part["kind"] == "wrong"]
         for true_unit, waveform in zip(
             wrong["true_unit"][:_MAX_WRONG], wrong[samples].to_numpy(), strict=False
@@ -218,6 +220,7 @@ def _draw_misclassified(figure: Figure, frame: pd.DataFrame) -> str:
         for unit, mean in zip(means["true_unit"], means[samples].to_numpy(), strict=True):
             axes.plot(mean, color=colour_of(unit), linewidth=2.4, label=f"unit {unit}")
         axes.set_xlabel("sample")
+        axes.set_ylabel("amplitude (as in the set)")
         axes.legend()
         overlapping = int(wrong["is_overlap"].astype(bool).sum())
         counts.append(f"{part['set'].iloc[0]}: {len(wrong)}, {overlapping} of them overlapping another spike")
@@ -262,7 +265,8 @@ def _draw_points(figure: Figure, frame: pd.DataFrame) -> str:
 
 def _draw_pairs(figure: Figure, frame: pd.DataFrame) -> str:
     for axes, part in _panels(figure, frame[frame["ratio_to"] > 0]):
-        for (method, ratio_from), curve in part.groupby(["method", "ratio_from"], sort=False):
+        for (name, ratio_from), curve in part.groupby(["method", "ratio_from"], sort=False):
+            method = str(name)
             share, what = ("both_right", "both units") if method == "default" else ("one_right", "one of two")
             axes.plot(
                 (curve["lag_from"] + curve["lag_to"]) / 2, curve[share],
@@ -274,24 +278,26 @@ def _draw_pairs(figure: Figure, frame: pd.DataFrame) -> str:
         axes.set_ylim(0, 102)
         axes.set_xticks(sorted({*part["lag_from"], *part["lag_to"]}))
         axes.set_xlabel("lag of the second spike (samples)")
-        axes.set_ylabel("right (%)")
+        axes.set_ylabel("pairs answered right (%)")
     _name_lines(figure, columns=2)
     both = frame[(frame["method"] == "default") & (frame["ratio_to"] > 0)]
     return "Pairs of spikes by lag, both units right: " + _told(both, "lag_from", "both_right")
 
 
 def _told(frame: pd.DataFrame, key: str, value: str) -> str:
-    """Return a table in words: for each method its values."""
+    """Return a table in words: for each set, where there are several, and each method its values."""
+    within = ["set", "method"] if "set" in frame and key != "set" else ["method"]
     parts = [
-        f"{METHOD_NAMES[str(method)]} "
+        " ".join([*map(str, names[:-1]), METHOD_NAMES[str(names[-1])]])
+        + " "
         + ", ".join(f"{at}: {number:.4g}" for at, number in zip(part[key], part[value], strict=True))
-        for method, part in frame.groupby("method", sort=False)
+        for names, part in frame.groupby(within, sort=False)
     ]
     return "; ".join(parts) + "."
 
 
 PICTURES: dict[str, tuple[str, Callable[[Figure, pd.DataFrame], str], float]] = {
-    "means": ("means", _draw_means, 3.0),
+    "means": ("networks", _draw_means, 3.2),
     "rivals": ("means", _draw_rivals, 3.4),
     "confusion": ("confusion", _draw_confusion, 3.6),
     "losses": ("losses", _draw_losses, 2.8),

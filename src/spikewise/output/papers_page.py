@@ -7,7 +7,6 @@ the template ``papers.html.jinja``, its pictures come from :mod:`spikewise.outpu
 from __future__ import annotations
 
 import importlib.resources
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,10 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import pandas as pd
 
+from spikewise import __version__
+from spikewise.evaluation.paper_methods import PRESETS
+from spikewise.evaluation.paper_runs import SHARES
+from spikewise.evaluation.paper_tables import plain_rows
 from spikewise.output.papers_figures import METHOD_NAMES, draw_all
 from spikewise.sorting.store import writing
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = "papers.html.jinja"
 _KEY_NAMES = {"dataset": "set", "noise_level": "noise", "channel": "channel", "n_clusters": "units"}
-_SHARES = {1: 5, 2: 10, 3: 20, 4: 30, 5: 40, 6: 50}
+_SHARES = {experiment: round(100 * share) for experiment, share in SHARES.items()}
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,17 @@ def write_papers_page(results: PaperResults) -> Path:
     OutputError
         If it cannot be written.
     """
-    pictures = draw_all({"means": results.tables["means"], **results.studies}, results.output / "figures")
-    sets = results.sets
+    sets, means = results.sets, results.tables["means"]
+    networks = means[means["method"].isin(PRESETS)]
+    frames = {"networks": networks, "means": means, **results.studies}
+    pictures = draw_all(frames, results.output / "figures")
     page = _template().render(
+        version=__version__,
         config=results.config.to_dict(),
         sets=sets,
         num_generated=sum(item.source == "generated" for item in sets),
-        wave_clus=[item for item in sets if item.kind == "wave_clus"],
-        channels=[item for item in sets if item.kind == "channel"],
-        tiles=_tiles(results.tables["means"]),
-        means=_clean(results.tables["means"]),
+        tiles=_tiles(networks),
+        means=plain_rows(means),
         tables={name: page_table(results.tables[name]) for name in ("table1", "table2", "table3")},
         real=_real_rows(results.tables["real_sets"]),
         experiments=sorted(set(results.config.experiments)),
@@ -105,7 +109,7 @@ def _template() -> jinja2.Template:
 
 
 def page_table(cells: pd.DataFrame) -> PageTable | None:
-    """Arrange the cells that :func:`spikewise.evaluation.papers.compare` returned; None if there are none."""
+    """Arrange what :func:`spikewise.evaluation.paper_tables.compare` returned; None if there are no cells."""
     if cells.empty:
         return None
     keys = list(cells.columns[: list(cells.columns).index("set")])
@@ -114,8 +118,8 @@ def page_table(cells: pd.DataFrame) -> PageTable | None:
     for column, method, experiment in places:
         groups.setdefault(_group_name(column, experiment), []).append(_column_name(column, method))
     by_place = {
-        (cell.column, cell.method, cell.experiment, cell.set): Cell(_or_none(cell.mean), _or_none(cell.sd))
-        for cell in cells.itertuples()
+        (cell["column"], cell["method"], cell["experiment"], cell["set"]): Cell(cell["mean"], cell["sd"])
+        for cell in plain_rows(cells)
     }
     rows = []
     for name, part in cells.groupby("set", sort=False):
@@ -137,30 +141,15 @@ def _column_name(column: str, method: str) -> str:
     return "published" if method == "published" else "measured" if method == column else METHOD_NAMES[method]
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
-
-
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _clean(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table with None for what is missing."""
-    return [
-        {
-            str(key): None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in row.items()
-        }
-        for row in frame.to_dict("records")
-    ]
-
-
-def _tiles(means: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the figures that matter: mean accuracy of our networks in E2 and E6."""
-    ours = means[means["method"].isin(["default", "paper"]) & means["experiment"].isin([2, 6])]
-    return _clean(ours.sort_values(["experiment", "method"]))
+def _tiles(networks: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the figures that matter: mean accuracy of the networks in E2 and E6."""
+    ours = networks[networks["experiment"].isin([2, 6])]
+    return plain_rows(ours.sort_values(["experiment", "method"]))
 
 
 def _real_rows(real: pd.DataFrame) -> list[dict[str, Any]]:
@@ -172,7 +161,7 @@ def _real_rows(real: pd.DataFrame) -> list[dict[str, Any]]:
                 "accuracy": Cell(score["accuracy_mean"], score["accuracy_sd"]),
                 "macro_f": Cell(score["macro_f_mean"], score["macro_f_sd"]),
             }
-            for score in _clean(part)
+            for score in plain_rows(part)
         }
         rows.append({"set": name, "method": method, "scores": scores})
     return rows
@@ -183,4 +172,4 @@ def _single_spikes(pairs: pd.DataFrame | None) -> list[dict[str, Any]]:
     if pairs is None:
         return []
     singles = pairs[pairs["ratio_to"] == 0].groupby(["set", "method"], sort=False)
-    return _clean(singles[["second_named", "one_right"]].mean().reset_index())
+    return plain_rows(singles[["second_named", "one_right"]].mean().reset_index())
