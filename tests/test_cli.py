@@ -373,6 +373,7 @@ def test_info_of_a_recording_and_of_the_installation(capsys, tetrode):
     assert told.summary["bootstrap sorters"]["tridesclous2"] == "installed"
     assert "tetrode-N" in told.out
     assert "nwb: Neurodata Without Borders" in told.out
+    assert ".mat: simulation of Wave_Clus" in told.out
 
 
 def test_warnings_are_shown_once_each_time(capsys, tetrode, tmp_path):

@@ -146,6 +146,14 @@ def test_peaks_are_hits_false_or_unknown():
     assert false.tolist() == pytest.approx([0.6, 0.4, 0.7])
 
 
+@pytest.mark.parametrize("num_true", [0.0, 12.0])
+def test_where_nothing_speaks_for_a_threshold_it_is_the_usual_one(num_true):
+    tp, fp = np.full((2, len(CANDIDATES)), num_true), np.zeros((2, len(CANDIDATES)))
+    tp[:, -1] = num_true - 0.5  # one spike is missed above 0.9: everything below looks alike
+    thresholds = _best_thresholds(tp, fp, np.full(2, num_true))
+    assert thresholds == pytest.approx([0.51, 0.51], abs=0.03)
+
+
 def test_a_unit_with_many_spikes_chooses_its_threshold_and_one_with_few_follows_the_rest():
     num_candidates = len(CANDIDATES)
     tp = np.zeros((2, num_candidates))
@@ -156,4 +164,4 @@ def test_a_unit_with_many_spikes_chooses_its_threshold_and_one_with_few_follows_
     assert thresholds[0] > 0.55
     assert thresholds[1] > 0.55
     tp[1, :5] = 800
-    assert _best_thresholds(tp, fp, np.array([500.0, 800.0]))[1] < 0.2
+    assert _best_thresholds(tp, fp, np.array([500.0, 800.0]))[1] < 0.21

@@ -12,48 +12,96 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from spikewise.api import SortingResult, evaluate, load_recording, report, simulate, sort, train
+    from spikewise.channel_sorting import ChannelResult, sort_channel
     from spikewise.config import Config, RecordingConfig
     from spikewise.data.simulate import Simulation, save_simulation
+    from spikewise.data.waveforms import Snippets, load_snippets
     from spikewise.errors import SpikewiseError
     from spikewise.evaluation.matching import Performance
     from spikewise.models.checkpoint import Model, load_model, save_model
+    from spikewise.models.waveform_classifier import (
+        Classification,
+        WaveformClassifier,
+        load_classifier,
+        save_classifier,
+    )
+    from spikewise.waveform_api import classify_waveforms, simulate_channel, train_waveforms
+    from spikewise.waveform_config import (
+        ChannelSortingConfig,
+        SnippetsConfig,
+        SpikeDetectionConfig,
+        WaveClusConfig,
+        WaveformTrainingConfig,
+    )
 
 _HOMES = {
+    "ChannelResult": "channel_sorting",
+    "ChannelSortingConfig": "waveform_config",
+    "Classification": "models.waveform_classifier",
     "Config": "config",
     "Model": "models.checkpoint",
     "Performance": "evaluation.matching",
     "RecordingConfig": "config",
     "Simulation": "data.simulate",
+    "Snippets": "data.waveforms",
+    "SnippetsConfig": "waveform_config",
     "SortingResult": "api",
+    "SpikeDetectionConfig": "waveform_config",
     "SpikewiseError": "errors",
+    "WaveClusConfig": "waveform_config",
+    "WaveformClassifier": "models.waveform_classifier",
+    "WaveformTrainingConfig": "waveform_config",
+    "classify_waveforms": "waveform_api",
     "evaluate": "api",
+    "load_classifier": "models.waveform_classifier",
     "load_model": "models.checkpoint",
     "load_recording": "api",
+    "load_snippets": "data.waveforms",
     "report": "api",
+    "save_classifier": "models.waveform_classifier",
     "save_model": "models.checkpoint",
     "save_simulation": "data.simulate",
     "simulate": "api",
+    "simulate_channel": "waveform_api",
     "sort": "api",
+    "sort_channel": "channel_sorting",
     "train": "api",
+    "train_waveforms": "waveform_api",
 }
 
 __all__ = [
+    "ChannelResult",
+    "ChannelSortingConfig",
+    "Classification",
     "Config",
     "Model",
     "Performance",
     "RecordingConfig",
     "Simulation",
+    "Snippets",
+    "SnippetsConfig",
     "SortingResult",
+    "SpikeDetectionConfig",
     "SpikewiseError",
+    "WaveClusConfig",
+    "WaveformClassifier",
+    "WaveformTrainingConfig",
+    "classify_waveforms",
     "evaluate",
+    "load_classifier",
     "load_model",
     "load_recording",
+    "load_snippets",
     "report",
+    "save_classifier",
     "save_model",
     "save_simulation",
     "simulate",
+    "simulate_channel",
     "sort",
+    "sort_channel",
     "train",
+    "train_waveforms",
 ]
 
 

@@ -27,6 +27,7 @@ from spikewise.data.labels import check_labels
 from spikewise.data.preprocessing import TraceReader, split_groups
 from spikewise.data.probes import attach_probe, catalogue_names
 from spikewise.data.simulate import Simulation, simulate_recording
+from spikewise.data.waveform_files import SNIPPET_FORMATS
 from spikewise.errors import Interrupted, LabelsError, RecordingError, SettingError
 from spikewise.evaluation.matching import Performance, compare_sortings
 from spikewise.learning import Group, label_groups, learn_group, prepare_groups, threads_and_device
@@ -340,7 +341,7 @@ def simulate(*, config: SimulationConfig | None = None, **options: Any) -> Simul
 def describe_installation() -> dict[str, Any]:
     """Return what is installed, which device is used, and what can be read."""
     installed = {}
-    for name in (*_PACKAGES, "MEArec", "pynwb", "matplotlib"):
+    for name in (*_PACKAGES, "MEArec", "pynwb", "matplotlib", "PyWavelets", "scikit-fuzzy"):
         try:
             installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -356,6 +357,7 @@ def describe_installation() -> dict[str, Any]:
         },
         "recordings": recordings.readable_formats(),
         "labels": LABEL_FORMATS,
+        "waveforms": SNIPPET_FORMATS,
         "probes": ", ".join(catalogue_names()),
     }
 

@@ -170,7 +170,7 @@ WAVEFORM_PRESETS: dict[str, dict[str, Any]] = {
         "features": (16, 32, 32, 64),
         "hidden": (100, 50),
         "dropout": 0.3,
-        "epochs": 8,
+        "epochs": 10,
         "windows_per_epoch": 3200,
         "batch_size": 64,
         "learning_rate": 3e-3,
