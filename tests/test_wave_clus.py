@@ -157,7 +157,7 @@ def test_sample_index_is_the_first_sample_of_each_spike():
         waveforms = cut(truth, ~truth.is_overlap & (truth.labels == unit + 1))
         # On average spikes begin 3/8 of a sample late.
         late = np.interp(np.arange(64) - 0.375, np.arange(64), shape)
-        assert np.abs(waveforms.mean(axis=0) - late).max() < 0.03
+        assert np.abs(waveforms.mean(axis=0) - late).max() < 0.05
         assert abs(waveforms.mean(axis=0).argmax() - peak_sample(64)) <= 1
 
 
@@ -221,9 +221,38 @@ def test_difficulties_are_in_order_for_principal_components():
         for name in ("easy1", "easy2", "difficult2", "difficult1")
     }
     assert scores["easy1"] > 0.93
-    assert scores["easy1"] > scores["easy2"] + 0.03
-    assert scores["easy2"] > scores["difficult2"] + 0.03
-    assert scores["difficult2"] > scores["difficult1"] + 0.03
+    assert scores["easy1"] > max(scores["easy2"], scores["difficult2"]) + 0.01
+    assert min(scores["easy2"], scores["difficult2"]) > scores["difficult1"] + 0.05
+
+
+def autocorrelation(signal, lag):
+    return np.mean(signal[lag:] * signal[:-lag]) / np.mean(signal**2)
+
+
+def test_the_noise_is_as_smooth_as_that_of_the_public_files():
+    silent = {"noise_level": 0.15, "duration_s": 20.0, "firing_rates_hz": (0.001,)}
+    noise = simulate(**silent).signal
+    assert autocorrelation(noise, 1) == pytest.approx(0.976, abs=0.015)
+    assert autocorrelation(noise, 4) == pytest.approx(0.73, abs=0.08)
+    # made of shapes as they are, and of such that are twice as long
+    alike, longer = (simulate(noise_widening=factor, **silent).signal for factor in (1.0, 2.0))
+    assert autocorrelation(longer, 4) == pytest.approx(autocorrelation(alike, 2), abs=0.03)
+    assert autocorrelation(alike, 4) < autocorrelation(noise, 4) < autocorrelation(longer, 4)
+
+
+@pytest.mark.realdata
+def test_measured_shapes_give_the_noise_of_a_public_file(data_folder):
+    with np.load(data_folder / "wave_clus" / "quiroga_C_Easy1_noise015_raw50000_gt.npz") as public:
+        signal, starts = public["data"].ravel().astype(float), public["times"].ravel().astype(int)
+    is_noise = np.ones(len(signal), dtype=bool)
+    for start in starts:
+        is_noise[max(0, start - 4) : start + 68] = False
+    measured = signal[is_noise] - signal[is_noise].mean()
+    shapes = next((data_folder / "templates").glob("templates_wavemap*.npz"))
+    noise = simulate(shapes=str(shapes), noise_level=0.15, duration_s=10.0, firing_rates_hz=(0.001,)).signal
+    assert measured.std() == pytest.approx(noise.std(), rel=0.03)
+    for lag in (1, 2, 3, 4):
+        assert autocorrelation(noise, lag) == pytest.approx(autocorrelation(measured, lag), abs=0.02)
 
 
 def test_a_seed_gives_the_same_signal_to_the_bit_and_another_another():

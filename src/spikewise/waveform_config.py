@@ -81,6 +81,13 @@ class WaveClusConfig(Settings):
     noise_level: float = setting(
         0.1, "Standard deviation of the noise, relative to the spikes' peak", minimum=0.0, maximum=2.0
     )
+    noise_widening: float | None = setting(
+        None,
+        "How many times longer the shapes are that the noise is made of; default: so many that its spectrum is "
+        "that of the public files, 2.2, and 1.2 with the shapes built in",
+        minimum=1.0,
+        maximum=10.0,
+    )
     duration_s: float = setting(60.0, "Length", unit="s", minimum=1.0, maximum=3600.0)
     firing_rates_hz: tuple[float, ...] = setting(
         (20.0,),

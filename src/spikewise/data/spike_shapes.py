@@ -19,18 +19,17 @@ from spikewise.seeds import stage_generator
 
 #: Lowest and highest similarity of any pair of units, for each difficulty, on :func:`shape_similarity`.
 #:
-#: Where they come from: the units of the public C_Easy1 have the similarities 0.10, 0.24 and 0.34 (their
-#: positive peaks aligned), those of C_Difficult2 have 0.80, 0.84 and 0.97. The bands of easy1 and difficult2
-#: are around these, but for the last: the public noise is lower in frequency, so it hides less of what tells
-#: such a pair apart. The other bands follow the order of the public sets for three principal components and
-#: fuzzy c-means. At a noise level of 0.2 that gives, in percent, with 625 shapes measured in macaque cortex
-#: (WaveMAP) and with those built in, means over 8 seeds: easy1 97 and 96, easy2 85 and 89, difficult2 73 and
-#: 78, difficult1 55 and 59. The public sets give 99, 85, 85 and 63 (Li et al. 2020, Brain Sci. 10:835).
+#: Where they come from: with three principal components and fuzzy c-means the public sets give, at the noise
+#: levels 0.05, 0.1 and 0.2, in percent: Easy1 99, 100, 99; Easy2 98, 97, 85; Difficult2 99, 99, 85; Difficult1
+#: 96, 90, 63 (Li et al. 2020, Brain Sci. 10:835). With these bands, 625 shapes measured in macaque cortex
+#: (WaveMAP) give 99, 99, 97; 99, 98, 84; 99, 98, 86; and 98, 94, 62 (means over 8 seeds). The similarities of
+#: the public units themselves are larger (C_Easy1 0.10 to 0.34, C_Difficult2 0.80 to 0.97), since their shapes
+#: have more energy for their peak.
 SIMILARITY_BANDS = {
-    "easy1": (-1.0, 0.50),
-    "easy2": (0.60, 0.78),
-    "difficult2": (0.78, 0.88),
-    "difficult1": (0.88, 0.95),
+    "easy1": (-1.0, 0.35),
+    "easy2": (0.45, 0.63),
+    "difficult2": (0.50, 0.66),
+    "difficult1": (0.72, 0.84),
 }
 NUM_BUILT_IN_SHAPES = 300
 SHAPES_KEYS = ("waves", "mean", "waveforms")
