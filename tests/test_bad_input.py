@@ -11,7 +11,6 @@ import pytest
 from commands import (
     QUICK,
     RATE,
-    Simulated,
     array_options,
     assert_told,
     contents,
@@ -27,20 +26,6 @@ from spikeinterface.core import NumpySorting, load
 
 import spikewise
 from spikewise.data.channels import NOISE_CHUNK_S, draw_chunks
-
-
-@pytest.fixture(scope="module")
-def tetrode(tmp_path_factory) -> Simulated:
-    return Simulated(tmp_path_factory.mktemp("tetrode") / "made")
-
-
-@pytest.fixture(scope="module")
-def trained(tetrode) -> Path:
-    """A model of the tetrode."""
-    file = tetrode.folder.parent / "trained.safetensors"
-    settings = {name.strip("-").replace("-", "_"): value for name, value in QUICK.items()}
-    spikewise.train(tetrode.recording, tetrode.truth, output=file, **settings)
-    return file
 
 
 @pytest.fixture

@@ -28,24 +28,6 @@ import spikewise
 from spikewise.data.channels import NOISE_CHUNK_S, draw_chunks
 
 
-@pytest.fixture(scope="module")
-def tetrode(tmp_path_factory) -> Simulated:
-    return Simulated(tmp_path_factory.mktemp("tetrode") / "made")
-
-
-@pytest.fixture(scope="module")
-def trained(tetrode) -> Path:
-    """A model of the tetrode."""
-    file = tetrode.folder.parent / "trained.safetensors"
-    spikewise.train(
-        tetrode.recording,
-        tetrode.truth,
-        output=file,
-        **{name.strip("-").replace("-", "_"): value for name, value in QUICK.items()},
-    )
-    return file
-
-
 def model_hash(capsys, recording: Path, labels: Path, output: Path, *options) -> str:
     """Hash of the model that training makes of these labels."""
     arguments = ("train", recording, {"--labels": labels, "--output": output, **QUICK}, *options)

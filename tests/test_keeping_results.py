@@ -16,7 +16,6 @@ import pytest
 from commands import (
     QUICK,
     Outcome,
-    Simulated,
     array_options,
     assert_told,
     contents,
@@ -29,11 +28,6 @@ from commands import (
 from spikeinterface.core import load
 
 import spikewise
-
-
-@pytest.fixture(scope="module")
-def tetrode(tmp_path_factory) -> Simulated:
-    return Simulated(tmp_path_factory.mktemp("tetrode") / "made")
 
 
 @pytest.fixture(scope="module")

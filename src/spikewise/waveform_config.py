@@ -83,8 +83,8 @@ class WaveClusConfig(Settings):
     )
     noise_widening: float | None = setting(
         None,
-        "How many times longer the shapes are that the noise is made of; default: so many that its spectrum is "
-        "that of the public files, 2.2, and 1.2 with the shapes built in",
+        "How many times longer the shapes are that the noise is made of; default: as many as give it the "
+        "spectrum of the public files, 2.2, or 1.2 with the shapes built in",
         minimum=1.0,
         maximum=10.0,
     )

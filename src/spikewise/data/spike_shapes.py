@@ -20,11 +20,11 @@ from spikewise.seeds import stage_generator
 #: Lowest and highest similarity of any pair of units, for each difficulty, on :func:`shape_similarity`.
 #:
 #: Where they come from: with three principal components and fuzzy c-means the public sets give, at the noise
-#: levels 0.05, 0.1 and 0.2, in percent: Easy1 99, 100, 99; Easy2 98, 97, 85; Difficult2 99, 99, 85; Difficult1
-#: 96, 90, 63 (Li et al. 2020, Brain Sci. 10:835). With these bands, 625 shapes measured in macaque cortex
-#: (WaveMAP) give 99, 99, 97; 99, 98, 84; 99, 98, 86; and 98, 94, 62 (means over 8 seeds). The similarities of
-#: the public units themselves are larger (C_Easy1 0.10 to 0.34, C_Difficult2 0.80 to 0.97), since their shapes
-#: have more energy for their peak.
+#: levels 0.05, 0.1 and 0.2, in percent: Easy1 99, 100, 99; Easy2 98, 97, 85; Difficult2 99, 99, 85; and
+#: Difficult1 96, 90, 63 (Li et al. 2020, Brain Sci. 10:835). With these bands, 625 shapes measured in macaque
+#: cortex (WaveMAP) give 99, 99, 97; 99, 98, 84; 99, 98, 86; and 98, 94, 62 (means over 8 seeds). The
+#: similarities of the public units themselves are larger (C_Easy1 0.10 to 0.34, C_Difficult2 0.80 to 0.97),
+#: since their shapes have more energy for their peak.
 SIMILARITY_BANDS = {
     "easy1": (-1.0, 0.35),
     "easy2": (0.45, 0.63),

@@ -193,9 +193,7 @@ def peak_sample(num_samples: int) -> int:
     return round(_PEAK_POSITION * num_samples)
 
 
-def _make_pieces(
-    base: np.ndarray, base_hz: float, num_samples: int, sampling_frequency: float
-) -> np.ndarray:
+def _make_pieces(base: np.ndarray, base_hz: float, num_samples: int, sampling_frequency: float) -> np.ndarray:
     """Return all shapes as they are in the signal, for each place between two samples to begin at.
 
     Returns
