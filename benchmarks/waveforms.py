@@ -1,0 +1,117 @@
+"""Single channels: few labels, seconds, and raw signals.
+
+    python benchmarks/waveforms.py [--seeds 5] [--output waveforms.json]
+
+The data come from the folder that SPIKEWISE_DATA names (by default ``../shared/data`` beside the
+repository): the detected spikes of C_Difficult2_noise015, overlaps left out; the raw stretch of
+C_Easy1_noise015; spikes of hc-1. The comparison of methods is ``spikewise papers cnn``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import spikewise
+from spikewise import Snippets, SnippetsConfig, WaveformTrainingConfig
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("SPIKEWISE_DATA", REPOSITORY.parent / "shared" / "data"))
+LABELS = (5, 10, 20, 40)
+TRAINED, CLASSIFIED = 1738, 100_000
+"""As many spikes as the paper trains on, and enough to classify for a steady rate."""
+
+
+def difficult2() -> Snippets:
+    snippets = spikewise.load_snippets(
+        DATA / "wave_clus" / "quiroga_C_Difficult2_noise015_spikes.npz", SnippetsConfig()
+    )
+    return snippets.select(snippets.is_labelled)
+
+
+def few_labels(snippets: Snippets, num_seeds: int) -> list[dict]:
+    """Accuracy on all other spikes, with the first labels of each unit in a random order."""
+    rows = []
+    for count in LABELS:
+        accuracies = []
+        for seed in range(num_seeds):
+            order = np.random.default_rng(100 + seed).permutation(len(snippets))
+            labels = snippets.labels[order]
+            known = np.sort(np.concatenate([order[labels == unit][:count] for unit in np.unique(labels)]))
+            rest = np.setdiff1d(order, known)
+            model = spikewise.train_waveforms(
+                snippets.select(known), config=WaveformTrainingConfig(seed=seed, calibration_fraction=0.0)
+            )
+            found = model.classify(snippets.waveforms[rest]).labels
+            accuracies.append(100 * float(np.mean(found == snippets.labels[rest])))
+        rows.append({"labels_per_unit": count, "mean": np.mean(accuracies), "sd": np.std(accuracies, ddof=1)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def seconds(snippets: Snippets, num_seeds: int) -> dict:
+    """Training and classification, each the best and the median of several runs."""
+    training = snippets.select(np.random.default_rng(0).permutation(len(snippets))[:TRAINED])
+    rest = snippets.select(np.random.default_rng(0).permutation(len(snippets))[TRAINED:])
+    many = np.resize(snippets.waveforms, (CLASSIFIED, snippets.waveforms.shape[1]))
+    told: dict = {"load": os.getloadavg(), "threads": torch.get_num_threads()}
+    for name, fraction in (("training_s", 0.0), ("training_calibrated_s", 0.2)):
+        taken = []
+        for seed in range(num_seeds):
+            started = time.perf_counter()
+            model = spikewise.train_waveforms(
+                training, config=WaveformTrainingConfig(seed=seed, calibration_fraction=fraction)
+            )
+            taken.append(time.perf_counter() - started)
+        told[name] = {"best": min(taken), "median": float(np.median(taken))}
+    told["accuracy"] = 100 * float(np.mean(model.classify(rest.waveforms).labels == rest.labels))
+    rates = []
+    for _ in range(num_seeds):
+        started = time.perf_counter()
+        model.classify(many)
+        rates.append(len(many) / (time.perf_counter() - started))
+    told["spikes_per_second"] = {"best": max(rates), "median": float(np.median(rates))}
+    return told
+
+
+def raw_signals() -> dict:
+    """What sorting gives on a raw signal with truth, without labels and with those of its first second."""
+    signal = DATA / "wave_clus" / "quiroga_C_Easy1_noise015_raw50000_gt.npz"
+    labelled = spikewise.ChannelSortingConfig(label_interval=(0.0, 1.0))
+    runs = {
+        "easy1_no_labels": spikewise.sort_channel(signal),
+        "easy1_labels_of_the_first_second": spikewise.sort_channel(signal, labels=signal, config=labelled),
+        "hc1_spikes_no_labels": spikewise.sort_channel(
+            spikewise.load_snippets(DATA / "real" / "hc1_d1492106_4ch_spikes_unlabelled.npz")
+        ),
+    }
+    return {
+        name: {"result": run.provenance["result"], "truth": run.provenance["truth"]}
+        for name, run in runs.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("waveforms.json"))
+    arguments = parser.parse_args()
+    snippets = difficult2()
+    told = {
+        "spikewise_version": spikewise.__version__,
+        "seconds": seconds(snippets, arguments.seeds),
+        "few_labels": few_labels(snippets, arguments.seeds),
+        "raw_signals": raw_signals(),
+    }
+    arguments.output.write_text(json.dumps(told, indent=2))
+    print(json.dumps(told, indent=2))
+
+
+if __name__ == "__main__":
+    main()
