@@ -14,7 +14,7 @@ LAYERS = [
     {"console"},
     {"api", "waveform_api", "__init__"},
     {"channel_sorting"},
-    {"learning", "channel_learning"},
+    {"learning", "transfer", "channel_learning"},
     {"output", "evaluation"},
     {"sorting"},
     {"models"},

@@ -49,6 +49,7 @@ from spikewise.sorting.store import (
     save_sorting,
     spikes_hash,
 )
+from spikewise.transfer import open_pretrained, start_from
 
 logger = logging.getLogger(__name__)
 
@@ -384,6 +385,8 @@ def _learn(
     """Prepare all groups, label them, and train a network for each that has units."""
     started = time.perf_counter()
     groups = prepare_groups(recording, config)
+    pretrained = open_pretrained(config)
+    starts = {} if pretrained is None else start_from(pretrained, groups, config)
     label_sets, label_facts = label_groups(groups, recording, labels, source, config, folder)
     labels_s = time.perf_counter() - started
     models, facts = [], []
@@ -391,7 +394,8 @@ def _learn(
         if group.name not in label_sets:
             logger.warning("group %s has no units and is not sorted", group.name)
             continue
-        model, group_facts = learn_group(group, label_sets[group.name], config, progress)
+        start = starts.get(group.name)
+        model, group_facts = learn_group(group, label_sets[group.name], config, progress, start)
         models.append(model)
         facts.append(group_facts)
         if group_facts["interrupted"]:
@@ -406,6 +410,8 @@ def _learn(
             "labels": {**label_facts, "labels_per_unit": config.labels.labels_per_unit},
             "labels_s": round(labels_s, 3),
             "training": config.training.resolved().to_dict(),
+            "transfer": config.transfer.to_dict(),
+            "pretrained_hash": None if pretrained is None else pretrained.hash(),
             "groups": facts,
             "interrupted": any(group_facts["interrupted"] for group_facts in facts),
         },

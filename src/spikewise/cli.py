@@ -29,6 +29,7 @@ from spikewise.config import (
     SimulationConfig,
     SortingConfig,
     TrainingConfig,
+    TransferConfig,
 )
 from spikewise.console import WarningsToConsole, fail, out, print_json, progress_bars, say
 from spikewise.errors import Interrupted, SpikewiseError
@@ -69,6 +70,7 @@ class Settings(Config):
     )
     network: Annotated[NetworkConfig, _flat("Network")] = field(default_factory=NetworkConfig)
     training: Annotated[TrainingConfig, _flat("Training")] = field(default_factory=TrainingConfig)
+    transfer: Annotated[TransferConfig, _flat("Transfer")] = field(default_factory=TransferConfig)
     detection: Annotated[DetectionConfig, _flat("Detection")] = field(default_factory=DetectionConfig)
     sorting: Annotated[SortingConfig, _flat("Running")] = field(default_factory=SortingConfig)
 

@@ -215,6 +215,46 @@ TRAINING_PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
+class TransferConfig(Settings):
+    """What training starts from (Han & Wang, arXiv 2409.13067): filters that another recording taught."""
+
+    pretrained: str | None = setting(
+        None,
+        "Model whose filters training starts from, of as many channels; its units are left behind. "
+        "Default, or none: from scratch",
+    )
+    frozen: Literal["nothing", "temporal", "backbone"] = setting(
+        "nothing", "Which of the pretrained filters stay as they are; backbone: temporal and spatial ones"
+    )
+    temporal_rate: float = setting(
+        1.0,
+        "Learning rate of pretrained temporal filters, as a fraction of that of the rest",
+        minimum=0.0,
+        maximum=10.0,
+    )
+    spatial_rate: float = setting(
+        1.0,
+        "Learning rate of the pretrained spatial filter, as a fraction of that of the rest",
+        minimum=0.0,
+        maximum=10.0,
+    )
+
+    def _check_together(self) -> None:
+        changed = {
+            "frozen": self.frozen != "nothing",
+            "temporal_rate": self.temporal_rate != 1.0,
+            "spatial_rate": self.spatial_rate != 1.0,
+        }
+        if any(changed.values()) and self.pretrained in (None, "none"):
+            raise SettingError(
+                f"{', '.join(name for name, is_so in changed.items() if is_so)} is given, "
+                "and no filters are pretrained",
+                "settings of pretrained filters, together with pretrained",
+                "name a model with pretrained, or leave them out",
+            )
+
+
+@dataclass(frozen=True)
 class DetectionConfig(Settings):
     """How probabilities become spikes."""
 
@@ -360,6 +400,7 @@ class Config:
     bootstrap: BootstrapConfig = dataclasses.field(default_factory=BootstrapConfig)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    transfer: TransferConfig = dataclasses.field(default_factory=TransferConfig)
     detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
     sorting: SortingConfig = dataclasses.field(default_factory=SortingConfig)
 

@@ -23,7 +23,7 @@ from spikewise.data.training_set import Block, TrainingSet, split_interval
 from spikewise.errors import BootstrapError, LabelsError, RecordingError, SettingError
 from spikewise.models.checkpoint import GroupModel, Model
 from spikewise.models.esort import EsortNetwork, window_samples
-from spikewise.models.training import TrainingHistory, train_network
+from spikewise.models.training import Start, TrainingHistory, train_network
 from spikewise.progress import ProgressCallback
 from spikewise.sorting.detect import SpikeDetector, choose_device, label_radius_samples
 from spikewise.sorting.store import BOOTSTRAP_FOLDER, writing
@@ -159,9 +159,20 @@ def _with_log_kept(error: BootstrapError, log_file: Path) -> BootstrapError:
 
 
 def learn_group(
-    group: Group, label_set: LabelSet, config: Config, progress: ProgressCallback
+    group: Group,
+    label_set: LabelSet,
+    config: Config,
+    progress: ProgressCallback,
+    start: Start | None = None,
 ) -> tuple[GroupModel, dict[str, Any]]:
-    """Train the network of one group and choose its thresholds; return it with the facts of its training."""
+    """Train the network of one group, from `start` if it is given, and choose its thresholds.
+
+    Returns
+    -------
+    GroupModel
+    dict
+        The facts of its training.
+    """
     rate = group.reader.sampling_frequency
     spikes = kept_spikes(label_set, config.labels.labels_per_unit)
     training = config.training.resolved()
@@ -184,7 +195,7 @@ def learn_group(
         config.network.temporal_features,
         config.network.spatial_features,
     )
-    history = train_network(network, parts[False], parts[True], training, device, progress)
+    history = train_network(network, parts[False], parts[True], training, device, progress, start=start)
     _check_finite(network, training)
     started = time.perf_counter()
     thresholds = _thresholds(group, network, spikes, [b for b in blocks if b.held_out], config, progress)

@@ -42,6 +42,10 @@ class EsortNetwork(nn.Module):
         Features of the spatial filter.
     """
 
+    TEMPORAL = ("temporal_filter1", "temporal_norm1", "temporal_filter2", "temporal_norm2")
+    SPATIAL = ("spatial_filter", "spatial_norm")
+    """The parts that another recording can teach; the classifier belongs to the units."""
+
     def __init__(
         self,
         num_channels: int,

@@ -60,6 +60,23 @@ class Windows(Protocol):
 
 
 @dataclass(frozen=True)
+class Start:
+    """What training starts from, where not all weights are drawn.
+
+    Attributes
+    ----------
+    state : dict of str to Tensor
+        Weights and statistics by name; those it does not name are drawn.
+    rates : dict of str to float
+        For parts of the network by name, their learning rate as a fraction of that of the rest; with 0 a part
+        stays as it is, the statistics of its norms too.
+    """
+
+    state: dict[str, Tensor]
+    rates: dict[str, float]
+
+
+@dataclass(frozen=True)
 class TrainingHistory:
     """What happened in training.
 
@@ -98,6 +115,7 @@ def train_network(
     device: torch.device,
     progress: ProgressCallback = silent,
     loss_of: Loss | None = None,
+    start: Start | None = None,
 ) -> TrainingHistory:
     """Train a network in place.
 
@@ -118,6 +136,8 @@ def train_network(
         Told the loss and the time left.
     loss_of : callable, optional
         The loss; default: binary cross-entropy over the labels that are known.
+    start : Start, optional
+        Weights to start from; default: all are drawn.
 
     Returns
     -------
@@ -125,7 +145,8 @@ def train_network(
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stage_seed(config.seed, "dropout"))
-        return _train(network, training, held_out, config, device, progress, loss_of or _cross_entropy)
+        start = start or Start({}, {})
+        return _train(network, training, held_out, config, device, progress, loss_of or _cross_entropy, start)
 
 
 def _train(
@@ -136,13 +157,15 @@ def _train(
     device: torch.device,
     progress: ProgressCallback,
     loss_of: Loss,
+    start: Start,
 ) -> TrainingHistory:
     started = time.perf_counter()
     initialise_weights(network, config.seed)
+    network.load_state_dict(start.state, strict=False)
     network.to(device)
     epochs, num_batches = given(config.epochs), training.num_batches()
-    learning_rate, fused = given(config.learning_rate), device.type in ("cpu", "cuda")
-    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=fused)
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(_parameter_groups(network, config, start.rates), fused=fused)
     schedule = _schedule(optimizer, config, epochs * num_batches)
     train_loss: list[float] = []
     held_out_loss: list[float] = []
@@ -150,6 +173,9 @@ def _train(
     try:
         for epoch in range(epochs):
             network.train()
+            for part, rate in start.rates.items():
+                if not rate:
+                    network.get_submodule(part).eval()
             total = 0.0
             for index, batch in enumerate(training.epoch(stage_seed(config.seed, f"epoch {epoch}"))):
                 loss = _loss(network, batch, device, loss_of)
@@ -210,11 +236,28 @@ def _is_better(loss: float, best: float) -> bool:
     return math.isnan(best) or loss < best
 
 
+def _parameter_groups(
+    network: nn.Module, config: LoopConfig, rates: dict[str, float]
+) -> list[dict[str, object]]:
+    """Group the parameters by their learning rates; those of parts with the rate 0 are left out."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        rate = rates.get(name.split(".")[0], 1.0)
+        parameter.requires_grad_(rate > 0)
+        if rate:
+            groups.setdefault(rate, []).append(parameter)
+    learning_rate = given(config.learning_rate)
+    return [{"params": parameters, "lr": rate * learning_rate} for rate, parameters in groups.items()]
+
+
 def _schedule(
     optimizer: torch.optim.Optimizer, config: LoopConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if config.schedule == "one-cycle":
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=given(config.learning_rate), total_steps=max(10, num_steps + 1), pct_start=0.2
+            optimizer,
+            max_lr=[group["lr"] for group in optimizer.param_groups],
+            total_steps=max(10, num_steps + 1),
+            pct_start=0.2,
         )
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)
