@@ -236,7 +236,7 @@ def calibration_error(probability, correct, num_bins=10):
 
 def calibration_errors(config, num_labels, seed):
     """Return the expected calibration errors with the temperature and without, and the classifier."""
-    simulation, waveforms = simulate(difficulty="difficult2", noise_level=0.3, seed=seed, duration_s=40.0)
+    simulation, waveforms = simulate(difficulty="difficult1", noise_level=0.6, seed=seed, duration_s=40.0)
     classifier = train_classifier(waveforms[:num_labels], simulation.labels[:num_labels], config)
     errors = []
     for temperature in (classifier.temperature, 1.0):
@@ -248,7 +248,7 @@ def calibration_errors(config, num_labels, seed):
 
 def test_calibration_takes_the_confidence_from_a_network_that_learnt_by_heart():
     by_heart = WaveformTrainingConfig(
-        epochs=3,
+        epochs=8,
         windows_per_epoch=1600,
         generated=0.0,
         overlaps=0.0,
@@ -260,7 +260,7 @@ def test_calibration_takes_the_confidence_from_a_network_that_learnt_by_heart():
     assert classifier.facts["calibration"]["num_spikes"] == pytest.approx(60, abs=3)
     assert classifier.temperature > 1.5
     assert with_it < 0.09
-    assert with_it < without - 0.02
+    assert with_it < without - 0.1
 
 
 def test_without_enough_labels_or_when_not_asked_nothing_is_calibrated(easy, default):
@@ -279,7 +279,7 @@ def test_probabilities_of_the_default_are_near_the_truth():
 
 def test_the_paper_preset_has_one_answer(easy):
     simulation, waveforms = easy
-    paper = WaveformTrainingConfig(preset="paper", epochs=15, calibration_fraction=0.0)
+    paper = WaveformTrainingConfig(preset="paper", epochs=30, calibration_fraction=0.0)
     classifier = train_classifier(waveforms[:NUM_LABELS], simulation.labels[:NUM_LABELS], paper)
     assert sum(p.numel() for p in classifier.network.parameters()) == 369391
     assert torch.equal(classifier.network.front, torch.eye(64))
@@ -293,7 +293,7 @@ def test_the_paper_preset_has_one_answer(easy):
 @pytest.mark.parametrize("num_samples", [8, 12, 65])
 def test_short_and_odd_waveforms(num_samples):
     simulation, waveforms = simulate(
-        difficulty="easy1",
+        difficulty="easy2",
         noise_level=0.05,
         num_samples=num_samples,
         sampling_frequency=375.0 * max(num_samples, 12),

@@ -159,7 +159,7 @@ def test_one_seed_gives_one_model_and_one_table(capsys, files, tmp_path):
 
 def test_the_paper_preset_trains_the_network_as_published(capsys, spikes, files, tmp_path):
     model = tmp_path / "paper.safetensors"
-    options = {"-o": model, "--preset": "paper", "--epochs": 5, "--calibration-fraction": 0}
+    options = {"-o": model, "--preset": "paper", "--epochs": 25, "--calibration-fraction": 0}
     succeed(capsys, "waveforms", "train", files / "train.npz", options)
     classifier = load_classifier(model)
     assert sum(p.numel() for p in classifier.network.parameters()) == 369391

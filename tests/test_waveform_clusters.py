@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from spikewise.data.wave_clus import simulate_wave_clus
 from spikewise.data.waveform_clusters import cluster_waveforms
 from spikewise.errors import SettingError, WaveformsError
 from spikewise.evaluation.classification import assign_clusters, classification_accuracy
+from spikewise.waveform_config import WaveClusConfig
 
 TIME = np.linspace(0, 1, 64)
 
@@ -59,6 +61,19 @@ def test_finds_a_difference_smaller_than_the_noise():
     clusters = cluster_waveforms(waveforms, 0)
     assert clusters.num_units == 2
     assert accuracy(units, clusters) >= 0.95
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_spikes_cut_on_whole_samples_of_smooth_noise_stay_one_unit(seed):
+    """Between two samples a spike begins at four places, and so smooth a noise does not hide which."""
+    simulation = simulate_wave_clus(
+        WaveClusConfig(difficulty="difficult2", noise_level=0.1, duration_s=15.0, seed=seed)
+    )
+    alone = ~simulation.is_overlap
+    places = simulation.sample_index[alone, None] + np.arange(64)
+    clusters = cluster_waveforms(simulation.signal[places], 0)
+    assert clusters.num_units == 3
+    assert accuracy(simulation.labels[alone], clusters) >= 0.98
 
 
 def test_a_unit_that_varies_in_time_and_amplitude_stays_one():
@@ -130,7 +145,7 @@ def test_spikes_without_noise():
     np.testing.assert_array_equal(clusters.labels, units)
 
 
-@pytest.mark.parametrize("num_samples", [2, 12])
+@pytest.mark.parametrize("num_samples", [4, 12])
 def test_short_waveforms(num_samples):
     random = np.random.default_rng(0)
     units = np.sort(np.arange(400) % 2)

@@ -185,7 +185,7 @@ WAVEFORM_PRESETS: dict[str, dict[str, Any]] = {
         "generated": 0.7,
         "generated_labels": 50,
         "overlaps": 0.5,
-        "shift": 1 / 64,
+        "shift": 1 / 256,
         "amplitude_std": 0.05,
         "whiten": True,
         "label_smoothing": 0.0,

@@ -2,8 +2,10 @@
 
 The idea: noise is coloured, so principal components show where waveforms vary most, which is often noise, and
 not where units differ. The covariance of the noise is therefore estimated from pairs of neighbours, which
-mostly belong to one unit whatever the units are (Art, Gnanadesikan & Kettenring 1982, Utilitas Math. 21A:75),
-and the directions are kept in which all spikes vary more than their noise. There:
+mostly belong to one unit whatever the units are (Art, Gnanadesikan & Kettenring 1982, Utilitas Math. 21A:75).
+Where noise is smooth, waveforms cut on whole samples differ by more than noise: a spike's place between two
+samples moves it along its slope, and that counts as noise too. The directions are kept in which all spikes
+vary more than this. There:
 
 1. a Gaussian mixture is fitted to the spikes that have others near, its number of components chosen by the
    Bayesian information criterion;
@@ -42,6 +44,7 @@ _VALLEY = 0.6  # density between two components, relative to the lower peak: abo
 _OUTLIERS = 1e-4  # of the spikes of a unit, were they Gaussian
 _NOISE_ROUNDS = 6
 _LEAST_VARIANCE = 1e-3  # of a component, in variances of the noise: spikes may be alike
+_JITTER_VARIANCE = 1 / 12  # of the place of a spike between two samples, in samples squared
 _NEAREST_PAIRS = 0.8  # fraction of the spikes: overlaps have no near neighbour
 
 
@@ -161,6 +164,8 @@ def _noise_units(waveforms: np.ndarray, fitted: np.ndarray, seed: int) -> tuple[
     pca = PCA(num_components, random_state=stage_seed(seed, "cluster components")).fit(waveforms[fitted])
     pca_scores = pca.transform(waveforms)
     noise, total = _noise_covariance(pca_scores[fitted])
+    slopes = np.gradient(waveforms[fitted], axis=1) @ pca.components_.T
+    noise += _JITTER_VARIANCE * slopes.T @ slopes / len(slopes)
     variances, directions = (np.flip(part, -1) for part in eigh(total, noise))
     noise_variance = np.median(variances)
     points = pca_scores @ directions / np.sqrt(noise_variance)

@@ -36,7 +36,7 @@ _OUTLIER = 3.0
 """A residual with so many times the median power of its unit says nothing about the noise (overlaps)."""
 _CLEAN = 1.6
 """A spike whose residual has more than so many times the median power of its unit may hold another spike."""
-_TOGETHER = 1 / 32
+_TOGETHER = 1 / 128
 """Spikes nearer to each other than this fraction of a waveform are aligned alike."""
 _OVERLAP_WEIGHT = 0.3
 """What the aligned unit of an overlap counts beside that of a single spike, since most spikes are single."""
