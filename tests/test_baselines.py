@@ -103,6 +103,17 @@ def test_few_labels_are_enough_for_shapes_that_are_apart(key, counts):
     assert score(baseline, waveforms, units) >= 0.9
 
 
+@pytest.mark.parametrize("key", ["wmsorting_f3", "wmsorting_f10"])
+def test_overlaps_do_not_pull_the_mixture_of_wmsorting_away(key):
+    waveforms, units = spikes_of_three_units(num_spikes=900)
+    labels = hide(units, 90)
+    overlapping = np.arange(90, 900, 8)
+    waveforms[overlapping] += np.roll(waveforms[overlapping - 1], 9, axis=1)
+    baseline = BASELINES[key](3, 0).fit(waveforms, labels)
+    alone = np.setdiff1d(np.arange(90, 900), overlapping)
+    assert score(baseline, waveforms[alone], units[alone]) >= 0.97
+
+
 @pytest.mark.parametrize("key", SUPERVISED)
 def test_a_supervised_rival_without_labels_of_two_units_says_so(key):
     waveforms, units = spikes_of_three_units()

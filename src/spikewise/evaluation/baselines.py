@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.cluster import KMeans, kmeans_plusplus
 from sklearn.covariance import ledoit_wolf
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import mutual_info_classif
 from sklearn.metrics import pairwise_distances_argmin
 from sklearn.mixture import GaussianMixture
@@ -253,7 +254,9 @@ class WmSorting(Baseline):
     Public are the coefficients, their choice and the about 180 labelled spikes (Huang et al. 2019,
     10.1109/TNB.2019.2909010). Chosen here: of more labelled spikes 180 are drawn, one of each unit at least;
     the mixture has one Gaussian for each labelled unit, which starts at the mean of its labelled spikes with
-    the covariance within units, shrunk (Ledoit & Wolf 2004), and is refined on all spikes.
+    the covariance within units, shrunk (Ledoit & Wolf 2004), and is refined on all spikes. Overlaps may pull a
+    Gaussian away from its unit: where the mixture then tells the labelled spikes apart less well than a
+    linear discriminant that was fitted to them, the discriminant is taken.
     """
 
     name = "WMsorting"
@@ -287,7 +290,7 @@ class WmSorting(Baseline):
         means = np.stack([known[members == unit].mean(axis=0) for unit in range(len(self._units))])
         residuals = known - means[members]
         covariance = ledoit_wolf(residuals, assume_centered=True)[0] + 1e-4 * np.eye(len(residuals.T))
-        self._mixture = GaussianMixture(
+        mixture = GaussianMixture(
             len(self._units),
             weights_init=np.bincount(members) / len(members),
             means_init=means,
@@ -296,10 +299,15 @@ class WmSorting(Baseline):
             max_iter=300,
             random_state=stage_seed(self.seed, "WMsorting mixture"),
         ).fit(features)
+        self._model = mixture
+        if len(known) > len(self._units):
+            start = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(known, members)
+            if start.score(known, members) > np.mean(mixture.predict(known) == members):
+                self._model = start
 
     def _predict(self, waveforms: np.ndarray) -> np.ndarray:
         features = wavelet_packets(waveforms)[:, self._chosen] / self._scale
-        return self._units[self._mixture.predict(features)]
+        return self._units[self._model.predict(features)]
 
 
 def _draw_labelled(labels: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:

@@ -190,7 +190,7 @@ def _square(column: float, row: float, share: float) -> Rectangle:
 
 
 def _draw_losses(figure: Figure, frame: pd.DataFrame) -> str:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axes, part in _panels(figure, frame):
         for method, curve in part.groupby("method", sort=False):
@@ -199,7 +199,9 @@ def _draw_losses(figure: Figure, frame: pd.DataFrame) -> str:
                 linewidth=1.2, label=METHOD_NAMES[str(method)],
             )  # fmt: skip
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("epoch")
         axes.set_ylabel("training loss")
     _name_lines(figure)
