@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from spikewise.data.wave_clus import simulate_wave_clus
 from spikewise.errors import LabelsError, MissingExtraError, SettingError, WaveformsError
 from spikewise.evaluation.baselines import BASELINES, FuzzyCMeans, fuzzy_exponent
 from spikewise.evaluation.classification import (
@@ -15,6 +16,7 @@ from spikewise.evaluation.classification import (
     macro_f,
 )
 from spikewise.evaluation.waveform_features import Correlations, derivative_extrema, wavelet_packets
+from spikewise.waveform_config import WaveClusConfig
 
 SUPERVISED = [key for key, make in BASELINES.items() if make(3, 0).is_supervised]
 CLUSTERINGS = [key for key in BASELINES if key not in SUPERVISED]
@@ -103,15 +105,23 @@ def test_few_labels_are_enough_for_shapes_that_are_apart(key, counts):
     assert score(baseline, waveforms, units) >= 0.9
 
 
-@pytest.mark.parametrize("key", ["wmsorting_f3", "wmsorting_f10"])
-def test_overlaps_do_not_pull_the_mixture_of_wmsorting_away(key):
-    waveforms, units = spikes_of_three_units(num_spikes=900)
-    labels = hide(units, 90)
-    overlapping = np.arange(90, 900, 8)
-    waveforms[overlapping] += np.roll(waveforms[overlapping - 1], 9, axis=1)
-    baseline = BASELINES[key](3, 0).fit(waveforms, labels)
-    alone = np.setdiff1d(np.arange(90, 900), overlapping)
-    assert score(baseline, waveforms[alone], units[alone]) >= 0.97
+@pytest.mark.parametrize(
+    ("key", "difficulty", "noise_level", "seed", "floor"),
+    [
+        ("wmsorting_f3", "easy1", 0.15, 0, 0.85),
+        ("wmsorting_f10", "difficult1", 0.15, 1, 0.9),
+        ("wmsorting_f3", "difficult2", 0.1, 1, 0.9),
+    ],
+)
+def test_overlaps_do_not_pull_the_mixture_of_wmsorting_away(key, difficulty, noise_level, seed, floor):
+    """Refined on these spikes, of which a fifth overlap, a Gaussian leaves its unit: 0.66 or less are right."""
+    simulation = simulate_wave_clus(
+        WaveClusConfig(difficulty=difficulty, noise_level=noise_level, duration_s=15.0, seed=seed)
+    )
+    waveforms = simulation.signal[simulation.sample_index[:, None] + np.arange(64)]
+    units = simulation.labels - 1
+    baseline = BASELINES[key](3, 0).fit(waveforms, hide(units, 120))
+    assert score(baseline, waveforms[120:], units[120:]) >= floor
 
 
 @pytest.mark.parametrize("key", SUPERVISED)

@@ -254,8 +254,8 @@ class WmSorting(Baseline):
     Public are the coefficients, their choice and the about 180 labelled spikes (Huang et al. 2019,
     10.1109/TNB.2019.2909010). Chosen here: of more labelled spikes 180 are drawn, one of each unit at least;
     the mixture has one Gaussian for each labelled unit, which starts at the mean of its labelled spikes with
-    the covariance within units, shrunk (Ledoit & Wolf 2004), and is refined on all spikes. Overlaps may pull a
-    Gaussian away from its unit: where the mixture then tells the labelled spikes apart less well than a
+    the covariance within units, shrunk (Ledoit & Wolf 2004), and is refined on all spikes. Overlaps may pull
+    a Gaussian away from its unit: where the mixture then tells the labelled spikes apart less well than a
     linear discriminant that was fitted to them, the discriminant is taken.
     """
 
