@@ -114,7 +114,7 @@ def test_few_labels_are_enough_for_shapes_that_are_apart(key, counts):
     ],
 )
 def test_overlaps_do_not_pull_the_mixture_of_wmsorting_away(key, difficulty, noise_level, seed, floor):
-    """Refined on these spikes, of which a fifth overlap, a Gaussian leaves its unit: 0.66 or less is right."""
+    """Refined on these spikes (a fifth overlap) a Gaussian leaves its unit: at most 0.66 are right."""
     simulation = simulate_wave_clus(
         WaveClusConfig(difficulty=difficulty, noise_level=noise_level, duration_s=15.0, seed=seed)
     )
