@@ -160,6 +160,6 @@ def test_filters_of_another_probe_are_refused(capsys, trained, tmp_path):
 def test_settings_of_pretrained_filters_need_them():
     with pytest.raises(SettingError, match=r"Frozen.*no filters are pretrained"):
         TransferConfig(frozen="backbone")
-    with pytest.raises(SettingError, match="Temporal_rate"):
+    with pytest.raises(SettingError, match="temporal_rate"):
         Config.from_options(pretrained="none", temporal_rate=0.5)
     assert TrainingConfig().seed == Config.from_options(pretrained="x", frozen="temporal").training.seed

@@ -97,4 +97,6 @@ def _sentence(part: str) -> str:
     part = part.strip()
     if part[-1] not in ".!?:":
         part += "."
+    if not part.split(maxsplit=1)[0].rstrip(",:").isalpha():
+        return part  # a path or the name of a setting is told as it is
     return part[0].upper() + part[1:]
