@@ -303,8 +303,8 @@ def test_a_unit_outside_the_label_interval(refused_labels, tetrode, tmp_path):
     ("interval", "tells"),
     [
         ((4, 9), ("4 to 9 s", "the end of the recording, 8.000000 s", "Change label_interval")),
-        ((0, "inf"), ("Label_interval is (0.0, inf)", "It must be finite", "Change it")),
-        ((0, "nan"), ("Label_interval is (0.0, nan)", "It must be finite", "Change it")),
+        ((0, "inf"), ("label_interval is (0.0, inf)", "It must be finite", "Change it")),
+        ((0, "nan"), ("label_interval is (0.0, nan)", "It must be finite", "Change it")),
         ((5, 4), ("5 to 4 s", "end after its start", "START END")),
         ((-1, 4), ("-1 to 4 s", "start at 0 or later", "START END")),
         ((4, 4.00001), ("4 to 4.00001 s", "At least one sample", "Change label_interval")),
@@ -408,19 +408,19 @@ def test_a_model_that_meets_nan_far_inside_leaves_nothing(refused, tetrode, trai
         (["--epochs", "many"], ("Invalid value for --epochs", "many", "--help")),
         (["--epochs", 0], ("Epochs is 0", "It must be at least 1", "Change it")),
         (["--threshold", 2], ("Threshold is 2.0", "at least 0.01 and at most 0.99", "Change it")),
-        (["--window-ms", "nan"], ("Window_ms is nan", "at least 0.5 and at most 10.0", "Change it")),
+        (["--window-ms", "nan"], ("window_ms is nan", "at least 0.5 and at most 10.0", "Change it")),
         (["--seed", -1], ("Seed is -1", "at least 0", "Change it")),
-        (["--chunk-s", 0], ("Chunk_s is 0", "at least 0.001", "Change it")),
-        (["--labels-per-unit", 0], ("Labels_per_unit is 0", "at least 1", "Change it")),
+        (["--chunk-s", 0], ("chunk_s is 0", "at least 0.001", "Change it")),
+        (["--labels-per-unit", 0], ("labels_per_unit is 0", "at least 1", "Change it")),
         (["--freq-min-hz", 7000], ("from 7000 to 6000 Hz", "must lie above", "Change freq_min_hz")),
         (["--device", "tpu"], ('"tpu" for --device', 'Choose from: "auto", "cpu"', "--help")),
         (["--bootstrap", "magic"], ('"magic" for --bootstrap', 'Choose from: "lupin"', "--help")),
         (["--label-interval", 1], ("--label-interval requires 2", "Only got 1", "--help")),
         (["--learning-rate", 1e30], ("rate of 1e+30 gave numbers that are not finite", "0.005", "Lower")),
-        (["--learning-rate", "inf"], ("Learning_rate is inf", "It must be finite", "Change it")),
+        (["--learning-rate", "inf"], ("learning_rate is inf", "It must be finite", "Change it")),
         (["surplus"], ("Unused Tokens: ['surplus']", "--help")),
-        (["--chunk-s", "inf"], ("Chunk_s is inf", "finite", "Change it")),
-        (["--temporal-features", 0, 16], ("Temporal_features is", "at least 1", "Change it")),
+        (["--chunk-s", "inf"], ("chunk_s is inf", "finite", "Change it")),
+        (["--temporal-features", 0, 16], ("temporal_features is", "at least 1", "Change it")),
     ],
 )
 def test_options_of_sort(refused, tetrode, tmp_path, words, tells):
@@ -461,7 +461,7 @@ def test_simulations_that_cannot_be_made(refused, tmp_path):
     def refuse(*options, tells):
         refused("simulate", {"-o": tmp_path / "out"}, *options, tells=tells)
 
-    refuse("--num-units", 0, tells=("Num_units is 0", "at least 1", "Change it"))
+    refuse("--num-units", 0, tells=("num_units is 0", "at least 1", "Change it"))
     refuse("--source", "mearec", tells=("has no template file", "mearec and hybrid take one", "Give one"))
     refuse("--probe", "square", tells=("There is no probe 'square'", "Known are", "Did you mean 'square-N'?"))
     refuse(
@@ -518,6 +518,6 @@ def test_comparisons_outside_the_time_or_with_wrong_settings(refused, tetrode):
         tetrode.truth,
         "--match-score",
         2,
-        tells=("Match_score", "at most 1", "Change"),
+        tells=("match_score", "at most 1", "Change"),
     )
     refused("evaluate", tetrode.truth, tetrode.truth, "--interval", 5, 4, tells=("5", "4", "."))

@@ -470,5 +470,5 @@ def test_options_that_cannot_be(refused, earlier_table, files, tmp_path):
     tells = ("sim.npz", "A name that ends in .mat", "Change the name")
     refused("simulate", "-o", tmp_path / "sim.npz", MADE, tells=tells)
     options = ("--model", files / "model.safetensors", "--min-probability", 2)
-    tells = ("Min_probability is 2.0", "at most 1.0", "Change it")
+    tells = ("min_probability is 2.0", "at most 1.0", "Change it")
     refused("classify", files / "test.npz", *options, *earlier_table, tells=tells)
