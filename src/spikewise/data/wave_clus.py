@@ -17,8 +17,6 @@ later. A unit's label counts from 1. Amplitudes are relative to the spikes' peak
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from scipy.io import savemat
 from scipy.signal import resample_poly
 from scipy.signal.windows import tukey
 
+from spikewise.data.files import replacing
 from spikewise.data.spike_shapes import (
     BUILT_IN_HZ,
     built_in_shapes,
@@ -36,7 +35,7 @@ from spikewise.data.spike_shapes import (
     load_shapes,
     shape_similarity,
 )
-from spikewise.errors import OutputError, SettingError
+from spikewise.errors import SettingError
 from spikewise.seeds import stage_generator
 from spikewise.waveform_config import WaveClusConfig
 
@@ -166,26 +165,8 @@ def save_wave_clus(simulation: WaveClusSimulation, path: Path | str) -> None:
         "shapes": simulation.shapes,
         "facts": json.dumps(simulation.facts),
     }
-    with _replacing(Path(path)) as partial:
+    with replacing(Path(path)) as partial:
         savemat(partial, contents, appendmat=False)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Lend a name beside `path`; what was written there becomes `path` if all went well."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        try:
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}",
-            "a folder that can be written and has space",
-            "make room or choose another place, then run the command again",
-        ) from error
 
 
 def peak_sample(num_samples: int) -> int:

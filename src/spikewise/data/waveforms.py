@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
+from spikewise.data.files import replacing
 from spikewise.data.waveform_files import (
     SIGNAL_KEYS,
     SNIPPET_FORMATS,
@@ -172,20 +173,8 @@ def write_snippets(snippets: Snippets, path: str | Path) -> None:
         )
     names = ("waveforms", "labels", "sampling_frequency", "sample_index", "is_overlap")
     contents = {name: getattr(snippets, name) for name in names if getattr(snippets, name) is not None}
-    partial = path.with_name(path.name + ".partial")
-    try:
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, **contents)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}",
-            "a folder that can be written and has space",
-            "make room or choose another place",
-        ) from error
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, **contents)
 
 
 def _snippets_of(arrays: dict[str, Any], path: Path, config: SnippetsConfig) -> Snippets:
