@@ -17,7 +17,13 @@ from spikewise import cli
 RATE = 30000
 """Sampling frequency of all recordings here, Hz."""
 
-QUICK = {"--epochs": 2, "--spatial-features": 16, "--batch-size": 64, "--min-steps": 150}
+QUICK = {
+    "--design": "esort-paper",
+    "--epochs": 2,
+    "--spatial-features": 16,
+    "--batch-size": 64,
+    "--min-steps": 150,
+}
 """Options of a training that takes a second and finds nearly all spikes of the tetrode."""
 
 

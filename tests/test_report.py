@@ -477,6 +477,7 @@ def stored(simulation, tmp_path_factory):
         folder / "simulation" / "recording",
         labels=folder / "simulation" / "truth",
         label_interval=(0.0, 3.0),
+        design="esort-paper",
         epochs=2,
         batch_size=32,
         threshold=0.2,

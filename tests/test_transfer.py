@@ -13,6 +13,7 @@ from spikewise.models.esort import EsortNetwork
 from spikewise.models.training import Start, train_network
 
 OPTIONS = {name.strip("-").replace("-", "_"): value for name, value in QUICK.items()}
+DENSE = {"design": "esort-paper", "spatial_features": 32}
 TEMPORAL, SPATIAL = EsortNetwork.TEMPORAL, EsortNetwork.SPATIAL
 
 
@@ -122,8 +123,8 @@ def test_a_few_labels_and_steps_are_enough_with_pretrained_filters_only(tmp_path
     source = Simulated(tmp_path / "source", **scene, seed=21)
     target = Simulated(tmp_path / "target", **scene, seed=22)
     filters = tmp_path / "filters.safetensors"
-    spikewise.train(source.recording, source.truth, output=filters, spatial_features=32, min_steps=400)
-    short = {"spatial_features": 32, "epochs": 1, "min_steps": 25, "max_steps": 25, "labels_per_unit": 8}
+    spikewise.train(source.recording, source.truth, output=filters, min_steps=400, **DENSE)
+    short = {**DENSE, "epochs": 1, "min_steps": 25, "max_steps": 25, "labels_per_unit": 8}
     accuracy = {}
     for name, options in {"scratch": {}, "transfer": {"pretrained": str(filters)}}.items():
         result = spikewise.sort(
@@ -162,4 +163,5 @@ def test_settings_of_pretrained_filters_need_them():
         TransferConfig(frozen="backbone")
     with pytest.raises(SettingError, match="temporal_rate"):
         Config.from_options(pretrained="none", temporal_rate=0.5)
-    assert TrainingConfig().seed == Config.from_options(pretrained="x", frozen="temporal").training.seed
+    dense = {"design": "esort-paper", "pretrained": "x"}
+    assert TrainingConfig().seed == Config.from_options(**dense, frozen="temporal").training.seed

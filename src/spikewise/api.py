@@ -6,6 +6,7 @@ flat names, which are those of the command: ``sort(recording, labels=truth, labe
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import logging
 import platform
@@ -22,16 +23,16 @@ from spikeinterface.sorters import installed_sorters
 from spikewise import __version__
 from spikewise.config import Bootstrap, Config, EvaluationConfig, RecordingConfig, SimulationConfig
 from spikewise.data import recordings
-from spikewise.data.label_files import LABEL_FORMATS, load_labels, load_sorting
-from spikewise.data.labels import check_labels
+from spikewise.data.label_files import LABEL_FORMATS
 from spikewise.data.preprocessing import TraceReader, split_groups
 from spikewise.data.probes import attach_probe, catalogue_names
 from spikewise.data.simulate import Simulation, simulate_recording
 from spikewise.data.waveform_files import SNIPPET_FORMATS
-from spikewise.errors import Interrupted, LabelsError, RecordingError, SettingError
+from spikewise.errors import Interrupted, RecordingError, SettingError
 from spikewise.evaluation.matching import Performance, compare_sortings
 from spikewise.learning import Group, label_groups, learn_group, prepare_groups, threads_and_device
 from spikewise.models.checkpoint import Model, check_model_fits, load_model, save_model
+from spikewise.opening import open_labels, open_recording, open_sorting, settings_from
 from spikewise.output.figures import require_matplotlib
 from spikewise.output.report import write_report
 from spikewise.output.result import StoredResult, load_result
@@ -158,11 +159,11 @@ def train(
     SpikewiseError
         If recording, labels or settings cannot be used; the message says what to do.
     """
-    config = _config(config, options)
+    config = settings_from(config, options)
     if output is not None:
         output = check_output_file(output, overwrite, ending=".safetensors")
-    recording, _ = _open_recording(recording, config.recording)
-    labels, source = _open_labels(labels, recording)
+    recording, _ = open_recording(recording, config.recording)
+    labels, source = open_labels(labels, recording)
     with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
         model, _ = _learn(recording, labels, source, config, Path(folder), progress)
     if output is not None:
@@ -211,13 +212,13 @@ def sort(
     Interrupted
         If Ctrl-C ended the training; the model is in the output folder.
     """
-    config = _config(config, options)
+    config = settings_from(config, options)
     if labels is not None and model is not None:
         raise SettingError("both labels and a model are given", "one of them, or none", "leave one out")
     if output is not None:
         check_output(output, overwrite)
-    recording, source_path = _open_recording(recording, config.recording)
-    labels, label_source = _open_labels(labels, recording)
+    recording, source_path = open_recording(recording, config.recording)
+    labels, label_source = open_labels(labels, recording)
     if model is not None:
         model = model if isinstance(model, Model) else load_model(model)
         check_model_fits(model, split_groups(recording, model.preprocessing_config.group_by))
@@ -257,8 +258,8 @@ def evaluate(
         Per-unit table and pooled scores.
     """
     settings = config or EvaluationConfig.from_dict(options)
-    opened = None if recording is None else _open_recording(recording, RecordingConfig())[0]
-    return compare_sortings(_open_sorting(truth, opened), _open_sorting(sorting, opened), settings)
+    opened = None if recording is None else open_recording(recording, RecordingConfig())[0]
+    return compare_sortings(open_sorting(truth, opened), open_sorting(sorting, opened), settings)
 
 
 def report(
@@ -306,11 +307,11 @@ def report(
         if isinstance(result, SortingResult)
         else load_result(result)
     )
-    opened = None if recording is None else _open_recording(recording, RecordingConfig())[0]
+    opened = None if recording is None else open_recording(recording, RecordingConfig())[0]
     readers = None if opened is None else _readers_of(stored, opened)
     performance = None
     if truth is not None:
-        true_spikes = _open_sorting(truth, opened)
+        true_spikes = open_sorting(truth, opened)
         performance = compare_sortings(true_spikes, stored.sorting, settings, stored.num_samples)
     path = write_report(
         stored,
@@ -365,7 +366,7 @@ def describe_installation() -> dict[str, Any]:
 
 def describe(recording: BaseRecording | str | Path, config: RecordingConfig | None = None) -> dict[str, Any]:
     """Return what a recording is: channels, length, rate, groups."""
-    opened, path = _open_recording(recording, config or RecordingConfig())
+    opened, path = open_recording(recording, config or RecordingConfig())
     groups = split_groups(opened, "auto")
     return {
         **_describe_recording(opened, path),
@@ -403,13 +404,14 @@ def _learn(
     return Model(
         groups=tuple(models),
         sampling_frequency=float(recording.get_sampling_frequency()),
-        network_config=config.network,
+        network_config=dataclasses.replace(config.network, design=config.design),
         preprocessing_config=config.preprocessing,
         detection_config=config.detection,
         facts={
             "labels": {**label_facts, "labels_per_unit": config.labels.labels_per_unit},
             "labels_s": round(labels_s, 3),
             "training": config.training.resolved().to_dict(),
+            "units": config.units.to_dict(),
             "transfer": config.transfer.to_dict(),
             "pretrained_hash": None if pretrained is None else pretrained.hash(),
             "groups": facts,
@@ -523,51 +525,6 @@ def _effective_config(config: Config, model: Model) -> dict[str, Any]:
         "preprocessing": model.preprocessing_config.to_dict(),
         "training": model.facts.get("training"),
     }
-
-
-def _config(config: Config | None, options: dict[str, Any]) -> Config:
-    if config is not None and options:
-        raise SettingError(
-            f"both config and the options {', '.join(options)} are given", "one of them", "leave one out"
-        )
-    config = config if config is not None else Config.from_options(**options)
-    choose_device(config.sorting.device)  # a device that is not there is told before any work
-    return config
-
-
-def _open_recording(
-    recording: BaseRecording | str | Path, config: RecordingConfig
-) -> tuple[BaseRecording, str | None]:
-    """Return the recording with its probe, and where it came from."""
-    if isinstance(recording, str | Path):
-        return load_recording(recording, config), str(recording)
-    if not isinstance(recording, BaseRecording):
-        raise RecordingError(
-            f"the recording is a {type(recording).__name__}",
-            "a SpikeInterface recording, or a path",
-            "read it with spikewise.load_recording or spikeinterface first",
-        )
-    return attach_probe(recording, config.probe), None
-
-
-def _open_labels(
-    labels: BaseSorting | str | Path | None, recording: BaseRecording
-) -> tuple[BaseSorting | None, str]:
-    if labels is None:
-        return None, "none"
-    if isinstance(labels, str | Path):
-        return load_labels(labels, recording), str(labels)
-    if not isinstance(labels, BaseSorting):
-        raise LabelsError(
-            f"the labels are a {type(labels).__name__}", "a SpikeInterface sorting, or a path", "convert them"
-        )
-    return check_labels(labels, recording), "sorting object"
-
-
-def _open_sorting(sorting: BaseSorting | str | Path, recording: BaseRecording | None) -> BaseSorting:
-    if isinstance(sorting, BaseSorting):
-        return sorting
-    return load_sorting(sorting, recording)
 
 
 def _readers_of(result: StoredResult, recording: BaseRecording) -> dict[str, TraceReader]:

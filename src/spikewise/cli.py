@@ -30,6 +30,7 @@ from spikewise.config import (
     SortingConfig,
     TrainingConfig,
     TransferConfig,
+    UnitsConfig,
 )
 from spikewise.console import WarningsToConsole, fail, out, print_json, progress_bars, say
 from spikewise.errors import Interrupted, SpikewiseError
@@ -69,6 +70,7 @@ class Settings(Config):
         default_factory=PreprocessingConfig
     )
     network: Annotated[NetworkConfig, _flat("Network")] = field(default_factory=NetworkConfig)
+    units: Annotated[UnitsConfig, _flat("Units")] = field(default_factory=UnitsConfig)
     training: Annotated[TrainingConfig, _flat("Training")] = field(default_factory=TrainingConfig)
     transfer: Annotated[TransferConfig, _flat("Transfer")] = field(default_factory=TransferConfig)
     detection: Annotated[DetectionConfig, _flat("Detection")] = field(default_factory=DetectionConfig)
@@ -201,6 +203,65 @@ def train(
     if facts["interrupted"]:
         raise Interrupted(
             "training was interrupted", f"the best model so far is {output}", "use it, or train again"
+        )
+
+
+@app.command
+def pretrain(
+    recordings: list[Path],
+    *,
+    output: Annotated[Path, Parameter(alias="-o")],
+    labels: list[Path] | None = None,
+    patches_per_unit: int = 1000,
+    steps: int = 4000,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+    seed: int = 0,
+) -> None:
+    """Learn temporal filters from labelled recordings, for `train --pretrained` on any probe.
+
+    Parameters
+    ----------
+    recordings
+        Recordings, or folders of `spikewise simulate` with their truth.
+    output
+        File for the filters, for example filters.safetensors; it must not exist.
+    labels
+        All spikes of each recording, in the same order; not needed for folders of `spikewise simulate`.
+    patches_per_unit
+        Patches made of each unit.
+    steps
+        Steps of training.
+    seed
+        Seed of everything random.
+    """
+    from spikewise.pretraining import pair_recordings
+    from spikewise.pretraining import pretrain as learn
+
+    started = time.perf_counter()
+    with progress_bars() as progress:
+        pretrained = learn(
+            pair_recordings(recordings, labels or []),
+            output=output,
+            overwrite=overwrite,
+            patches_per_unit=patches_per_unit,
+            steps=steps,
+            progress=progress,
+            seed=seed,
+        )
+    facts = pretrained.facts
+    say(
+        f"filters learnt from {facts['num_units']} units of {len(facts['recordings'])} recordings",
+        f"filters in {output}",
+    )
+    if json:
+        print_json(
+            command="pretrain",
+            units=facts["num_units"],
+            recordings=len(facts["recordings"]),
+            seconds=round(time.perf_counter() - started, 3),
+            hash=pretrained.hash(),
+            output=str(output),
         )
 
 

@@ -16,6 +16,7 @@ from spikewise.settings import Settings, setting, unknown_setting
 Bootstrap = Literal["lupin", "tridesclous2", "spykingcircus2", "kilosort4"]
 _Number = TypeVar("_Number", int, float)
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Design = Literal["neighbourhood", "esort-paper"]
 
 
 @dataclass(frozen=True)
@@ -119,22 +120,47 @@ class BootstrapConfig(Settings):
 
 @dataclass(frozen=True)
 class NetworkConfig(Settings):
-    """Size of the E-Sort network (Han & Wang, arXiv 2409.13067)."""
+    """Design and size of the network."""
 
+    design: Design | None = setting(
+        None,
+        "neighbourhood: pretrained filters for any probe and a small network for each unit on the channels "
+        "near it; esort-paper: the dense network of Han & Wang (arXiv 2409.13067), for one probe. "
+        "Default: neighbourhood, or esort-paper with the preset paper",
+    )
     window_ms: float = setting(
         1.875, "Length of the window that the network sees", unit="ms", minimum=0.5, maximum=10.0
     )
     temporal_features: tuple[int, int] = setting(
-        (8, 16), "Features of the two temporal filters of each channel", minimum=1
+        (8, 16), "Features of the two temporal filters of each channel (esort-paper)", minimum=1
     )
-    spatial_features: int = setting(256, "Features of the spatial filter", minimum=1)
+    spatial_features: int = setting(256, "Features of the spatial filter (esort-paper)", minimum=1)
+
+
+@dataclass(frozen=True)
+class UnitsConfig(Settings):
+    """How units are learnt with the design neighbourhood."""
+
+    near_channels: int = setting(12, "Channels that a unit sees: so many, nearest to it", minimum=1)
+    hidden_features: int = setting(16, "Hidden features of each unit", minimum=1)
+    patches_per_unit: int = setting(8000, "Patches made to learn each unit from", minimum=100)
+    unit_steps: int = setting(800, "Steps of training for each unit", minimum=10)
+    rounds: int = setting(
+        2,
+        "How often the units are learnt: first from the labels, then from what was found with confidence "
+        "in the label interval as well",
+        minimum=1,
+        maximum=5,
+    )
 
 
 @dataclass(frozen=True)
 class TrainingConfig(Settings):
-    """How the network is trained. A value that is not given is that of the preset."""
+    """How the network is trained. A value that is not given is that of the preset (esort-paper)."""
 
-    preset: Literal["default", "paper"] = setting("default", "Named set of training settings")
+    preset: Literal["default", "paper"] = setting(
+        "default", "Named set of training settings of the design esort-paper"
+    )
     epochs: int | None = setting(None, "Largest number of passes over the labels", minimum=1)
     batch_size: int | None = setting(None, "Windows in a batch", minimum=2)
     learning_rate: float | None = setting(None, "Largest step size of Adam", minimum=0.0)
@@ -220,8 +246,9 @@ class TransferConfig(Settings):
 
     pretrained: str | None = setting(
         None,
-        "Model whose filters training starts from, of as many channels; its units are left behind. "
-        "Default, or none: from scratch",
+        "Model whose filters training starts from; its units are left behind. Default: the filters that "
+        "come with the package. none: from scratch, as with esort-paper by default, whose filters must be "
+        "of as many channels",
     )
     frozen: Literal["nothing", "temporal", "backbone"] = setting(
         "nothing", "Which of the pretrained filters stay as they are; backbone: temporal and spatial ones"
@@ -366,6 +393,31 @@ class SimulationConfig(Settings):
         minimum=1.0,
         maximum=1e6,
     )
+    drift: Literal["none", "slow", "fast", "non-rigid"] = setting(
+        "none", "How units move along the probe: up and down, in jumps, or more at the lower end (a sine)"
+    )
+    drift_um: float | None = setting(
+        None,
+        "Largest displacement; default: 30 for a slow drift, 15 for a fast one, 10 for a non-rigid one",
+        unit="um",
+        minimum=1.0,
+        maximum=1000.0,
+    )
+    drift_start_s: float = setting(0.0, "Until then the units rest", unit="s", minimum=0.0)
+    drift_um_per_min: float | None = setting(
+        None,
+        "Mean speed; default: 10 for a slow drift, 80 for a non-rigid one",
+        unit="um/min",
+        minimum=0.1,
+        maximum=1e5,
+    )
+    drift_period_s: float | None = setting(
+        None,
+        "Time between the jumps of a fast drift; default: 60, or less in a short recording, for five jumps",
+        unit="s",
+        minimum=0.1,
+        maximum=1e6,
+    )
     gain_uV: float = setting(
         0.195, "Step of the saved 16-bit samples", unit="uV", minimum=0.001, maximum=1000.0
     )
@@ -385,6 +437,34 @@ class SimulationConfig(Settings):
                 "they may be refractory for at most half of the time",
                 "lower the rate or the refractory period",
             )
+        self._check_drift()
+
+    def _check_drift(self) -> None:
+        unused = {
+            "drift_um": self.drift_um is not None and self.drift == "none",
+            "drift_start_s": self.drift_start_s != 0 and self.drift == "none",
+            "drift_um_per_min": self.drift_um_per_min is not None and self.drift in ("none", "fast"),
+            "drift_period_s": self.drift_period_s is not None and self.drift != "fast",
+        }
+        if any(unused.values()):
+            raise SettingError(
+                f"{', '.join(name for name, is_so in unused.items() if is_so)} is given with the drift "
+                f"{self.drift!r}",
+                "a drift has a range and a start; slow and non-rigid ones a speed, fast ones a period",
+                "leave it out, or set drift",
+            )
+
+
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+DENSE_SETTINGS: dict[str, tuple[str, ...]] = {
+    "training": ("preset", *TRAINING_PRESETS["default"], "max_spikes_per_unit"),
+    "network": ("temporal_features", "spatial_features"),
+    "transfer": ("frozen", "temporal_rate", "spatial_rate"),
+}
+"""Settings of the design esort-paper alone."""
 
 
 @dataclass(frozen=True)
@@ -399,10 +479,33 @@ class Config:
     labels: LabelsConfig = dataclasses.field(default_factory=LabelsConfig)
     bootstrap: BootstrapConfig = dataclasses.field(default_factory=BootstrapConfig)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    units: UnitsConfig = dataclasses.field(default_factory=UnitsConfig)
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     transfer: TransferConfig = dataclasses.field(default_factory=TransferConfig)
     detection: DetectionConfig = dataclasses.field(default_factory=DetectionConfig)
     sorting: SortingConfig = dataclasses.field(default_factory=SortingConfig)
+
+    @property
+    def design(self) -> Design:
+        """The design of the network: the one given, or what the preset asks for."""
+        if self.network.design is not None:
+            return self.network.design
+        return "esort-paper" if self.training.preset == "paper" else "neighbourhood"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that belong to the other design."""
+        other = DENSE_SETTINGS if self.design == "neighbourhood" else {"units": _names(UnitsConfig)}
+        for part, names in other.items():
+            settings = getattr(self, part)
+            usual = type(settings)()
+            changed = [name for name in names if getattr(settings, name) != getattr(usual, name)]
+            if changed:
+                needed = "esort-paper" if self.design == "neighbourhood" else "neighbourhood"
+                raise SettingError(
+                    f"the setting {changed[0]} is given with the design {self.design}",
+                    f"{changed[0]} is a setting of the design {needed}",
+                    f"leave it out, or set design to {needed}",
+                )
 
     @classmethod
     def from_options(cls, **options: Any) -> Self:
@@ -426,4 +529,5 @@ class Config:
         """Return all settings as nested dictionaries of JSON types, the training preset resolved."""
         parts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         parts["training"] = self.training.resolved()
+        parts["network"] = dataclasses.replace(self.network, design=self.design)
         return {name: part.to_dict() for name, part in parts.items()}

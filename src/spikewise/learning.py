@@ -7,6 +7,7 @@ import logging
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from spikewise.data.training_set import Block, TrainingSet, split_interval
 from spikewise.errors import BootstrapError, LabelsError, RecordingError, SettingError
 from spikewise.models.checkpoint import GroupModel, Model
 from spikewise.models.esort import EsortNetwork, window_samples
-from spikewise.models.training import Start, TrainingHistory, train_network
+from spikewise.models.neighbourhood import Backbone
+from spikewise.models.network import Network
+from spikewise.models.training import Start, train_network
 from spikewise.progress import ProgressCallback
 from spikewise.sorting.detect import SpikeDetector, choose_device, label_radius_samples
 from spikewise.sorting.store import BOOTSTRAP_FOLDER, writing
 from spikewise.sorting.thresholds import DEFAULT_THRESHOLD, choose_thresholds
+from spikewise.unit_learning import UnitLearner
 
 logger = logging.getLogger(__name__)
 
@@ -163,9 +167,11 @@ def learn_group(
     label_set: LabelSet,
     config: Config,
     progress: ProgressCallback,
-    start: Start | None = None,
+    start: Start | Backbone | None = None,
 ) -> tuple[GroupModel, dict[str, Any]]:
     """Train the network of one group, from `start` if it is given, and choose its thresholds.
+
+    What training starts from are the weights of another dense network, or temporal filters.
 
     Returns
     -------
@@ -175,42 +181,22 @@ def learn_group(
     """
     rate = group.reader.sampling_frequency
     spikes = kept_spikes(label_set, config.labels.labels_per_unit)
-    training = config.training.resolved()
-    window, radius = window_samples(config.network, rate), label_radius_samples(config.detection, rate)
+    held_out_fraction = config.training.held_out_fraction
     blocks = split_interval(
-        group.reader, label_set.start_frame, label_set.stop_frame, spikes, training.held_out_fraction
+        group.reader, label_set.start_frame, label_set.stop_frame, spikes, held_out_fraction
     )
+    window = window_samples(config.network, rate)
     started = time.perf_counter()
-    parts = {}
-    for held_out in (False, True):
-        part = [block for block in blocks if block.held_out == held_out]
-        parts[held_out] = TrainingSet(group.reader, spikes, part, window, radius, training)
-    _check_examples(group, label_set, parts[False], window)
-    reading_s = time.perf_counter() - started
-    device = choose_device(config.sorting.device)
-    network = EsortNetwork(
-        group.reader.num_channels,
-        len(spikes.unit_ids),
-        window,
-        config.network.temporal_features,
-        config.network.spatial_features,
-    )
-    history = train_network(network, parts[False], parts[True], training, device, progress, start=start)
-    _check_finite(network, training)
-    started = time.perf_counter()
-    thresholds = _thresholds(group, network, spikes, [b for b in blocks if b.held_out], config, progress)
-    facts = {
-        "name": group.name,
-        "num_units": len(spikes.unit_ids),
-        "num_labels": int(spikes.is_positive.sum()),
-        "num_training_spikes": parts[False].num_positive_spans,
-        "num_held_out_spikes": parts[True].num_positive_spans,
-        "preprocessing": list(group.preprocessed.steps),
-        "reading_s": round(reading_s, 3),
-        "training_s": round(history.seconds, 3),
-        "thresholds_s": round(time.perf_counter() - started, 3),
-        **_history_facts(history),
-    }
+    if config.design == "neighbourhood":
+        backbone = start if isinstance(start, Backbone) else None
+        network, facts = _learn_units(group, label_set, spikes, blocks, window, config, progress, backbone)
+    else:
+        weights = start if isinstance(start, Start) else None
+        network, facts = _learn_dense(group, label_set, spikes, blocks, window, config, progress, weights)
+    _check_finite(network, config.training.resolved())
+    learnt = time.perf_counter()
+    held_out = [block for block in blocks if block.held_out]
+    thresholds = _thresholds(group, network, spikes, held_out, config, progress)
     model = GroupModel(
         name=group.name,
         network=network.cpu().eval(),
@@ -220,15 +206,84 @@ def learn_group(
         unit_ids=tuple(_plain(unit_id) for unit_id in spikes.unit_ids),
         thresholds=thresholds,
     )
-    return model, facts
+    return model, {
+        "name": group.name,
+        "num_units": len(spikes.unit_ids),
+        "num_labels": int(spikes.is_positive.sum()),
+        "preprocessing": list(group.preprocessed.steps),
+        "training_s": round(learnt - started, 3),
+        "thresholds_s": round(time.perf_counter() - learnt, 3),
+        **facts,
+    }
 
 
-def _check_examples(group: Group, label_set: LabelSet, training_set: TrainingSet, window: int) -> None:
-    """Raise where no label leaves a window to learn from."""
-    if training_set.num_positive_spans:
-        return
+def _learn_units(
+    group: Group,
+    label_set: LabelSet,
+    spikes: KeptSpikes,
+    blocks: list[Block],
+    window: int,
+    config: Config,
+    progress: ProgressCallback,
+    backbone: Backbone | None,
+) -> tuple[Network, dict[str, Any]]:
+    """Learn each unit on its own, on filters that fit any probe."""
+    learner = UnitLearner(group.reader, group.recording.get_channel_locations(), window, config)
+    learnt = learner.learn(spikes, blocks, backbone, progress)
+    if learnt is None:
+        raise _nothing_to_learn(group, label_set, window)
+    return learnt.network, {
+        "num_training_spikes": learnt.num_labelled,
+        "num_confident_spikes": learnt.num_confident,
+        "train_loss": _losses(learnt.train_loss),
+        "held_out_loss": _losses(learnt.held_out_loss),
+        "best_epoch": len(learnt.train_loss) - 1,
+        "interrupted": learnt.interrupted,
+    }
+
+
+def _learn_dense(
+    group: Group,
+    label_set: LabelSet,
+    spikes: KeptSpikes,
+    blocks: list[Block],
+    window: int,
+    config: Config,
+    progress: ProgressCallback,
+    start: Start | None,
+) -> tuple[Network, dict[str, Any]]:
+    """Train the dense network of Han & Wang on windows of all channels."""
+    training = config.training.resolved()
+    radius = label_radius_samples(config.detection, group.reader.sampling_frequency)
+    parts = {}
+    for held_out in (False, True):
+        part = [block for block in blocks if block.held_out == held_out]
+        parts[held_out] = TrainingSet(group.reader, spikes, part, window, radius, training)
+    if not parts[False].num_positive_spans:
+        raise _nothing_to_learn(group, label_set, window)
+    network = EsortNetwork(
+        group.reader.num_channels,
+        len(spikes.unit_ids),
+        window,
+        config.network.temporal_features,
+        config.network.spatial_features,
+    )
+    device = choose_device(config.sorting.device)
+    history = train_network(network, parts[False], parts[True], training, device, progress, start=start)
+    return network, {
+        "num_training_spikes": parts[False].num_positive_spans,
+        "num_held_out_spikes": parts[True].num_positive_spans,
+        "train_loss": _losses(history.train_loss),
+        "held_out_loss": _losses(history.held_out_loss),
+        "best_epoch": history.best_epoch,
+        "interrupted": history.interrupted,
+    }
+
+
+def _nothing_to_learn(group: Group, label_set: LabelSet, window: int) -> LabelsError:
+    """Return the error that no label leaves a window to learn from."""
     start_s, stop_s = label_set.seconds()
-    raise LabelsError(
+    return LabelsError(
         f"no label of group {group.name} can be learnt from: all lie at the edges of the label interval, "
         f"{start_s:g} to {stop_s:g} s, or of the parts it is cut into",
         f"labels with {window} samples around them inside the interval",
@@ -236,7 +291,7 @@ def _check_examples(group: Group, label_set: LabelSet, training_set: TrainingSet
     )
 
 
-def _check_finite(network: EsortNetwork, training: TrainingConfig) -> None:
+def _check_finite(network: Network, training: TrainingConfig) -> None:
     """Raise where training ran away, since such a network finds nothing."""
     if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
         raise SettingError(
@@ -248,7 +303,7 @@ def _check_finite(network: EsortNetwork, training: TrainingConfig) -> None:
 
 def _thresholds(
     group: Group,
-    network: EsortNetwork,
+    network: Network,
     spikes: KeptSpikes,
     held_out: list[Block],
     config: Config,
@@ -271,16 +326,8 @@ def _thresholds(
         return np.full(num_units, DEFAULT_THRESHOLD, dtype=np.float32)
 
 
-def _history_facts(history: TrainingHistory) -> dict[str, Any]:
-    def losses(values: tuple[float, ...]) -> list[float | None]:
-        return [None if np.isnan(value) else round(value, 6) for value in values]
-
-    return {
-        "train_loss": losses(history.train_loss),
-        "held_out_loss": losses(history.held_out_loss),
-        "best_epoch": history.best_epoch,
-        "interrupted": history.interrupted,
-    }
+def _losses(values: Sequence[float]) -> list[float | None]:
+    return [None if np.isnan(value) else round(value, 6) for value in values]
 
 
 def _renumber(label_set: LabelSet, first_id: int) -> LabelSet:

@@ -15,8 +15,10 @@ import numpy as np
 from spikewise.config import Config, NetworkConfig
 from spikewise.errors import CheckpointError
 from spikewise.learning import Group
+from spikewise.models.backbone_file import Pretrained, load_backbone
 from spikewise.models.checkpoint import GroupModel, Model, load_model
 from spikewise.models.esort import EsortNetwork, window_samples
+from spikewise.models.neighbourhood import Backbone
 from spikewise.models.training import Start
 
 logger = logging.getLogger(__name__)
@@ -24,8 +26,8 @@ logger = logging.getLogger(__name__)
 _POSITION_TOLERANCE_UM = 1.0
 
 
-def open_pretrained(config: Config) -> Model | None:
-    """Return the model that the settings name, None if training starts from scratch.
+def open_pretrained(config: Config) -> Model | Pretrained | None:
+    """Return the model or the filters that the settings name, None if training starts from scratch.
 
     Raises
     ------
@@ -33,30 +35,43 @@ def open_pretrained(config: Config) -> Model | None:
         If it cannot be read.
     """
     path = config.transfer.pretrained
-    return None if path in (None, "none") else load_model(path)
+    if path == "none":
+        return None
+    if config.design == "neighbourhood":
+        return load_backbone(path)
+    return None if path is None else load_model(path)
 
 
-def start_from(model: Model, groups: Sequence[Group], config: Config) -> dict[str, Start]:
+def start_from(
+    model: Model | Pretrained, groups: Sequence[Group], config: Config
+) -> dict[str, Start] | dict[str, Backbone]:
     """Return what the training of each group starts from.
 
     Parameters
     ----------
-    model : Model
-        The pretrained one. Of its groups the one of the same name is taken, or else the first that has as
-        many channels.
+    model : Model or Pretrained
+        Filters for any probe, or a dense model. Of the groups of a model the one of the same name is taken,
+        or else the first that has as many channels.
     groups : sequence of Group
         Of the recording that is to be learnt.
     config : Config
 
     Returns
     -------
-    dict of str to Start
+    dict of str to Start or Backbone
 
     Raises
     ------
     CheckpointError
         If the window or the sizes of its network differ, or no group has as many channels.
     """
+    if isinstance(model, Pretrained):
+        return {
+            group.name: model.for_window(
+                window_samples(config.network, group.reader.sampling_frequency), config.network.window_ms
+            )
+            for group in groups
+        }
     for group in groups:
         _check_window(model, group, config)
     return {group.name: _start(_counterpart(model, group), group, config) for group in groups}

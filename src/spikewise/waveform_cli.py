@@ -1,4 +1,4 @@
-"""The commands for single-channel waveforms and for the papers' experiments: parse, call, print; no logic."""
+"""The commands for single-channel waveforms: parse, call, print; no logic."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from cyclopts import App, Group, Parameter
 
 from spikewise.config import RecordingConfig
-from spikewise.console import out, print_json, progress_bars, say
+from spikewise.console import print_json, progress_bars, say
 from spikewise.errors import Interrupted
+from spikewise.papers_cli import papers as papers
 from spikewise.waveform_config import (
     ChannelSortingConfig,
-    PapersConfig,
     SnippetsConfig,
     SpikeDetectionConfig,
     WaveClusConfig,
@@ -24,9 +24,6 @@ waveforms = App(
     name="waveforms",
     help="Single channels: learn units from labelled waveforms, classify others, sort a raw signal.",
     help_format="plaintext",
-)
-papers = App(
-    name="papers", help="Run the experiments of the papers, with their rivals.", help_format="plaintext"
 )
 
 
@@ -255,59 +252,6 @@ def simulate(
             spikes=len(made.labels),
             overlapping=num_overlaps,
             recorded_seconds=duration,
-            seconds=round(time.perf_counter() - started, 3),
-            output=str(output),
-        )
-
-
-@papers.command
-def cnn(
-    data: Path | None = None,
-    *,
-    output: Output,
-    json: AsJson = False,
-    experiments: Annotated[PapersConfig, _flat("Experiments", 10)] = PapersConfig(),
-) -> None:
-    """Compare the 1D-CNN with its rivals as its paper does (Li et al. 2020): tables, figures, one page.
-
-    A run that was interrupted goes on where it stopped: give the same command again.
-
-    Parameters
-    ----------
-    data
-        Folder with Wave_Clus simulations or other labelled waveforms. What the paper has and the folder has
-        not is generated, and marked so.
-    output
-        Folder for tables, figures and page.
-    """
-    from rich.table import Table
-
-    from spikewise.evaluation.paper_tables import plain_rows
-    from spikewise.evaluation.papers import run_cnn_paper
-
-    started = time.perf_counter()
-    with progress_bars() as progress:
-        results = run_cnn_paper(output, data, experiments, progress)
-    means = plain_rows(results.tables["means"])
-    shown = Table("method", box=None, pad_edge=False)
-    for name in ("experiment", "sets", "generated", "mean ± sd (%)", "published (%)"):
-        shown.add_column(name, justify="right")
-    for row in means:
-        measured = f"{row['mean']:.2f}" + ("" if row["sd"] is None else f" ± {row['sd']:.2f}")
-        numbers = (f"E{row['experiment']}", f"{row['num_sets']}", f"{row['num_generated']}", measured)
-        shown.add_row(row["method"], *numbers, f"{row['published_mean']:.2f}")
-    if means:
-        say("mean accuracy over the Wave_Clus sets, and the published one of the sets of these names")
-        out.print(shown)
-    say(
-        f"sets: {len(results.sets)}, scores: {len(results.rows)}, measured now: {results.num_new}",
-        f"page in {results.page}",
-    )
-    if json:
-        print_json(
-            command="papers cnn",
-            means=means,
-            page=str(results.page),
             seconds=round(time.perf_counter() - started, 3),
             output=str(output),
         )

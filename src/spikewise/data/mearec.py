@@ -4,7 +4,11 @@ MEArec (Buccino & Einevoll 2020, doi:10.1007/s12021-020-09467-7) selects the cel
 waveforms by parts of a sample, modulates each spike on each electrode and adds them up. Noise is not its
 task here: it draws one of a thousand seeds for every ten seconds, so that a long recording repeats.
 
-Conventions: amplitudes in uV, positions in um in the plane of the probe with the depth as third column,
+Units that drift are not convolved by MEArec: their waveforms are read here, of the cells that MEArec would
+select, without shifts by parts of a sample, and a spike has one amplitude on all electrodes.
+
+Conventions: amplitudes in uV, positions in um in the plane of the probe with the distance from it as third
+column,
 spike times in samples. MEArec writes the signal to a temporary folder, of 4 bytes for each sample and
 channel (and unit), which goes when the recording is no longer used; memory stays bounded.
 """
@@ -17,12 +21,14 @@ import tempfile
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from probeinterface import Probe
+from scipy.signal import resample_poly
 from spikeinterface.core import BaseRecording, BaseSorting, NumpyRecording
 
 from spikewise.config import SimulationConfig
@@ -33,6 +39,7 @@ CELL_TYPES = {
     "inhibitory": ["AC", "BP", "BC", "BTC", "ChC", "DBC", "MC", "NGC"],
 }
 _BINARY_TYPES = {"excit": CELL_TYPES["excitatory"], "inhib": CELL_TYPES["inhibitory"]}
+FADE_MS = 0.5
 PLANES = {"xy": (0, 1, 2), "xz": (0, 2, 1), "yz": (1, 2, 0)}
 
 
@@ -58,6 +65,25 @@ class MearecTemplates:
     sampling_frequency: float
     probe: Probe
     axes: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class CellWaveforms:
+    """Waveforms of selected cells.
+
+    Attributes
+    ----------
+    waveforms : numpy.ndarray of float32, shape (num_units, num_positions, num_samples, num_channels)
+        In uV, at all positions for which the file has them; both ends fade to zero.
+    num_before : int
+        Sample of every unit's trough at its first position.
+    locations : numpy.ndarray, shape (num_units, num_positions, 3)
+        Positions of the cell bodies in um.
+    """
+
+    waveforms: np.ndarray
+    num_before: int
+    locations: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -194,6 +220,81 @@ def convolve_mearec(
         raise
     weakref.finalize(signal.recording, shutil.rmtree, folder, ignore_errors=True)
     return signal
+
+
+def select_mearec_cells(
+    templates: MearecTemplates, truth: BaseSorting, config: SimulationConfig, seeds: dict[str, int]
+) -> CellWaveforms:
+    """Select the cells that :func:`convolve_mearec` would, and return their waveforms.
+
+    Parameters
+    ----------
+    templates : MearecTemplates
+    truth : BaseSorting
+        Its units have the property ``cell_type`` ("E" before "I").
+    config : SimulationConfig
+        Amplitudes and distance are used.
+    seeds : dict of str to int
+        ``templates`` selects the cells.
+
+    Returns
+    -------
+    CellWaveforms
+        At the sampling frequency of `truth`.
+
+    Raises
+    ------
+    SettingError
+        If the file holds too few templates of the amplitudes, types and distance asked for.
+    """
+    from MEArec.tools import get_binary_cat, select_templates
+
+    generator = templates.generator
+    waveforms, locations = np.asarray(generator.templates), np.asarray(generator.locations)
+    if waveforms.ndim == 3:
+        waveforms, locations = waveforms[:, None], locations[:, None]
+    num_excitatory = int(np.sum(truth.get_property("cell_type") == "E"))
+    with _untouched_global_seed():
+        np.random.seed(seeds["templates"])  # noqa: NPY002
+        try:
+            chosen, types = select_templates(
+                locations[:, 0],
+                waveforms[:, 0],
+                get_binary_cat(generator.celltypes, **_BINARY_TYPES),
+                num_excitatory,
+                len(truth.unit_ids) - num_excitatory,
+                min_dist=config.min_distance_um,
+                min_amp=config.min_amplitude_uV,
+                max_amp=config.max_amplitude_uV,
+            )
+        except RuntimeError as error:
+            raise _too_few(templates, config) from error
+    chosen = np.asarray(chosen)[np.argsort(types)]
+    ratio = Fraction(truth.sampling_frequency / templates.sampling_frequency).limit_denominator(1000)
+    selected = resample_poly(waveforms[chosen], ratio.numerator, ratio.denominator, axis=-1, padtype="line")
+    aligned, num_before = _align(selected.swapaxes(2, 3), round(FADE_MS / 1000 * truth.sampling_frequency))
+    return CellWaveforms(aligned, num_before, locations[chosen][:, :, list(templates.axes)])
+
+
+def _align(waveforms: np.ndarray, num_fade: int) -> tuple[np.ndarray, int]:
+    """Put every unit's trough at its first position at one sample, and let both ends fade to zero.
+
+    `waveforms` has the shape (num_units, num_positions, num_samples, num_channels).
+    """
+    num_samples = waveforms.shape[2]
+    first = waveforms[:, 0].min(axis=2)
+    troughs = first.argmin(axis=1)
+    num_before = int(troughs.max()) + num_fade
+    length = num_before - int(troughs.min()) + num_samples + num_fade
+    fade = 0.5 * (1 + np.cos(np.pi * np.arange(1, num_fade + 1) / (num_fade + 1)))[:, None]
+    aligned = np.zeros((*waveforms.shape[:2], length, waveforms.shape[3]), dtype=np.float32)
+    for out, unit, trough in zip(aligned, waveforms, troughs, strict=True):
+        start = num_before - trough
+        stop = start + num_samples
+        out[:, start:stop] = unit
+        out[:, start - num_fade : start] = fade[::-1] * unit[:, :1]
+        out[:, stop : stop + num_fade] = fade * unit[:, -1:]
+    return aligned, num_before
 
 
 def _clean_signal(generated: Any, templates: MearecTemplates, fs: float, num_samples: int) -> CleanSignal:

@@ -10,7 +10,8 @@ give the same traces and spikes to the bit, and a change to one stage leaves the
 Spike trains and noise are the same for all sources: Poisson trains with a refractory period, their rates
 spread by 20 %; white noise, or noise whose correlation halves with every `noise_correlation_um`.
 Excitatory units come first. The true sorting carries for each unit the properties ``cell_type``,
-``peak_amplitude_uV``, ``main_channel_index`` and ``gt_unit_locations``.
+``peak_amplitude_uV``, ``main_channel_index`` and ``gt_unit_locations``; where units drift, these are told
+at rest, and the units, spikes and noise are those of the same settings without drift.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from spikeinterface.core import BaseRecording, BaseSorting
+from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting
 from spikeinterface.core.operatorrecordings import AddRecordings
 from spikeinterface.preprocessing import astype, clip, scale, scale_to_uV
 
 from spikewise.config import SimulationConfig
+from spikewise.data.drift import Drift, drift_steps, follow_paths, inject_drifting_units
 from spikewise.data.hybrid import Placement, load_real_units, own_probe, place_units, resample_units
-from spikewise.data.mearec import convolve_mearec, load_mearec_templates
+from spikewise.data.mearec import MearecTemplates, convolve_mearec, load_mearec_templates, select_mearec_cells
 from spikewise.data.probes import load_probe
 from spikewise.data.synthesis import (
     Units,
@@ -48,6 +50,7 @@ from spikewise.errors import OutputError, ProbeError, RecordingError, SettingErr
 logger = logging.getLogger(__name__)
 
 LARGEST_STEP = 32767
+_Made = tuple[BaseRecording, BaseSorting, Drift | None]
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,15 @@ class Simulation:
         What it was made of.
     facts : dict
         Where it comes from, in JSON types: seeds, versions, template file, numbers of units and spikes.
+    drift : Drift or None
+        How its units moved.
     """
 
     recording: BaseRecording
     sorting: BaseSorting
     config: SimulationConfig
     facts: dict[str, Any]
+    drift: Drift | None = None
 
 
 def simulate_recording(config: SimulationConfig, base_recording: BaseRecording | None = None) -> Simulation:
@@ -90,7 +96,8 @@ def simulate_recording(config: SimulationConfig, base_recording: BaseRecording |
     Raises
     ------
     SettingError
-        If settings contradict each other, the template file cannot be used, or it holds too few units.
+        If settings contradict each other, the template file cannot be used or holds too few units, or the
+        units cannot drift as far on this probe or in this file.
     ProbeError
         If the probe is unknown, or too few units are seen on it.
     RecordingError
@@ -101,21 +108,23 @@ def simulate_recording(config: SimulationConfig, base_recording: BaseRecording |
     _check_request(config, base_recording)
     seeds = derive_seeds(config.seed)
     if config.source == "mearec":
-        recording, sorting = _from_mearec(config, seeds)
+        recording, sorting, drift = _from_mearec(config, seeds)
     elif config.source == "hybrid":
-        recording, sorting = _from_real_units(config, seeds, base_recording)
+        recording, sorting, drift = _from_real_units(config, seeds, base_recording)
     else:
-        recording, sorting = _from_generator(config, seeds)
+        recording, sorting, drift = _from_generator(config, seeds)
     recording.set_channel_gains(1.0)
     recording.set_channel_offsets(0.0)
-    return Simulation(recording, sorting, config, _facts(config, seeds, recording, sorting))
+    facts = _facts(config, seeds, recording, sorting) | ({"drift": drift.facts} if drift else {})
+    return Simulation(recording, sorting, config, facts, drift)
 
 
 def save_simulation(simulation: Simulation, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a simulation: ``recording``, ``truth`` and ``simulation.json`` in one folder.
 
-    The traces are saved as 16-bit steps of `gain_uV`; `spikeinterface.load` reads both folders. Everything
-    is written beside the folder and then renamed, so that a failure leaves nothing half made.
+    The traces are saved as 16-bit steps of `gain_uV`; `spikeinterface.load` reads both folders. Where units
+    drift, ``drift.npz`` holds the arrays of :class:`~spikewise.data.drift.Drift`. Everything is written
+    beside the folder and then renamed, so that a failure leaves nothing half made.
 
     Parameters
     ----------
@@ -150,6 +159,8 @@ def save_simulation(simulation: Simulation, folder: str | Path, *, overwrite: bo
             warnings.filterwarnings("ignore", message="The extractor is not serializable to file")
             _write_recording(simulation, partial / "recording")
             simulation.sorting.save(folder=partial / "truth", format="numpy_folder")
+        if simulation.drift is not None:
+            simulation.drift.save(partial / "drift.npz")
         (partial / "simulation.json").write_text(
             json.dumps(simulation.facts, indent=2) + "\n", encoding="utf-8"
         )
@@ -162,7 +173,7 @@ def save_simulation(simulation: Simulation, folder: str | Path, *, overwrite: bo
     return folder
 
 
-def _from_generator(config: SimulationConfig, seeds: dict[str, int]) -> tuple[BaseRecording, BaseSorting]:
+def _from_generator(config: SimulationConfig, seeds: dict[str, int]) -> _Made:
     """SpikeInterface's generated waveforms on noise."""
     fs = config.sampling_frequency or 30000.0
     probe = load_probe(config.probe or "linear-16", None)
@@ -170,29 +181,48 @@ def _from_generator(config: SimulationConfig, seeds: dict[str, int]) -> tuple[Ba
     units = draw_units(noise, config, seeds["templates"])
     _check_enough(len(units.unit_ids), config)
     sorting = draw_spike_trains(units.unit_ids, fs, noise.get_num_samples(0), config, seeds)
-    return inject_units(noise, sorting, units, config, seeds), sorting
+    return _inject(noise, sorting, units, config, seeds)
 
 
-def _from_mearec(config: SimulationConfig, seeds: dict[str, int]) -> tuple[BaseRecording, BaseSorting]:
-    """MEArec's clean signal and noise."""
+def _from_mearec(config: SimulationConfig, seeds: dict[str, int]) -> _Made:
+    """MEArec's clean signal, or its cells where they drift, and noise."""
     templates = load_mearec_templates(str(config.templates))
     fs = config.sampling_frequency or templates.sampling_frequency
     noise = make_noise(templates.probe, fs, config, seeds)
     num_samples = noise.get_num_samples(0)
     unit_ids = tuple(f"#{k}" for k in range(config.num_units))
     sorting = draw_spike_trains(unit_ids, fs, num_samples, config, seeds)
+    if config.drift != "none":
+        return _drifting_cells(templates, noise, sorting, config, seeds)
     signal = convolve_mearec(templates, sorting, num_samples, config, seeds)
     sorting.set_property("peak_amplitude_uV", signal.amplitudes_uV)
     sorting.set_property("main_channel_index", signal.main_channel_index)
     sorting.set_property("gt_unit_locations", signal.locations)
     recording = AddRecordings(noise, signal.recording)
     noise.copy_metadata(recording)
-    return recording, sorting
+    return recording, sorting, None
+
+
+def _drifting_cells(
+    templates: MearecTemplates,
+    noise: BaseRecording,
+    sorting: NumpySorting,
+    config: SimulationConfig,
+    seeds: dict[str, int],
+) -> _Made:
+    """Simulated cells that move: along the positions of the template file, where it has several."""
+    cells = select_mearec_cells(templates, sorting, config, seeds)
+    resting = cells.waveforms[:, 0]
+    units = Units(tuple(sorting.unit_ids), resting, cells.num_before, cells.locations[:, 0])
+    several = cells.waveforms.shape[1] > 1
+    moved = follow_paths(cells.waveforms, cells.locations, drift_steps(config)) if several else None
+    recording, drift = inject_drifting_units(noise, sorting, units, config, seeds, moved)
+    return recording, sorting, drift
 
 
 def _from_real_units(
     config: SimulationConfig, seeds: dict[str, int], base_recording: BaseRecording | None
-) -> tuple[BaseRecording, BaseSorting]:
+) -> _Made:
     """Measured waveforms on noise, or in a given recording."""
     units, own_fs = load_real_units(str(config.templates))
     if config.num_units > len(units):
@@ -219,7 +249,21 @@ def _from_real_units(
     num_samples = background.get_num_samples(0)
     sorting = draw_spike_trains(placed.unit_ids, fs, num_samples, config, seeds)
     chosen = Units(placed.unit_ids, placed.templates, placed.num_before, placed.locations)
-    return inject_units(background, sorting, chosen, config, seeds), sorting
+    return _inject(background, sorting, chosen, config, seeds)
+
+
+def _inject(
+    background: BaseRecording,
+    sorting: NumpySorting,
+    units: Units,
+    config: SimulationConfig,
+    seeds: dict[str, int],
+) -> _Made:
+    """Add the units to the background; where they drift, between its channels."""
+    if config.drift == "none":
+        return inject_units(background, sorting, units, config, seeds), sorting, None
+    recording, drift = inject_drifting_units(background, sorting, units, config, seeds)
+    return recording, sorting, drift
 
 
 def _check_request(config: SimulationConfig, base_recording: BaseRecording | None) -> None:

@@ -19,6 +19,8 @@ import torch
 from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.errors import CheckpointError, SettingError
 from spikewise.models.esort import EsortNetwork, window_samples
+from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
+from spikewise.models.network import Network
 from spikewise.models.tensor_file import damaged, read_tensors, write_tensors
 
 FORMAT_VERSION = 1
@@ -33,7 +35,7 @@ class GroupModel:
     ----------
     name : str
         Name of the group.
-    network : EsortNetwork
+    network : Network
     channel_ids : tuple of str
         Channels, in the order in which the network takes them.
     channel_positions_um : ndarray
@@ -47,7 +49,7 @@ class GroupModel:
     """
 
     name: str
-    network: EsortNetwork
+    network: Network
     channel_ids: tuple[str, ...]
     channel_positions_um: np.ndarray
     silenced_channel_ids: tuple[str, ...]
@@ -201,7 +203,7 @@ def _tensors(model: Model) -> dict[str, torch.Tensor]:
 
 def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Model:
     """Make the model that the header describes; any mismatch raises ValueError, KeyError or RuntimeError."""
-    network_config = NetworkConfig.from_dict(description["network"])
+    network_config = NetworkConfig.from_dict({"design": "esort-paper", **description["network"]})
     sampling_frequency = float(description["sampling_frequency"])
     groups = []
     for index, facts in enumerate(description["groups"]):
@@ -209,13 +211,18 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
         state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         thresholds = state.pop("thresholds").numpy()
         _check_counts(facts, state, thresholds)
-        network = EsortNetwork(
-            len(facts["channel_ids"]),
-            len(facts["unit_ids"]),
-            window_samples(network_config, sampling_frequency),
-            network_config.temporal_features,
-            network_config.spatial_features,
-        )
+        window = window_samples(network_config, sampling_frequency)
+        network: Network
+        if network_config.design == "neighbourhood":
+            network = _empty_neighbourhood(len(facts["channel_ids"]), state, window)
+        else:
+            network = EsortNetwork(
+                len(facts["channel_ids"]),
+                len(facts["unit_ids"]),
+                window,
+                network_config.temporal_features,
+                network_config.spatial_features,
+            )
         network.load_state_dict(state)
         positions = np.asarray(facts["channel_positions_um"], dtype=float)
         groups.append(
@@ -239,17 +246,34 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
     )
 
 
+def _empty_neighbourhood(
+    num_channels: int, state: dict[str, torch.Tensor], window: int
+) -> NeighbourhoodNetwork:
+    """Make a network of the sizes of the weights, after a look whether they fit together."""
+    first, found_window = state["backbone.filter1.weight"].shape
+    second, _ = state["backbone.filter2.weight"].shape
+    near, hidden = state["channel_index"], state["units.hidden_bias"].shape[2]
+    if found_window != window:
+        raise ValueError(f"its filters take {found_window} samples, its window has {window}")
+    if near.ndim != 2 or near.dtype != torch.int64 or not 0 < near.shape[1] <= num_channels:
+        raise ValueError("its channels of the units are not numbers of channels")
+    if near.numel() and not 0 <= int(near.min()) <= int(near.max()) < num_channels:
+        raise ValueError("its units lie on channels that it does not have")
+    return NeighbourhoodNetwork(Backbone(window, (first, second)), num_channels, near, hidden)
+
+
 def _check_counts(facts: dict[str, Any], state: dict[str, torch.Tensor], thresholds: np.ndarray) -> None:
     """Compare the header with the tensors before a network of the header's size is allocated."""
     num_channels, num_units = len(facts["channel_ids"]), len(facts["unit_ids"])
-    found = {
-        "channels": state["temporal_norm1.weight"].shape[0],
-        "channel positions": len(facts["channel_positions_um"]),
-    }
+    found = {}
+    if "temporal_norm1.weight" in state:
+        found["channels"] = state["temporal_norm1.weight"].shape[0]
+    found["channel positions"] = len(facts["channel_positions_um"])
     wrong = [
         f"{name} ({count}, not {num_channels})" for name, count in found.items() if count != num_channels
     ]
-    if state["classifier.weight"].shape[0] != num_units or thresholds.shape != (num_units,):
+    of_units = state["units.bias" if "units.bias" in state else "classifier.weight"]
+    if of_units.shape[0] != num_units or thresholds.shape != (num_units,):
         wrong.append("units")
     if wrong:
         raise ValueError(f"its header and its weights disagree about {', '.join(wrong)}")

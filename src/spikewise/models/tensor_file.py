@@ -18,7 +18,11 @@ from safetensors.torch import save
 from spikewise.errors import CheckpointError, OutputError
 
 _HEADER_KEY = "spikewise"
-_COMMANDS = {"recording": "`spikewise train` or `spikewise sort`", "waveforms": "`spikewise waveforms train`"}
+_COMMANDS = {
+    "recording": "`spikewise train` or `spikewise sort`",
+    "waveforms": "`spikewise waveforms train`",
+    "backbone": "`spikewise pretrain`",
+}
 
 
 def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
@@ -56,7 +60,7 @@ def read_tensors(
     Parameters
     ----------
     path : str or Path
-    kind : {"recording", "waveforms"}
+    kind : {"recording", "waveforms", "backbone"}
         What it must be a model of.
     format_version : int
         The version of the layout that the caller reads.

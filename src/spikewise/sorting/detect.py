@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from spikewise.config import DetectionConfig
-from spikewise.models.esort import EsortNetwork
+from spikewise.data.labels import Traces
+from spikewise.data.training_set import Block
+from spikewise.models.network import Network
 from spikewise.sorting.postprocess import find_peaks, smooth_probabilities, triangle_radius
 
 _TILE_VALUES = 2**19  # samples times channels: large enough to keep two cores busy, small enough for a cache
@@ -96,7 +98,7 @@ class SpikeDetector:
 
     Parameters
     ----------
-    network : EsortNetwork
+    network : Network
         Trained network; it is put into evaluation mode and moved to `device`.
     thresholds : ndarray
         (num_units,) response that a spike of each unit must exceed.
@@ -110,7 +112,7 @@ class SpikeDetector:
 
     def __init__(
         self,
-        network: EsortNetwork,
+        network: Network,
         thresholds: np.ndarray,
         sampling_frequency: float,
         config: DetectionConfig,
@@ -211,3 +213,12 @@ def _interpolate(outputs: Tensor, probabilities: Tensor, stride: int) -> None:
         probabilities[offset::stride] = (
             here if not offset else torch.lerp(here, outputs[1 : num_outputs + 1], share)
         )
+
+
+def find_in_block(detector: SpikeDetector, traces: Traces, block: Block) -> Spikes:
+    """Find the spikes of a block of the label interval, in global frames."""
+    offset = sum(traces.num_samples(index) for index in range(block.segment_index))
+    start, stop = block.start - offset, block.stop - offset
+    padded = traces.read(block.segment_index, *detector.padded_interval(start, stop))
+    spikes = detector.detect(padded, start, stop)
+    return Spikes(spikes.sample_index + offset, spikes.unit_index, spikes.response)

@@ -18,7 +18,7 @@ import torch
 from spikewise.data.labels import KeptSpikes, Traces
 from spikewise.data.training_set import Block
 from spikewise.progress import ProgressCallback, silent
-from spikewise.sorting.detect import SpikeDetector
+from spikewise.sorting.detect import SpikeDetector, find_in_block
 
 CANDIDATES = np.arange(0.10, 0.96, 0.025)
 DEFAULT_THRESHOLD = 0.5
@@ -69,7 +69,7 @@ def choose_thresholds(
     blocks = _spread(held_out, traces.sampling_frequency)
     for done, block in enumerate(blocks):
         progress("thresholds", done, len(blocks), "")
-        peaks = _peaks_of_block(detector, traces, block)
+        peaks = find_in_block(detector, traces, block)
         inside = (spikes.global_frame >= block.start) & (spikes.global_frame < block.stop)
         unknown = spikes.global_frame[inside & ~spikes.is_positive]
         positive = spikes.global_frame[inside & spikes.is_positive]
@@ -96,16 +96,6 @@ def _spread(held_out: Sequence[Block], sampling_frequency: float) -> list[Block]
     count = max(1, int(len(held_out) * share))
     chosen = np.linspace(0, len(held_out) - 1, count).round().astype(int) if held_out else np.empty(0, int)
     return [held_out[index] for index in chosen]
-
-
-def _peaks_of_block(detector: SpikeDetector, traces: Traces, block: Block):
-    """Find the peaks of one block, in global frames."""
-    offset = sum(traces.num_samples(index) for index in range(block.segment_index))
-    start, stop = block.start - offset, block.stop - offset
-    padded = traces.read(block.segment_index, *detector.padded_interval(start, stop))
-    peaks = detector.detect(padded, start, stop)
-    peaks.sample_index[:] += offset
-    return peaks
 
 
 def _score_peaks(

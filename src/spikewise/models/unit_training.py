@@ -1,0 +1,284 @@
+"""Learning units on frozen temporal filters, and learning the filters themselves.
+
+The networks of the units share nothing but the filters, and patches of each unit are made to order, so the
+units are learnt block by block: the features of some thousand patches of each are computed once, then a few
+hundred steps of Adam are made on them. Nothing is computed twice, and a block fits into a processor's cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork, UnitNetworks
+from spikewise.progress import ProgressCallback, silent
+from spikewise.seeds import stage_generator, stage_seed
+
+logger = logging.getLogger(__name__)
+
+_UNITS_AT_ONCE = 16
+RARITY = 3.0
+"""Taken from each logit after training: a recording holds a unit far more rarely than its patches do."""
+_SILENT = -20.0
+_HIDDEN_FEATURES = 8  # of each unit while the filters are learnt
+
+
+class Patches(Protocol):
+    """A source of patches; see :class:`spikewise.data.patches.PatchMaker`."""
+
+    def make(self, unit: int, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Make `count` patches (count, M, W) of a unit, with targets (count,)."""
+
+
+@dataclass(frozen=True)
+class UnitTraining:
+    """How units are learnt.
+
+    Attributes
+    ----------
+    patches_per_unit, steps, batch_size : int
+    learning_rate, weight_decay : float
+    seed : int
+    """
+
+    patches_per_unit: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+
+
+def train_units(
+    networks: UnitNetworks,
+    backbone: Backbone,
+    patches: Patches,
+    training: UnitTraining,
+    progress: ProgressCallback = silent,
+) -> list[float]:
+    """Learn the networks of all units in place; the backbone stays as it is.
+
+    Where it is interrupted, the units that are not learnt yet stay silent.
+
+    Returns
+    -------
+    list of float
+        The loss of each unit over the last steps.
+    """
+    losses: list[float] = []
+    num_units = len(networks.bias)
+    with torch.no_grad():
+        networks.bias.fill_(_SILENT)
+    for first in range(0, num_units, _UNITS_AT_ONCE):
+        progress("train", first, num_units, "")
+        units = range(first, min(first + _UNITS_AT_ONCE, num_units))
+        losses += _train_block(networks, backbone, patches, units, training)
+    progress("train", num_units, num_units, "")
+    return losses
+
+
+def _train_block(
+    networks: UnitNetworks, backbone: Backbone, patches: Patches, units: range, training: UnitTraining
+) -> list[float]:
+    inputs, targets = _features(backbone, patches, units, training)
+    num_inputs, hidden = networks.hidden_weight.shape[1:]
+    block = UnitNetworks(len(units), num_inputs, hidden)
+    draw_units(block, units, training.seed)
+    rate, decay = training.learning_rate, training.weight_decay
+    optimizer = torch.optim.AdamW(block.parameters(), lr=rate, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rate, total_steps=training.steps + 1, pct_start=0.2
+    )
+    random = torch.Generator().manual_seed(stage_seed(training.seed, f"batches {units[0]}"))
+    last, num_last = torch.zeros(len(units)), max(1, training.steps // 10)
+    for step in range(training.steps):
+        chosen = torch.randint(inputs.shape[1], (training.batch_size,), generator=random)
+        logits = block(inputs[:, chosen].float())
+        loss = functional.binary_cross_entropy_with_logits(logits, targets[:, chosen], reduction="none")
+        by_unit = loss.mean(dim=1)
+        optimizer.zero_grad(set_to_none=True)
+        by_unit.sum().backward()
+        optimizer.step()
+        schedule.step()
+        if step >= training.steps - num_last:
+            last += by_unit.detach() / num_last
+    with torch.no_grad():
+        block.bias.sub_(RARITY)
+        place = slice(units.start, units.stop)
+        for name, parameter in networks.named_parameters():
+            parameter[place] = block.get_parameter(name)
+    return last.tolist()
+
+
+@torch.no_grad()
+def evaluate_units(network: NeighbourhoodNetwork, patches: Patches, count: int, seed: int) -> list[float]:
+    """Return the mean loss of each unit over patches of its own."""
+    losses = []
+    for unit in range(network.num_units):
+        windows, targets = patches.make(unit, count, stage_generator(seed, f"held-out patches {unit}"))
+        inputs = network.backbone(windows).flatten(1)[None]
+        logits = network.units(inputs, slice(unit, unit + 1))[0] + RARITY
+        losses.append(functional.binary_cross_entropy_with_logits(logits, targets).item())
+    return losses
+
+
+@torch.no_grad()
+def _features(
+    backbone: Backbone, patches: Patches, units: range, training: UnitTraining
+) -> tuple[Tensor, Tensor]:
+    """Return the features of the patches of some units, half precision (units, count, M * F), and targets."""
+    inputs, targets = [], []
+    for unit in units:
+        random = stage_generator(training.seed, f"patches {unit}")
+        windows, target = patches.make(unit, training.patches_per_unit, random)
+        inputs.append(backbone(windows).flatten(1).half())
+        targets.append(target)
+    return torch.stack(inputs), torch.stack(targets)
+
+
+def draw_units(networks: UnitNetworks, units: Sequence[int], seed: int) -> None:
+    """Draw the weights of units in place; those of a unit depend on the seed and its number alone."""
+    num_inputs, hidden = networks.hidden_weight.shape[1:]
+    with torch.no_grad():
+        networks.hidden_bias.zero_()
+        networks.bias.fill_(-1.0)
+        for row, unit in enumerate(units):
+            random = torch.Generator().manual_seed(stage_seed(seed, f"unit {unit}"))
+            networks.hidden_weight[row].normal_(0, num_inputs**-0.5, generator=random)
+            networks.weight[row].normal_(0, hidden**-0.5, generator=random)
+
+
+@dataclass(frozen=True)
+class PatchSet:
+    """Patches of all units of one recording, to learn filters from.
+
+    Attributes
+    ----------
+    patches : Tensor
+        (num_units, count, M, W) float16
+    targets : Tensor
+        (num_units, count)
+    """
+
+    patches: Tensor
+    targets: Tensor
+
+
+class _NormedBackbone(nn.Module):
+    """The filters while they are learnt, with batch norms; folded away afterwards."""
+
+    def __init__(self, window_samples: int, features: tuple[int, int]):
+        super().__init__()
+        first, second = features
+        self.filter1 = nn.Linear(window_samples, first)
+        self.norm1 = nn.BatchNorm1d(first)
+        self.filter2 = nn.Linear(first, second)
+        self.norm2 = nn.BatchNorm1d(second)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Return the features (..., F) of windows (..., W)."""
+        rows = functional.relu(self.norm1(self.filter1(windows.flatten(0, -2))))
+        rows = functional.relu(self.norm2(self.filter2(rows)))
+        return rows.view(*windows.shape[:-1], -1)
+
+    def folded(self) -> Backbone:
+        """Return the filters with the norms folded into their weights."""
+        window_samples = self.filter1.in_features
+        backbone = Backbone(window_samples, (self.filter1.out_features, self.filter2.out_features))
+        pairs = ((backbone.filter1, self.filter1, self.norm1), (backbone.filter2, self.filter2, self.norm2))
+        with torch.no_grad():
+            for folded, linear, norm in pairs:
+                # What the norm makes of nothing and of each feature alone.
+                zero = norm(torch.zeros(1, norm.num_features))[0]
+                scale = norm(torch.ones(1, norm.num_features))[0] - zero
+                folded.weight.copy_(linear.weight * scale[:, None])
+                folded.bias.copy_(linear.bias * scale + zero)
+        return backbone.eval()
+
+
+def train_backbone(
+    patch_sets: Sequence[PatchSet],
+    features: tuple[int, int],
+    steps: int,
+    seed: int,
+    learning_rate: float = 3e-3,
+    progress: ProgressCallback = silent,
+) -> Backbone:
+    """Learn temporal filters from patches of many units, each with a small network of its own.
+
+    Parameters
+    ----------
+    patch_sets : sequence of PatchSet
+        One for each recording; their windows are of one length.
+    features : tuple of int
+        Features of the two filters.
+    steps : int
+        Each takes some units of three recordings, drawn in proportion to their units.
+    seed : int
+    """
+    random = stage_generator(seed, "backbone")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage_seed(seed, "backbone weights"))
+        backbone = _NormedBackbone(patch_sets[0].patches.shape[-1], features)
+    heads = [
+        _heads(patch_set, features[1], stage_seed(seed, f"heads {index}"))
+        for index, patch_set in enumerate(patch_sets)
+    ]
+    parameters = nn.ModuleList([backbone, *heads]).parameters()
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1
+    )
+    mean, started = 0.0, time.perf_counter()
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for index, units, chosen in _draw(patch_sets, random):
+            loss = _head_loss(backbone, patch_sets[index], heads[index], units, chosen)
+            loss.backward()
+            total += loss.item()
+        optimizer.step()
+        schedule.step()
+        mean = total if step == 0 else 0.98 * mean + 0.02 * total
+        progress("pretrain", step + 1, steps, f"loss {mean:.4f}")
+    logger.info("filters from %d steps, loss %.4f, %.0f s", steps, mean, time.perf_counter() - started)
+    return backbone.eval().folded()
+
+
+def _heads(patch_set: PatchSet, num_features: int, seed: int) -> UnitNetworks:
+    num_units, _, num_near, _ = patch_set.patches.shape
+    heads = UnitNetworks(num_units, num_near * num_features, _HIDDEN_FEATURES)
+    draw_units(heads, range(num_units), seed)
+    return heads
+
+
+def _draw(
+    patch_sets: Sequence[PatchSet], random: np.random.Generator, units_at_once: int = 16, patches: int = 48
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Draw recordings, and units and patches of each."""
+    sizes = np.array([len(patch_set.patches) for patch_set in patch_sets], dtype=float)
+    count = min(3, len(patch_sets))
+    for index in random.choice(len(patch_sets), count, replace=False, p=sizes / sizes.sum()):
+        units = random.permutation(len(patch_sets[index].patches))[:units_at_once]
+        chosen = random.integers(patch_sets[index].patches.shape[1], size=patches)
+        yield int(index), torch.from_numpy(units), torch.from_numpy(chosen)
+
+
+def _head_loss(
+    backbone: _NormedBackbone,
+    patch_set: PatchSet,
+    heads: UnitNetworks,
+    units: Tensor,
+    chosen: Tensor,
+) -> Tensor:
+    features = backbone(patch_set.patches[units[:, None], chosen].float()).flatten(2)
+    logits = heads(features, units)
+    return functional.binary_cross_entropy_with_logits(logits, patch_set.targets[units[:, None], chosen])

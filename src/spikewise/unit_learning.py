@@ -1,0 +1,232 @@
+"""Learning the units of one group of channels with the design neighbourhood.
+
+Round by round: templates from the spikes that are known of each unit, patches made with them, the network of
+each unit learnt on patches. The first round knows the labels. Then the network looks for spikes in the label
+interval, and what it finds with confidence counts as labelled in the next round: means over hundreds of
+spikes instead of five are nearly free of noise. What it finds without confidence is kept out of the patches
+that do not hold the unit.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from spikewise.config import Config
+from spikewise.data.labels import KeptSpikes, Traces
+from spikewise.data.patches import PatchMaker, PatchShape
+from spikewise.data.stored_traces import StoredTraces
+from spikewise.data.training_set import Block
+from spikewise.data.unit_templates import estimate_templates
+from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
+from spikewise.models.unit_training import (
+    PatchSet,
+    UnitTraining,
+    evaluate_units,
+    train_backbone,
+    train_units,
+)
+from spikewise.progress import ProgressCallback
+from spikewise.seeds import stage_generator, stage_seed
+from spikewise.sorting.detect import SpikeDetector, choose_device, find_in_block, label_radius_samples
+
+logger = logging.getLogger(__name__)
+
+CONFIDENT = 0.7
+"""Response from which on a spike found counts as labelled in the next round."""
+SUSPECTED = 0.15
+"""Response from which on a spike may be one, so that it is no example of the unit's absence."""
+FEATURES = (16, 16)
+"""Of the temporal filters."""
+_MAX_SPIKES = 1000
+_HELD_OUT_PATCHES = 200
+_SCRATCH_STEPS = 1500
+_SCRATCH_PATCHES = 500
+
+
+@dataclass(frozen=True)
+class LearntUnits:
+    """A network and what happened when it was learnt; losses are means over the units for each round.
+
+    `num_labelled` labels could be learnt from; `num_confident` spikes were known in each round.
+    """
+
+    network: NeighbourhoodNetwork
+    train_loss: list[float]
+    held_out_loss: list[float]
+    num_labelled: int
+    num_confident: list[int]
+    interrupted: bool
+
+
+class UnitLearner:
+    """Learns the units of one group of channels.
+
+    Parameters
+    ----------
+    traces : Traces
+        Preprocessed traces of the group.
+    channel_positions_um : ndarray
+        (num_channels, 2 or 3)
+    window_samples : int
+        Length of the network's window.
+    config : Config
+    """
+
+    def __init__(self, traces: Traces, channel_positions_um: np.ndarray, window_samples: int, config: Config):
+        self.traces = traces
+        self.positions = np.asarray(channel_positions_um, dtype=float)
+        self.config = config
+        self.device = choose_device(config.sorting.device)
+        radius = label_radius_samples(config.detection, traces.sampling_frequency)
+        self.shape = PatchShape(window_samples, radius)
+
+    def store(self, blocks: Sequence[Block]) -> StoredTraces:
+        """Read the traces of blocks into memory."""
+        return StoredTraces(self.traces, blocks, 2 * self.shape.window_samples)
+
+    def patches(
+        self,
+        stored: StoredTraces,
+        frames: Sequence[np.ndarray],
+        suspected: Sequence[np.ndarray],
+    ) -> PatchMaker:
+        """Make a maker of patches from the global frames of each unit's spikes and suspected spikes."""
+        columns = [stored.columns_of(of_unit)[0] for of_unit in frames]
+        templates = estimate_templates(stored, columns, self.positions, self.traces.sampling_frequency)
+        near = templates.nearest_channels(self.positions, self.config.units.near_channels)
+        uncertain = [np.sort(stored.columns_of(of_unit)[0]) for of_unit in suspected]
+        return PatchMaker(stored, templates, near, columns, uncertain, self.shape)
+
+    def learn(
+        self,
+        spikes: KeptSpikes,
+        blocks: Sequence[Block],
+        backbone: Backbone | None,
+        progress: ProgressCallback,
+    ) -> LearntUnits | None:
+        """Learn all units, on filters that are learnt here as well if none are given.
+
+        None where no label leaves a window to learn from.
+        """
+        training = [block for block in blocks if not block.held_out]
+        stored, held_out = self.store(training), self.store([b for b in blocks if b.held_out])
+        labelled = by_unit(spikes)
+        num_labelled = sum(len(stored.columns_of(of_unit)[0]) for of_unit in labelled)
+        if not num_labelled:
+            return None
+        known, suspected, rounds = labelled, labelled, self.config.units.rounds
+        maker = self.patches(stored, known, suspected)
+        if backbone is None:
+            backbone = self._backbone_from(maker, progress)
+        network = self._network(maker, backbone)
+        losses: list[float] = []
+        held_out_losses: list[float] = []
+        num_known: list[int] = []
+        for number in range(rounds):
+            if number:
+                found, uncertain = self._look(network, training, progress)
+                known = [np.union1d(a, b) for a, b in zip(labelled, found, strict=True)]
+                suspected = [np.union1d(a, b) for a, b in zip(labelled, uncertain, strict=True)]
+                maker = self.patches(stored, known, suspected)
+            learnt = self._network(maker, backbone)
+            try:
+                loss = train_units(learnt.units, backbone, maker, self._training(number), progress)
+            except KeyboardInterrupt:
+                logger.warning("training was interrupted in round %d; what was learnt is kept", number + 1)
+                kept = network if number else learnt.eval()
+                no_loss = [] if number else [np.nan]
+                return LearntUnits(
+                    kept, losses + no_loss, held_out_losses + no_loss, num_labelled, num_known, True
+                )
+            network = learnt.eval()
+            losses.append(float(np.mean(loss)))
+            held_out_losses.append(self._held_out_loss(network, maker, held_out))
+            num_known.append(sum(map(len, known)))
+            logger.info(
+                "round %d: %d spikes, loss %.4f, held out %.4f",
+                number + 1,
+                num_known[-1],
+                losses[-1],
+                held_out_losses[-1],
+            )
+        return LearntUnits(network, losses, held_out_losses, num_labelled, num_known, False)
+
+    def _training(self, number: int) -> UnitTraining:
+        units, seed = self.config.units, stage_seed(self.config.training.seed, f"round {number}")
+        return UnitTraining(units.patches_per_unit, units.unit_steps, 256, 5e-3, 3e-2, seed)
+
+    def _network(self, maker: PatchMaker, backbone: Backbone) -> NeighbourhoodNetwork:
+        return NeighbourhoodNetwork(
+            copy.deepcopy(backbone),
+            len(self.positions),
+            torch.from_numpy(maker.channel_index),
+            self.config.units.hidden_features,
+        )
+
+    def _backbone_from(self, maker: PatchMaker, progress: ProgressCallback) -> Backbone:
+        """Learn filters from the patches of this recording alone."""
+        patch_set = make_patch_set(maker, _SCRATCH_PATCHES, self.config.training.seed)
+        return train_backbone(
+            [patch_set], (16, 16), _SCRATCH_STEPS, self.config.training.seed, progress=progress
+        )
+
+    def _held_out_loss(
+        self, network: NeighbourhoodNetwork, maker: PatchMaker, held_out: StoredTraces
+    ) -> float:
+        """Return the loss on patches of other time; NaN if there is none."""
+        if not len(held_out.usable):
+            return float("nan")
+        none = [np.empty(0, np.int64)] * network.num_units
+        other = PatchMaker(held_out, maker.templates, maker.channel_index, none, none, self.shape)
+        return float(np.mean(evaluate_units(network, other, _HELD_OUT_PATCHES, self.config.training.seed)))
+
+    def _look(
+        self, network: NeighbourhoodNetwork, blocks: Sequence[Block], progress: ProgressCallback
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the global frames of each unit's confident spikes, and of all that may be its spikes."""
+        detector = SpikeDetector(
+            network,
+            np.full(network.num_units, SUSPECTED),
+            self.traces.sampling_frequency,
+            self.config.detection,
+            self.device,
+        )
+        parts = []
+        for done, block in enumerate(blocks):
+            progress("look", done, len(blocks), "")
+            parts.append(find_in_block(detector, self.traces, block))
+        progress("look", len(blocks), len(blocks), "")
+        confident, uncertain = [], []
+        for unit in range(network.num_units):
+            frames = np.concatenate([part.sample_index[part.unit_index == unit] for part in parts])
+            responses = np.concatenate([part.response[part.unit_index == unit] for part in parts])
+            sure = frames[responses > CONFIDENT]
+            spread = np.linspace(0, len(sure) - 1, min(len(sure), _MAX_SPIKES)).round().astype(int)
+            confident.append(sure[spread])
+            uncertain.append(frames)
+        return confident, uncertain
+
+
+def make_patch_set(maker: PatchMaker, count: int, seed: int) -> PatchSet:
+    """Make `count` patches of each unit, to learn filters from."""
+    made = [
+        maker.make(unit, count, stage_generator(seed, f"filters {unit}"))
+        for unit in range(len(maker.channel_index))
+    ]
+    return PatchSet(
+        torch.stack([patches.half() for patches, _ in made]), torch.stack([targets for _, targets in made])
+    )
+
+
+def by_unit(spikes: KeptSpikes) -> list[np.ndarray]:
+    """Return the global frames of the positive spikes of each unit."""
+    return [
+        spikes.global_frame[spikes.is_positive & (spikes.unit_index == unit)]
+        for unit in range(len(spikes.unit_ids))
+    ]
