@@ -142,9 +142,15 @@ class UnitsConfig(Settings):
     """How units are learnt with the design neighbourhood."""
 
     near_channels: int = setting(12, "Channels that a unit sees: so many, nearest to it", minimum=1)
-    hidden_features: int = setting(16, "Hidden features of each unit", minimum=1)
-    patches_per_unit: int = setting(8000, "Patches made to learn each unit from", minimum=100)
-    unit_steps: int = setting(800, "Steps of training for each unit", minimum=10)
+    hidden_features: int = setting(32, "Hidden features of each unit", minimum=1)
+    patches_per_unit: int | None = setting(
+        None,
+        "Patches made to learn each unit from; default: 500000 shared out among the units, 8000 to 60000",
+        minimum=100,
+    )
+    unit_steps: int | None = setting(
+        None, "Steps of training for each unit; default: a tenth of the patches", minimum=10
+    )
     rounds: int = setting(
         2,
         "How often the units are learnt: first from the labels, then from what was found with confidence "
@@ -152,6 +158,11 @@ class UnitsConfig(Settings):
         minimum=1,
         maximum=5,
     )
+
+    def effort(self, num_units: int) -> tuple[int, int]:
+        """Return the patches and the steps for each of so many units."""
+        patches = self.patches_per_unit or min(max(500_000 // max(1, num_units), 8000), 60_000)
+        return patches, self.unit_steps or max(10, patches // 10)
 
 
 @dataclass(frozen=True)

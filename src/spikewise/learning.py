@@ -18,6 +18,7 @@ from spikeinterface.core import BaseRecording, BaseSorting
 
 from spikewise.config import Config, NetworkConfig, TrainingConfig
 from spikewise.data.bootstrap import bootstrap_labels
+from spikewise.data.label_cleaning import clean_labels
 from spikewise.data.labels import KeptSpikes, LabelSet, kept_spikes, make_label_set, split_labels_by_group
 from spikewise.data.preprocessing import Preprocessed, TraceReader, preprocess_recording, split_groups
 from spikewise.data.training_set import Block, TrainingSet, split_interval
@@ -126,8 +127,9 @@ def label_groups(
             logger.warning("group %s gives no labels: %s", group.name, error)
             facts["groups"][group.name] = {"error": str(error)}
             continue
-        num_units = bootstrap.label_set.sorting.get_num_units()
-        label_sets[group.name] = _renumber(bootstrap.label_set, next_id)
+        cleaned, mended = clean_labels(bootstrap.label_set, group.reader)
+        num_units = cleaned.sorting.get_num_units()
+        label_sets[group.name] = _renumber(cleaned, next_id)
         with writing(folder):
             label_sets[group.name].sorting.save(folder=folder / BOOTSTRAP_FOLDER / group.name)
         next_id += num_units
@@ -138,6 +140,8 @@ def label_groups(
             "seconds": round(bootstrap.seconds, 3),
             "num_units_found": bootstrap.num_found,
             "num_units_kept": num_units,
+            "num_units_split": mended["split"],
+            "num_units_merged": mended["merged"],
             "dropped": bootstrap.dropped,
         }
     if not label_sets:

@@ -136,7 +136,9 @@ class UnitLearner:
                 maker = self.patches(stored, known, suspected)
             learnt = self._network(maker, backbone)
             try:
-                loss = train_units(learnt.units, backbone, maker, self._training(number), progress)
+                loss = train_units(
+                    learnt.units, backbone, maker, self._training(number, len(known)), progress
+                )
             except KeyboardInterrupt:
                 logger.warning("training was interrupted in round %d; what was learnt is kept", number + 1)
                 kept = network if number else learnt.eval()
@@ -157,9 +159,13 @@ class UnitLearner:
             )
         return LearntUnits(network, losses, held_out_losses, num_labelled, num_known, False)
 
-    def _training(self, number: int) -> UnitTraining:
-        units, seed = self.config.units, stage_seed(self.config.training.seed, f"round {number}")
-        return UnitTraining(units.patches_per_unit, units.unit_steps, 256, 5e-3, 3e-2, seed)
+    def _training(self, number: int, num_units: int) -> UnitTraining:
+        """Return the settings of a round: those before the last get half of the effort."""
+        patches, steps = self.config.units.effort(num_units)
+        if number + 1 < self.config.units.rounds:
+            patches, steps = -(-patches // 2), -(-steps // 2)
+        seed = stage_seed(self.config.training.seed, f"round {number}")
+        return UnitTraining(patches, steps, 256, 5e-3, 3e-2, seed)
 
     def _network(self, maker: PatchMaker, backbone: Backbone) -> NeighbourhoodNetwork:
         return NeighbourhoodNetwork(

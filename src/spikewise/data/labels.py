@@ -10,7 +10,7 @@ global frames over the sampling frequency; intervals are half open.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from spikeinterface.core import (
     NumpySorting,
     SpikeVectorSortingSegment,
 )
+from spikeinterface.core.base import minimum_spike_dtype
 
 from spikewise.config import LabelsConfig
 from spikewise.errors import LabelsError
@@ -256,6 +257,18 @@ def kept_spikes(label_set: LabelSet, labels_per_unit: int | None) -> KeptSpikes:
         for unit_index in range(len(label_set.sorting.unit_ids)):
             is_positive[np.flatnonzero(units == unit_index)[labels_per_unit:]] = False
     return KeptSpikes(frames, units, is_positive, label_set.sorting.unit_ids)
+
+
+def relabelled(label_set: LabelSet, trains: Sequence[np.ndarray]) -> LabelSet:
+    """Return the label set with other units: their global frames, one array for each; ids count from 0."""
+    frames = np.concatenate(trains) if len(trains) else np.empty(0, np.int64)
+    starts = np.array(label_set.segment_starts)
+    spikes = np.zeros(len(frames), dtype=minimum_spike_dtype)
+    spikes["segment_index"] = np.searchsorted(starts, frames, side="right") - 1
+    spikes["sample_index"] = frames - starts[spikes["segment_index"]]
+    spikes["unit_index"] = np.repeat(np.arange(len(trains)), [len(train) for train in trains])
+    rate = label_set.sorting.sampling_frequency
+    return replace(label_set, sorting=make_sorting(spikes, rate, np.arange(len(trains)), len(starts)))
 
 
 def mean_waveforms(label_set: LabelSet, traces: Traces, max_spikes: int, radius_ms: float) -> np.ndarray:

@@ -1,0 +1,201 @@
+"""Mending what another sorter merged or split, before its spikes become labels.
+
+A merged unit is one in whose waveforms two shapes can be told apart: they are projected on their own principal
+components and clustered by ISO-SPLIT (Magland & Barnett, arXiv 1508.04841; here SpikeInterface's), which cuts
+only where a density has a dip. Two parts of a unit that keep out of each other's refractory period are one
+neuron whose shape varies, and stay together. In the same way two units whose mean waveforms are alike and
+that keep out of each other's refractory period are one.
+
+Conventions: spikes are global frames, one array for each unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from spikewise.data.labels import LabelSet, Traces, kept_spikes, relabelled
+from spikewise.data.stored_traces import StoredTraces
+from spikewise.data.training_set import split_interval
+
+NUM_COMPONENTS = (3, 6, 10)
+LEAST_SPIKES = 20
+LEAST_FRACTION = 0.05
+REFRACTORY_MS = 1.5
+DUPLICATE_MS = 0.4
+SAME_NEURON = 0.3
+"""Of the spikes that would fall into each other's refractory period by chance: below, two parts are one."""
+LEAST_EXPECTED = 6.0
+ALIKE = 0.96
+"""Cosine of two mean waveforms from which on two units may be one."""
+_MAX_SPIKES = 1500
+_NEAR_CHANNELS = 12
+_WAVEFORM_MS = (0.75, 1.25)
+_MAX_DEPTH = 3
+
+
+def clean_labels(label_set: LabelSet, traces: Traces) -> tuple[LabelSet, dict[str, int]]:
+    """Split merged units and merge split ones.
+
+    Parameters
+    ----------
+    label_set : LabelSet
+        Labels that another sorter made.
+    traces : Traces
+        Preprocessed traces of their group of channels.
+
+    Returns
+    -------
+    LabelSet
+        With new unit ids, counted from 0.
+    dict
+        How many units were ``split`` and ``merged``.
+    """
+    spikes = kept_spikes(label_set, None)
+    rate = traces.sampling_frequency
+    before, after = (round(part * rate / 1000) for part in _WAVEFORM_MS)
+    blocks = split_interval(traces, label_set.start_frame, label_set.stop_frame, spikes, 0.2)
+    stored = StoredTraces(traces, blocks, before + after)
+    cutter = _Cutter(stored, before, before + after)
+    duration = label_set.stop_frame - label_set.start_frame
+    trains: list[np.ndarray] = []
+    num_split = 0
+    for unit in range(len(spikes.unit_ids)):
+        parts = _split(spikes.global_frame[spikes.unit_index == unit], cutter, rate, duration, _MAX_DEPTH)
+        num_split += len(parts) > 1
+        trains += parts
+    merged = _merge(trains, cutter, rate, duration)
+    facts = {"split": num_split, "merged": len(trains) - len(merged)}
+    return relabelled(label_set, merged), facts
+
+
+class _Cutter:
+    """Cuts the waveforms of spikes from stored traces."""
+
+    def __init__(self, stored: StoredTraces, before: int, length: int):
+        self.stored = stored
+        self.before = before
+        self.length = length
+
+    def waveforms(
+        self, frames: np.ndarray, channels: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return waveforms (num_spikes, num_channels, num_samples) and which spikes they are of."""
+        columns, which = self.stored.columns_of(frames)
+        chosen = np.linspace(0, len(columns) - 1, min(len(columns), _MAX_SPIKES)).round().astype(int)
+        near = None if channels is None else torch.from_numpy(channels)
+        cut = self.stored.windows(columns[chosen], self.before, self.length, near).numpy()
+        return cut, which[chosen]
+
+    def mean(self, frames: np.ndarray) -> np.ndarray:
+        """Return the mean waveform (num_channels, num_samples) over at most 200 spikes."""
+        spread = frames[np.linspace(0, len(frames) - 1, min(len(frames), 200)).round().astype(int)]
+        cut, _ = self.waveforms(spread)
+        return cut.mean(axis=0) if len(cut) else np.zeros((len(self.stored.values), self.length), np.float32)
+
+
+def _split(frames: np.ndarray, cutter: _Cutter, rate: float, duration: int, depth: int) -> list[np.ndarray]:
+    """Split a unit where its waveforms have a dip, again and again."""
+    if depth == 0 or len(frames) < 2 * LEAST_SPIKES:
+        return [frames]
+    parts = _clusters(frames, cutter)
+    if len(parts) == 1 or any(
+        _is_one_neuron(one, other, rate, duration)
+        for index, one in enumerate(parts)
+        for other in parts[:index]
+    ):
+        return [frames]
+    return [piece for part in parts for piece in _split(part, cutter, rate, duration, depth - 1)]
+
+
+def _clusters(frames: np.ndarray, cutter: _Cutter) -> list[np.ndarray]:
+    """Cluster the spikes of a unit; spikes of clusters too small to be a unit go to the nearest large one."""
+    from spikeinterface.sortingcomponents.clustering.isosplit_isocut import isosplit
+
+    channels = np.argsort(-np.ptp(cutter.mean(frames), axis=1), kind="stable")[:_NEAR_CHANNELS]
+    waveforms, which = cutter.waveforms(frames, np.sort(channels))
+    if len(waveforms) < 2 * LEAST_SPIKES:
+        return [frames]
+    rows = waveforms.reshape(len(waveforms), -1).astype(np.float64)
+    _, _, axes = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    features = (rows - rows.mean(axis=0)) @ axes[: max(NUM_COMPONENTS)].T
+    least = max(LEAST_SPIKES, LEAST_FRACTION * len(rows))
+    best = np.zeros(len(rows), dtype=int)
+    for count in NUM_COMPONENTS:
+        found = isosplit(np.ascontiguousarray(features[:, :count]))
+        ids, sizes = np.unique(found, return_counts=True)
+        large = ids[sizes >= least]
+        if len(large) > best.max() + 1:
+            centres = np.stack([features[found == k].mean(axis=0) for k in large])
+            distance = np.linalg.norm(features[:, None] - centres[None], axis=2)
+            best = np.where(np.isin(found, large), np.searchsorted(large, found), distance.argmin(axis=1))
+    if best.max() == 0:
+        return [frames]
+    return _share_out(frames, cutter, np.sort(channels), which, best, rows, axes)
+
+
+def _share_out(
+    frames: np.ndarray,
+    cutter: _Cutter,
+    channels: np.ndarray,
+    which: np.ndarray,
+    cluster: np.ndarray,
+    rows: np.ndarray,
+    axes: np.ndarray,
+) -> list[np.ndarray]:
+    """Give the spikes that were not clustered to the nearest cluster."""
+    kept = axes[: max(NUM_COMPONENTS)]
+    middle = rows.mean(axis=0)
+    centres = np.stack(
+        [((rows[cluster == k] - middle) @ kept.T).mean(axis=0) for k in range(cluster.max() + 1)]
+    )
+    assigned = np.full(len(frames), -1)
+    assigned[which] = cluster
+    rest = np.flatnonzero(assigned < 0)
+    for part in np.array_split(rest, -(-len(rest) // _MAX_SPIKES)) if len(rest) else ():
+        cut, found = cutter.waveforms(frames[part], channels)
+        features = (cut.reshape(len(cut), -1) - middle) @ kept.T
+        nearest = np.linalg.norm(features[:, None] - centres[None], axis=2).argmin(axis=1)
+        assigned[part[found]] = nearest
+    return [frames[assigned == k] for k in range(len(centres))]
+
+
+def _is_one_neuron(one: np.ndarray, other: np.ndarray, rate: float, duration: int) -> bool:
+    """Tell whether two trains keep out of each other's refractory period, where chance would not."""
+    refractory, duplicate = REFRACTORY_MS * rate / 1000, DUPLICATE_MS * rate / 1000
+    expected = len(one) * len(other) * 2 * (refractory - duplicate) / max(1, duration)
+    if expected < LEAST_EXPECTED:
+        return False
+    within = np.searchsorted(other, one + refractory) - np.searchsorted(other, one - refractory)
+    same = np.searchsorted(other, one + duplicate) - np.searchsorted(other, one - duplicate)
+    return (within - same).sum() < SAME_NEURON * expected
+
+
+def _merge(trains: Sequence[np.ndarray], cutter: _Cutter, rate: float, duration: int) -> list[np.ndarray]:
+    """Merge units that are alike and keep out of each other's refractory period."""
+    merged = [np.asarray(train) for train in trains]
+    means = [cutter.mean(train) for train in merged]
+    index = 0
+    while index < len(merged):
+        for other in range(index):
+            if _cosine(means[index], means[other]) > ALIKE and _is_one_neuron(
+                merged[index], merged[other], rate, duration
+            ):
+                merged[other] = np.union1d(merged[other], merged[index])
+                means[other] = cutter.mean(merged[other])
+                del merged[index], means[index]
+                break
+        else:
+            index += 1
+    return merged
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the cosine of two mean waveforms at the best lag within a quarter of a millisecond."""
+    scale = np.linalg.norm(one) * np.linalg.norm(other)
+    if not scale:
+        return 0.0
+    reach = max(1, one.shape[1] // 8)
+    return max(float((one * np.roll(other, lag, axis=1)).sum() / scale) for lag in range(-reach, reach + 1))
