@@ -32,7 +32,13 @@ def recipes() -> list[dict[str, Any]]:
     dense = DATA / "mearec" / "templates_neuropixels128_drift_seed99.h5"
     tetrode = DATA / "mearec" / "templates_tetrode_seed671.h5"
     made = [
-        {"source": "mearec", "templates": str(dense), "num_units": 28, "noise_uV": noise, "seed": 1000 + number}
+        {
+            "source": "mearec",
+            "templates": str(dense),
+            "num_units": 28,
+            "noise_uV": noise,
+            "seed": 1000 + number,
+        }
         for number, noise in enumerate((8.0, 10.0, 15.0, 20.0))
     ]
     made += [
@@ -63,7 +69,9 @@ def recipes() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Simulate, train, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000)

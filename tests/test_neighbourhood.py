@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spikewise.errors import CheckpointError
-from spikewise.models.backbone_file import load_backbone, save_backbone, shipped_path
+from spikewise.models.backbone_file import Pretrained, load_pretrained, save_pretrained, shipped_path
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.models.unit_training import (
     RARITY,
@@ -165,7 +165,10 @@ def test_units_that_interruption_kept_from_being_learnt_stay_silent(filters):
 
 def test_filters_that_are_learnt_serve_units_better_than_drawn_ones(filters):
     losses = {}
-    for name, backbone in {"learnt": filters, "drawn": _NormedBackbone(WINDOW, (8, 8)).eval().folded()}.items():
+    for name, backbone in {
+        "learnt": filters,
+        "drawn": _NormedBackbone(WINDOW, (8, 8)).eval().folded(),
+    }.items():
         losses[name] = max(learnt(backbone, 3)[1])
     assert losses["learnt"] < 0.6 * losses["drawn"], losses
 
@@ -179,26 +182,30 @@ def test_draws_depend_on_the_unit_and_the_seed():
 
 
 def test_filters_come_back_from_a_file(tmp_path):
-    backbone = drawn(Backbone(WINDOW, (4, 3)))
-    save_backbone(backbone, 1.5, {"seed": 3}, tmp_path / "f.safetensors")
-    found = load_backbone(tmp_path / "f.safetensors")
-    assert all(torch.equal(t, found.backbone.state_dict()[n]) for n, t in backbone.state_dict().items())
+    few, many = drawn(Backbone(WINDOW, (6, 5))), drawn(Backbone(WINDOW, (4, 3)))
+    made = Pretrained({"few channels": few, "many channels": many}, 1.5, "made", {"seed": 3})
+    save_pretrained(made, tmp_path / "f.safetensors")
+    found = load_pretrained(tmp_path / "f.safetensors")
+    assert found.hash() == made.hash()
     assert (found.window_ms, found.facts) == (1.5, {"seed": 3})
-    with pytest.raises(CheckpointError, match="window of 1.5 ms, not 2 ms"):
-        found.for_window(WINDOW, 2.0)
+    for num_channels, expected in ((4, few), (8, few), (9, many), (384, many)):
+        state = found.for_window(WINDOW, 1.5, num_channels).state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"window of 1\.5 ms, not 2 ms"):
+        found.for_window(WINDOW, 2.0, 4)
 
 
 def test_the_filters_of_the_package_are_small_and_tell_what_they_are_from():
-    found = load_backbone()
+    found = load_pretrained()
     assert shipped_path().stat().st_size < 5e6
     assert found.window_ms == 1.875
     assert found.facts["num_units"] > 300
     assert found.facts["recordings"]
-    assert found.for_window(56, 1.875).window_samples == 56
+    assert found.for_window(56, 1.875, 4).window_samples == 56
 
 
 def test_a_file_of_another_kind_is_told_apart(trained, tmp_path):
     with pytest.raises(CheckpointError, match="model of `spikewise train`"):
-        load_backbone(trained)
+        load_pretrained(trained)
     with pytest.raises(CheckpointError, match="There is no checkpoint"):
-        load_backbone(tmp_path / "absent.safetensors")
+        load_pretrained(tmp_path / "absent.safetensors")

@@ -316,6 +316,9 @@ def _thresholds(
     num_units = len(spikes.unit_ids)
     if config.detection.threshold is not None:
         return np.full(num_units, config.detection.threshold, dtype=np.float32)
+    if config.design == "neighbourhood" and config.labels.labels_per_unit is not None:
+        # A few spikes in the held-out time choose no better than the network's own probability.
+        return np.full(num_units, DEFAULT_THRESHOLD, dtype=np.float32)
     detector = SpikeDetector(
         network,
         np.full(num_units, DEFAULT_THRESHOLD),

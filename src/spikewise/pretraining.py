@@ -21,13 +21,13 @@ from spikewise.data.labels import kept_spikes, make_label_set, split_labels_by_g
 from spikewise.data.training_set import Block, split_interval
 from spikewise.errors import LabelsError, RecordingError, SettingError
 from spikewise.learning import prepare_groups
-from spikewise.models.backbone_file import Pretrained, save_backbone
+from spikewise.models.backbone_file import FEATURES, Pretrained, save_pretrained
 from spikewise.models.esort import window_samples
 from spikewise.models.unit_training import PatchSet, train_backbone
 from spikewise.opening import open_labels, open_recording, settings_from
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.store import check_output_file
-from spikewise.unit_learning import FEATURES, UnitLearner, by_unit, make_patch_set
+from spikewise.unit_learning import UnitLearner, by_unit, make_patch_set
 
 WINDOW_SAMPLES = 60
 """Samples of a window while filters are learnt: those of 1.875 ms at 32 kHz."""
@@ -94,8 +94,7 @@ def pretrain(
         opened.append((known, cast(BaseSorting, open_labels(labels, known)[0])))
     pretrained = _learn(opened, config, patches_per_unit, steps, progress)
     if output is not None:
-        facts = {**pretrained.facts, "spikewise_version": __version__}
-        save_backbone(pretrained.backbone, pretrained.window_ms, facts, output)
+        save_pretrained(pretrained, output)
     return pretrained
 
 
@@ -153,15 +152,19 @@ def _learn(
             "labelled spikes away from the ends of the recordings",
             "give more or longer recordings",
         )
-    backbone = train_backbone(patch_sets, FEATURES, steps, config.training.seed, progress=progress)
+    backbones = {
+        name: train_backbone(patch_sets, features, steps, config.training.seed, progress=progress)
+        for name, features in FEATURES.items()
+    }
     described: dict[str, Any] = {
         "recordings": facts,
         "num_units": sum(part["num_units"] for part in facts),
         "patches_per_unit": patches_per_unit,
         "steps": steps,
         "seed": config.training.seed,
+        "spikewise_version": __version__,
     }
-    return Pretrained(backbone, config.network.window_ms, "learnt", described)
+    return Pretrained(backbones, config.network.window_ms, "learnt", described)
 
 
 def _patches_of(

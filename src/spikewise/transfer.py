@@ -15,7 +15,7 @@ import numpy as np
 from spikewise.config import Config, NetworkConfig
 from spikewise.errors import CheckpointError
 from spikewise.learning import Group
-from spikewise.models.backbone_file import Pretrained, load_backbone
+from spikewise.models.backbone_file import Pretrained, load_pretrained
 from spikewise.models.checkpoint import GroupModel, Model, load_model
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.neighbourhood import Backbone
@@ -38,7 +38,7 @@ def open_pretrained(config: Config) -> Model | Pretrained | None:
     if path == "none":
         return None
     if config.design == "neighbourhood":
-        return load_backbone(path)
+        return load_pretrained(path)
     return None if path is None else load_model(path)
 
 
@@ -68,7 +68,9 @@ def start_from(
     if isinstance(model, Pretrained):
         return {
             group.name: model.for_window(
-                window_samples(config.network, group.reader.sampling_frequency), config.network.window_ms
+                window_samples(config.network, group.reader.sampling_frequency),
+                config.network.window_ms,
+                group.reader.num_channels,
             )
             for group in groups
         }

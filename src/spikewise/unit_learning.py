@@ -41,8 +41,6 @@ CONFIDENT = 0.7
 """Response from which on a spike found counts as labelled in the next round."""
 SUSPECTED = 0.15
 """Response from which on a spike may be one, so that it is no example of the unit's absence."""
-FEATURES = (16, 16)
-"""Of the temporal filters."""
 _MAX_SPIKES = 1000
 _HELD_OUT_PATCHES = 200
 _SCRATCH_STEPS = 1500

@@ -1,10 +1,10 @@
 """Mending what another sorter merged or split, before its spikes become labels.
 
-A merged unit is one in whose waveforms two shapes can be told apart: they are projected on their own principal
-components and clustered by ISO-SPLIT (Magland & Barnett, arXiv 1508.04841; here SpikeInterface's), which cuts
-only where a density has a dip. Two parts of a unit that keep out of each other's refractory period are one
-neuron whose shape varies, and stay together. In the same way two units whose mean waveforms are alike and
-that keep out of each other's refractory period are one.
+A merged unit is one in whose waveforms two shapes can be told apart: they are projected on their own
+principal components and clustered by ISO-SPLIT (Magland & Barnett, arXiv 1508.04841; here SpikeInterface's),
+which cuts only where a density has a dip. Two parts of a unit that keep out of each other's refractory period
+are one neuron whose shape varies, and stay together. In the same way two units whose mean waveforms are alike
+and that keep out of each other's refractory period are one.
 
 Conventions: spikes are global frames, one array for each unit.
 """

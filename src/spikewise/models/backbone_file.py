@@ -1,16 +1,20 @@
 """The temporal filters that come with the package, and files of others.
 
-A file of filters is a model of the kind ``backbone``: their weights, the sampling frequency and the length of
-their window, and facts about what they were learnt from.
+A file of filters is a model of the kind ``backbone``: the length of their window, facts about what they were
+learnt from, and two sets of weights. Where a unit is seen by many channels, a few features of each are
+enough; on a tetrode, what tells two units apart must come from the four there are, and takes more features.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from spikewise.errors import CheckpointError
 from spikewise.models.neighbourhood import Backbone
@@ -19,6 +23,14 @@ from spikewise.models.tensor_file import damaged, read_tensors, write_tensors
 FORMAT_VERSION = 1
 KIND = "backbone"
 SHIPPED = "backbone.safetensors"
+FEATURES = {"few channels": (32, 32), "many channels": (16, 16)}
+"""Features of the two filters of each set."""
+FEW_CHANNELS = 8
+
+
+def which_set(num_channels: int) -> str:
+    """Return the name of the set for units that so many channels see."""
+    return "few channels" if num_channels <= FEW_CHANNELS else "many channels"
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,8 @@ class Pretrained:
 
     Attributes
     ----------
-    backbone : Backbone
+    backbones : dict of str to Backbone
+        For few and for many channels.
     window_ms : float
     name : str
         The file, or ``spikewise`` for those of the package.
@@ -35,7 +48,7 @@ class Pretrained:
         JSON types only.
     """
 
-    backbone: Backbone
+    backbones: Mapping[str, Backbone]
     window_ms: float
     name: str
     facts: dict[str, Any]
@@ -43,11 +56,11 @@ class Pretrained:
     def hash(self) -> str:
         """Return the SHA-256 of the weights."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.backbone.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().numpy().tobytes())
+        for name, tensor in sorted(_tensors(self).items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
         return digest.hexdigest()
 
-    def for_window(self, window_samples: int, window_ms: float) -> Backbone:
+    def for_window(self, window_samples: int, window_ms: float, num_channels: int) -> Backbone:
         """Return the filters for a sampling frequency at which the window has so many samples.
 
         Raises
@@ -61,7 +74,7 @@ class Pretrained:
                 f"window_ms {self.window_ms:g} with these filters",
                 "leave window_ms out, or train from scratch with pretrained none",
             )
-        return self.backbone.resampled(window_samples)
+        return self.backbones[which_set(num_channels)].resampled(window_samples)
 
 
 def shipped_path() -> Path:
@@ -69,7 +82,7 @@ def shipped_path() -> Path:
     return Path(str(resources.files("spikewise") / "weights" / SHIPPED))
 
 
-def save_backbone(backbone: Backbone, window_ms: float, facts: dict[str, Any], path: Path | str) -> None:
+def save_pretrained(pretrained: Pretrained, path: Path | str) -> None:
     """Write filters to one file, whole or not at all.
 
     Raises
@@ -77,15 +90,16 @@ def save_backbone(backbone: Backbone, window_ms: float, facts: dict[str, Any], p
     OutputError
         If the file cannot be written.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    write_tensors(
-        path,
-        tensors,
-        {"kind": KIND, "format_version": FORMAT_VERSION, "window_ms": window_ms, "facts": facts},
-    )
+    description = {
+        "kind": KIND,
+        "format_version": FORMAT_VERSION,
+        "window_ms": pretrained.window_ms,
+        "facts": pretrained.facts,
+    }
+    write_tensors(path, _tensors(pretrained), description)
 
 
-def load_backbone(path: Path | str | None = None) -> Pretrained:
+def load_pretrained(path: Path | str | None = None) -> Pretrained:
     """Read filters from a file; by default those that come with the package.
 
     Raises
@@ -96,11 +110,26 @@ def load_backbone(path: Path | str | None = None) -> Pretrained:
     file = shipped_path() if path is None else Path(path)
     description, tensors = read_tensors(file, KIND, FORMAT_VERSION)
     try:
-        first, window_samples = tensors["filter1.weight"].shape
-        second, _ = tensors["filter2.weight"].shape
-        backbone = Backbone(window_samples, (first, second))
-        backbone.load_state_dict(tensors)
+        backbones = {name: _backbone(name, tensors) for name in FEATURES}
         window_ms, facts = float(description["window_ms"]), dict(description["facts"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(file, f"{type(error).__name__}: {error}") from error
-    return Pretrained(backbone.eval(), window_ms, "spikewise" if path is None else str(path), facts)
+    return Pretrained(backbones, window_ms, "spikewise" if path is None else str(path), facts)
+
+
+def _tensors(pretrained: Pretrained) -> dict[str, Tensor]:
+    return {
+        f"{name}.{part}": tensor.detach().cpu().contiguous()
+        for name, backbone in pretrained.backbones.items()
+        for part, tensor in backbone.state_dict().items()
+    }
+
+
+def _backbone(name: str, tensors: dict[str, Tensor]) -> Backbone:
+    """Make the filters of one set; any mismatch raises KeyError, ValueError or RuntimeError."""
+    state = {part.removeprefix(f"{name}."): t for part, t in tensors.items() if part.startswith(f"{name}.")}
+    first, window_samples = state["filter1.weight"].shape
+    second, _ = state["filter2.weight"].shape
+    backbone = Backbone(window_samples, (first, second))
+    backbone.load_state_dict(state)
+    return backbone.eval()
