@@ -1,0 +1,138 @@
+"""The default design from end to end: few labels, filters of other recordings, no labels."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from commands import Simulated, assert_told, run, succeed
+from safetensors import safe_open
+from safetensors.torch import save_file
+from spikeinterface.core import load
+
+import spikewise
+from spikewise.config import Config
+from spikewise.errors import CheckpointError, SettingError
+
+SMALL = {"patches_per_unit": 1500, "unit_steps": 150}
+"""Effort that is enough for a few units that differ."""
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Simulated:
+    """Five units on eight channels; no test changes it."""
+    folder = tmp_path_factory.mktemp("scene") / "made"
+    return Simulated(folder, **{"probe": "linear-8", "num-units": 5, "duration-s": 16, "seed": 22})
+
+
+def accuracy(scene, seed=0, **options):
+    """Accuracy on the second half, after learning from the first."""
+    options = SMALL | options
+    result = spikewise.sort(scene.recording, labels=scene.truth, label_interval=(0, 8), seed=seed, **options)
+    return spikewise.evaluate(load(scene.truth), result.sorting, interval=(8, 16)).accuracy, result
+
+
+def test_five_labels_of_each_unit_are_enough(scene):
+    found, result = accuracy(scene, labels_per_unit=5)
+    assert found > 0.9
+    facts = result.model.facts["groups"][0]
+    labelled, known = facts["num_confident_spikes"]
+    assert labelled == 25
+    assert known > 4 * labelled  # the second round knows what the first found
+    assert facts["train_loss"][1] < 0.3
+
+
+def test_pretrained_filters_lead_by_a_stated_margin(scene):
+    """Filters that are drawn and learnt from a few labels alone fall behind by at least 0.05."""
+    few = {"labels_per_unit": 4, "patches_per_unit": 300, "unit_steps": 40, "rounds": 1}
+    shipped, scratch = accuracy(scene, **few)[0], accuracy(scene, **few, pretrained="none")[0]
+    assert shipped > scratch + 0.05, (shipped, scratch)
+
+
+def test_the_same_seed_gives_the_same_spikes_however_it_is_cut(scene):
+    one = accuracy(scene, labels_per_unit=10)[1]
+    again = accuracy(scene, labels_per_unit=10, chunk_s=0.7)[1]
+    other = accuracy(scene, labels_per_unit=10, seed=1)[1]
+    assert one.provenance["result"]["spikes_hash"] == again.provenance["result"]["spikes_hash"]
+    assert one.model.hash() == again.model.hash()
+    assert one.model.hash() != other.model.hash()
+
+
+def test_a_model_comes_back_from_its_file_and_finds_the_same(scene, tmp_path):
+    file = tmp_path / "m.safetensors"
+    model = spikewise.train(scene.recording, scene.truth, output=file, **SMALL)
+    assert spikewise.load_model(file).hash() == model.hash()
+    one, other = (spikewise.sort(scene.recording, model=given).sorting for given in (model, file))
+    assert np.array_equal(one.to_spike_vector(), other.to_spike_vector())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["0.channel_index"].fill_(8), "channels that it does not have"),
+        (lambda t: t.update({"0.channel_index": t["0.channel_index"].float()}), "not numbers of channels"),
+        (lambda t: t.update({"0.backbone.filter1.weight": torch.zeros(4, 9)}), "9 samples"),
+        (lambda t: t.update({"0.units.bias": torch.zeros(9, 1)}), "units"),
+        (lambda t: t.pop("0.units.weight"), "damaged"),
+    ],
+)
+def test_damaged_weights_are_refused(scene, tmp_path, change, message):
+    file = tmp_path / "m.safetensors"
+    options = {"patches_per_unit": 100, "unit_steps": 10, "rounds": 1}
+    spikewise.train(scene.recording, scene.truth, output=file, **options)
+    with safe_open(file, framework="pt") as opened:
+        header, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    change(tensors)
+    save_file(tensors, file, header)
+    with pytest.raises(CheckpointError, match=message):
+        spikewise.load_model(file)
+
+
+def test_settings_of_the_other_design_are_refused():
+    with pytest.raises(SettingError, match=r"epochs.*neighbourhood.*esort-paper"):
+        Config.from_options(epochs=3)
+    with pytest.raises(SettingError, match=r"rounds.*esort-paper.*neighbourhood"):
+        Config.from_options(design="esort-paper", rounds=1)
+    assert Config.from_options(preset="paper").design == "esort-paper"
+    assert Config.from_options().design == "neighbourhood"
+
+
+def test_effort_is_shared_out_among_the_units():
+    units = Config().units
+    assert units.effort(1) == (60_000, 6000)
+    assert units.effort(50) == (10_000, 1000)
+    assert units.effort(500) == (8000, 800)
+    assert Config.from_options(patches_per_unit=200).units.effort(500) == (200, 20)
+
+
+def test_filters_are_pretrained_and_used_by_command(capsys, scene, tetrode, tmp_path):
+    filters = tmp_path / "filters.safetensors"
+    folders = (scene.folder, tetrode.folder)
+    quick = {"--patches-per-unit": 60, "--steps": 20, "-o": filters}
+    summary = succeed(capsys, "pretrain", *folders, quick).summary
+    assert (summary["units"], summary["recordings"]) == (8, 2)
+    options = {"--labels": scene.truth, "--pretrained": filters, "-o": tmp_path / "m.safetensors"}
+    small = {"--patches-per-unit": 100, "--unit-steps": 10, "--rounds": 1}
+    succeed(capsys, "train", scene.recording, options, small)
+    facts = spikewise.load_model(tmp_path / "m.safetensors").facts
+    assert facts["pretrained_hash"] == summary["hash"]
+
+
+def test_what_cannot_be_pretrained_on_is_told(capsys, scene, tmp_path):
+    output = {"-o": tmp_path / "f.safetensors"}
+    assert_told(run(capsys, "pretrain", tmp_path, output), "holds no recording with its truth", "--labels")
+    labels = {"--labels": scene.truth}
+    assert_told(run(capsys, "pretrain", scene.recording, scene.recording, labels, output), "1 labels for 2")
+    assert_told(run(capsys, "pretrain", scene.folder, {**output, "--steps": 2}), "Steps is 2", "At least 10")
+    assert not (tmp_path / "f.safetensors").exists()
+
+
+def test_provenance_tells_of_filters_rounds_and_design(capsys, scene, tmp_path):
+    small = {"--patches-per-unit": 100, "--unit-steps": 10}
+    succeed(capsys, "sort", scene.recording, {"--labels": scene.truth, "-o": tmp_path / "out", **small})
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert provenance["config"]["network"]["design"] == "neighbourhood"
+    facts = provenance["model"]["facts"]
+    assert facts["units"]["rounds"] == 2
+    assert len(facts["groups"][0]["train_loss"]) == 2
+    assert len(facts["pretrained_hash"]) == 64
