@@ -32,7 +32,7 @@ def open_recording(
 ) -> tuple[BaseRecording, str | None]:
     """Return the recording with its probe, and where it came from."""
     if isinstance(recording, str | Path):
-        return load_recording(recording, config), str(recording)
+        return attach_probe(load_recording(recording, config), config.probe), str(recording)
     if not isinstance(recording, BaseRecording):
         raise RecordingError(
             f"the recording is a {type(recording).__name__}",

@@ -72,7 +72,7 @@ class StoredTraces:
 
     def columns_of(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the columns of those global frames that are usable, and which these are."""
-        if not len(self._starts):
+        if not len(self.usable):
             return np.empty(0, np.int64), np.empty(0, np.int64)
         block = np.searchsorted(self._starts, frames, side="right") - 1
         inside = (block >= 0) & (frames < self._stops[block])

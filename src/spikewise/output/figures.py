@@ -189,11 +189,12 @@ def _time_scale(duration_s: float) -> tuple[float, str]:
 
 
 def draw_losses(trainings: list[dict[str, Any]], width: float) -> str:
-    """Draw the loss of each epoch in training and on held-out time, a pair of lines for each group."""
+    """Draw the loss of each epoch, or round, in training and on held-out time: two lines for each group."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     with _figure(width, 2.6) as figure:
         axes = figure.subplots()
+        step = "round" if "num_confident_spikes" in trainings[0] else "epoch"
         for index, training in enumerate(trainings):
             best = training["best_epoch"]
             for name, colour, style in (("train_loss", 0, "--"), ("held_out_loss", 1, "-")):
@@ -210,18 +211,18 @@ def draw_losses(trainings: list[dict[str, Any]], width: float) -> str:
                     label=what if index == 0 else None,
                 )
                 if name == "held_out_loss":
-                    label = "epoch kept" if index == 0 else None
+                    label = f"{step} kept" if index == 0 else None
                     axes.plot(best + 1, loss[best], "o", ms=8, mfc="none", mec=COLOURS[1], label=label)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
+        axes.set_xlabel(step)
         axes.set_ylabel("loss")
         axes.legend()
         kept = ", ".join(str(training["best_epoch"] + 1) for training in trainings)
-        return _as_svg(figure, f"losses{width:g}", f"Loss by epoch in training and held out; kept: {kept}.")
+        return _as_svg(figure, f"losses{width:g}", f"Loss by {step} in training and held out; kept: {kept}.")
 
 
 def draw_unit(unit: UnitMeasures) -> str:
