@@ -26,8 +26,8 @@ from spikewise.errors import BootstrapError, LabelsError, RecordingError, Settin
 from spikewise.models.checkpoint import GroupModel, Model
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.neighbourhood import Backbone
-from spikewise.models.network import Network
 from spikewise.models.training import Start, train_network
+from spikewise.models.windowed import WindowedNetwork
 from spikewise.progress import ProgressCallback
 from spikewise.sorting.detect import SpikeDetector, choose_device, label_radius_samples
 from spikewise.sorting.store import BOOTSTRAP_FOLDER, writing
@@ -230,7 +230,7 @@ def _learn_units(
     config: Config,
     progress: ProgressCallback,
     backbone: Backbone | None,
-) -> tuple[Network, dict[str, Any]]:
+) -> tuple[WindowedNetwork, dict[str, Any]]:
     """Learn each unit on its own, on filters that fit any probe."""
     learner = UnitLearner(group.reader, group.recording.get_channel_locations(), window, config)
     learnt = learner.learn(spikes, blocks, backbone, progress)
@@ -255,7 +255,7 @@ def _learn_dense(
     config: Config,
     progress: ProgressCallback,
     start: Start | None,
-) -> tuple[Network, dict[str, Any]]:
+) -> tuple[WindowedNetwork, dict[str, Any]]:
     """Train the dense network of Han & Wang on windows of all channels."""
     training = config.training.resolved()
     radius = label_radius_samples(config.detection, group.reader.sampling_frequency)
@@ -295,7 +295,7 @@ def _nothing_to_learn(group: Group, label_set: LabelSet, window: int) -> LabelsE
     )
 
 
-def _check_finite(network: Network, training: TrainingConfig) -> None:
+def _check_finite(network: WindowedNetwork, training: TrainingConfig) -> None:
     """Raise where training ran away, since such a network finds nothing."""
     if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
         raise SettingError(
@@ -307,7 +307,7 @@ def _check_finite(network: Network, training: TrainingConfig) -> None:
 
 def _thresholds(
     group: Group,
-    network: Network,
+    network: WindowedNetwork,
     spikes: KeptSpikes,
     held_out: list[Block],
     config: Config,

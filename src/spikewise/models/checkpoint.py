@@ -20,8 +20,8 @@ from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.errors import CheckpointError, SettingError
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
-from spikewise.models.network import Network
 from spikewise.models.tensor_file import damaged, read_tensors, write_tensors
+from spikewise.models.windowed import WindowedNetwork
 
 FORMAT_VERSION = 1
 _POSITION_TOLERANCE_UM = 1.0
@@ -35,7 +35,7 @@ class GroupModel:
     ----------
     name : str
         Name of the group.
-    network : Network
+    network : WindowedNetwork
     channel_ids : tuple of str
         Channels, in the order in which the network takes them.
     channel_positions_um : ndarray
@@ -49,7 +49,7 @@ class GroupModel:
     """
 
     name: str
-    network: Network
+    network: WindowedNetwork
     channel_ids: tuple[str, ...]
     channel_positions_um: np.ndarray
     silenced_channel_ids: tuple[str, ...]
@@ -212,7 +212,7 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
         thresholds = state.pop("thresholds").numpy()
         _check_counts(facts, state, thresholds)
         window = window_samples(network_config, sampling_frequency)
-        network: Network
+        network: WindowedNetwork
         if network_config.design == "neighbourhood":
             network = _empty_neighbourhood(len(facts["channel_ids"]), state, window)
         else:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spikewise.config import NetworkConfig
+from spikewise.models.windowed import WindowedNetwork
 
 
 def window_samples(config: NetworkConfig, sampling_frequency: float) -> int:
@@ -25,7 +26,7 @@ def window_samples(config: NetworkConfig, sampling_frequency: float) -> int:
     return max(3, round(config.window_ms * sampling_frequency / 1000))
 
 
-class EsortNetwork(nn.Module):
+class EsortNetwork(WindowedNetwork):
     """Probability of each unit at each moment, from the traces of all channels.
 
     Parameters
@@ -54,11 +55,8 @@ class EsortNetwork(nn.Module):
         temporal_features: tuple[int, int] = (8, 16),
         spatial_features: int = 256,
     ):
-        super().__init__()
+        super().__init__(num_channels, num_units, window_samples)
         first, second = temporal_features
-        self.num_channels = num_channels
-        self.num_units = num_units
-        self.window_samples = window_samples
         self.temporal_filter1 = nn.Linear(window_samples, first)
         self.temporal_norm1 = nn.BatchNorm1d(num_channels)  # the features of these norms are the channels
         self.temporal_filter2 = nn.Linear(first, second)
@@ -67,32 +65,8 @@ class EsortNetwork(nn.Module):
         self.spatial_norm = nn.BatchNorm1d(spatial_features)
         self.classifier = nn.Linear(spatial_features, num_units)
 
-    @property
-    def left_margin(self) -> int:
-        """Samples needed before the first output."""
-        return (self.window_samples - 1) // 2
-
-    @property
-    def right_margin(self) -> int:
-        """Samples needed after the last output."""
-        return self.window_samples - 1 - self.left_margin
-
     def forward(self, traces: Tensor, stride: int = 1) -> Tensor:
-        """Return the logit of each unit at each moment, or at every `stride`-th.
-
-        Parameters
-        ----------
-        traces : Tensor
-            (batch, num_samples, num_channels), in noise standard deviations.
-        stride : int
-            Samples from one output to the next.
-
-        Returns
-        -------
-        Tensor
-            Logits (batch, (num_samples - window_samples) // stride + 1, num_units); output ``t`` belongs to
-            sample ``t * stride + left_margin``.
-        """
+        """Return the logits; see :class:`spikewise.models.windowed.WindowedNetwork`."""
         if traces.shape[1] == self.window_samples:
             return self._one_output(traces)
         weight, bias = self.temporal_filter1.weight, self.temporal_filter1.bias

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spikewise.models.windowed import WindowedNetwork
+
 _UNITS_AT_ONCE = 8
 _OUTPUTS_AT_ONCE = 256
 """So few that the features of the channels stay in a processor's cache."""
@@ -88,7 +90,7 @@ class Backbone(nn.Module):
         return torch.from_numpy(rows * (self.window_samples / window_samples)).float()
 
 
-class NeighbourhoodNetwork(nn.Module):
+class NeighbourhoodNetwork(WindowedNetwork):
     """Logit of each unit at each moment, from the channels near it.
 
     Parameters
@@ -103,42 +105,15 @@ class NeighbourhoodNetwork(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, num_channels: int, channel_index: Tensor, hidden_features: int):
-        super().__init__()
         num_units, num_near = channel_index.shape
+        super().__init__(num_channels, num_units, backbone.window_samples)
         self.backbone = backbone
-        self.num_channels = num_channels
-        self.num_units = num_units
-        self.window_samples = backbone.window_samples
         self.register_buffer("channel_index", channel_index)
         self.channel_index: Tensor
         self.units = UnitNetworks(num_units, num_near * backbone.num_features, hidden_features)
 
-    @property
-    def left_margin(self) -> int:
-        """Samples needed before the first output."""
-        return (self.window_samples - 1) // 2
-
-    @property
-    def right_margin(self) -> int:
-        """Samples needed after the last output."""
-        return self.window_samples - 1 - self.left_margin
-
     def forward(self, traces: Tensor, stride: int = 1) -> Tensor:
-        """Return the logit of each unit at each moment, or at every `stride`-th.
-
-        Parameters
-        ----------
-        traces : Tensor
-            (batch, num_samples, num_channels), in noise standard deviations.
-        stride : int
-            Samples from one output to the next.
-
-        Returns
-        -------
-        Tensor
-            Logits (batch, (num_samples - window_samples) // stride + 1, num_units); output ``t`` belongs to
-            sample ``t * stride + left_margin``.
-        """
+        """Return the logits; see :class:`spikewise.models.windowed.WindowedNetwork`."""
         return torch.stack([self._of_one(part, stride) for part in traces])
 
     def _of_one(self, traces: Tensor, stride: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from spikewise.config import DetectionConfig
 from spikewise.data.labels import Traces
 from spikewise.data.training_set import Block
-from spikewise.models.network import Network
+from spikewise.models.windowed import WindowedNetwork
 from spikewise.sorting.postprocess import find_peaks, smooth_probabilities, triangle_radius
 
 _TILE_VALUES = 2**19  # samples times channels: large enough to keep two cores busy, small enough for a cache
@@ -98,7 +98,7 @@ class SpikeDetector:
 
     Parameters
     ----------
-    network : Network
+    network : WindowedNetwork
         Trained network; it is put into evaluation mode and moved to `device`.
     thresholds : ndarray
         (num_units,) response that a spike of each unit must exceed.
@@ -112,7 +112,7 @@ class SpikeDetector:
 
     def __init__(
         self,
-        network: Network,
+        network: WindowedNetwork,
         thresholds: np.ndarray,
         sampling_frequency: float,
         config: DetectionConfig,
