@@ -66,6 +66,21 @@ def test_blocks_of_two_segments_are_read_from_their_own():
     np.testing.assert_allclose(stored.windows(columns, 0, 4)[0, 0], [5200, 5201, 5202, 5203], rtol=1e-3)
 
 
+def test_what_is_stored_is_read_like_any_traces_and_the_rest_is_zero():
+    first, second = counting(400) + 1, counting(500) + 1001
+    traces = ArrayTraces(first, second)
+    stored = StoredTraces(traces, blocks_of((0, 100, 200), (0, 200, 300), (1, 450, 850)), reach=10)
+    assert (stored.num_segments, stored.num_samples(1), stored.num_channels) == (2, 500, 3)
+    read = stored.read(0, 50, 450)
+    np.testing.assert_allclose(read[50:250], first[100:300], rtol=1e-3)
+    assert not read[:50].any()
+    assert not read[250:].any()
+    read = stored.read(1, -20, 480)
+    np.testing.assert_allclose(read[70:470], second[50:450], rtol=1e-3)
+    assert not read[:70].any()
+    assert not read[470:].any()
+
+
 def test_what_is_stored_is_bounded():
     edges = [(0, start, start + 100) for start in range(0, 1000, 100)]
     stored = StoredTraces(ArrayTraces(counting(1000)), blocks_of(*edges), reach=5, memory_bytes=3 * 2 * 400)

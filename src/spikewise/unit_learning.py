@@ -128,7 +128,7 @@ class UnitLearner:
         num_known: list[int] = []
         for number in range(rounds):
             if number:
-                found, uncertain = self._look(network, training, progress)
+                found, uncertain = self._look(network, stored, training, progress)
                 known = [np.union1d(a, b) for a, b in zip(labelled, found, strict=True)]
                 suspected = [np.union1d(a, b) for a, b in zip(labelled, uncertain, strict=True)]
                 maker = self.patches(stored, known, suspected)
@@ -191,7 +191,11 @@ class UnitLearner:
         return float(np.mean(evaluate_units(network, other, _HELD_OUT_PATCHES, self.config.training.seed)))
 
     def _look(
-        self, network: NeighbourhoodNetwork, blocks: Sequence[Block], progress: ProgressCallback
+        self,
+        network: NeighbourhoodNetwork,
+        stored: StoredTraces,
+        blocks: Sequence[Block],
+        progress: ProgressCallback,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the global frames of each unit's confident spikes, and of all that may be its spikes."""
         detector = SpikeDetector(
@@ -204,7 +208,7 @@ class UnitLearner:
         parts = []
         for done, block in enumerate(blocks):
             progress("look", done, len(blocks), "")
-            parts.append(find_in_block(detector, self.traces, block))
+            parts.append(find_in_block(detector, stored, block))
         progress("look", len(blocks), len(blocks), "")
         confident, uncertain = [], []
         for unit in range(network.num_units):

@@ -1,5 +1,7 @@
 """Traces of parts of the label interval in memory, channel by channel, for patches to be cut from.
 
+They can be read like any traces, too.
+
 Conventions: a global frame counts samples from 0 over all segments; a *column* counts the stored samples. A
 window around a column never reaches over the end of the part that it lies in: columns where it would are not
 usable.
@@ -48,7 +50,11 @@ class StoredTraces:
         lengths = self._stops - self._starts
         self._columns = np.cumsum(lengths) - lengths
         self.values = torch.empty(traces.num_channels, int(lengths.sum()), dtype=torch.float16)
-        firsts = np.cumsum([0] + [traces.num_samples(s) for s in range(traces.num_segments)])
+        self.num_segments = traces.num_segments
+        self.num_channels = traces.num_channels
+        self.sampling_frequency = traces.sampling_frequency
+        self._lengths = [traces.num_samples(segment) for segment in range(traces.num_segments)]
+        firsts = np.cumsum([0, *self._lengths])
         for block, column in zip(chosen, self._columns, strict=True):
             low, high = block.start - firsts[block.segment_index], block.stop - firsts[block.segment_index]
             part = torch.from_numpy(traces.read(block.segment_index, int(low), int(high)))
@@ -69,6 +75,22 @@ class StoredTraces:
             return []
         breaks = np.flatnonzero(self._starts[1:] != self._stops[:-1])
         return list(zip(np.r_[0, breaks + 1], np.r_[breaks, len(self._starts) - 1], strict=True))
+
+    def num_samples(self, segment_index: int) -> int:
+        """Return the length of a segment."""
+        return self._lengths[segment_index]
+
+    def read(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return float32 traces (stop - start, num_channels), zero where they are not stored."""
+        offset = sum(self._lengths[:segment_index])
+        traces = np.zeros((stop - start, self.num_channels), dtype=np.float32)
+        limits = offset + max(start, 0), offset + min(stop, self._lengths[segment_index])
+        for first, last, column in zip(self._starts, self._stops, self._columns, strict=True):
+            low, high = max(first, limits[0]), min(last, limits[1])
+            if low < high:
+                part = self.values[:, column + low - first : column + high - first]
+                traces[low - offset - start : high - offset - start] = part.T.numpy()
+        return traces
 
     def columns_of(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the columns of those global frames that are usable, and which these are."""

@@ -71,7 +71,9 @@ class Backbone(nn.Module):
 
     def second(self, first: Tensor) -> Tensor:
         """Return the features (C, F, T) from those of the first filter (C, F1, T)."""
-        return functional.relu(self.filter2.weight @ first + self.filter2.bias[:, None])
+        weight, bias = self.filter2.weight, self.filter2.bias
+        # One product for each channel: several times faster than a product that is broadcast.
+        return functional.relu(torch.baddbmm(bias[None, :, None], weight.expand(len(first), -1, -1), first))
 
     def resampled(self, window_samples: int) -> Backbone:
         """Return the backbone for a window of as long a time at another sampling frequency."""
