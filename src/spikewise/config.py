@@ -151,6 +151,13 @@ class UnitsConfig(Settings):
     unit_steps: int | None = setting(
         None, "Steps of training for each unit; default: a tenth of the patches", minimum=10
     )
+    drift_um: float = setting(
+        0.0,
+        "How far along the probe units may move from where they were labelled; patches then hold them moved",
+        unit="um",
+        minimum=0.0,
+        maximum=50.0,
+    )
     rounds: int = setting(
         2,
         "How often the units are learnt: first from the labels, then from what was found with confidence "

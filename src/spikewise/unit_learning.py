@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,11 +19,12 @@ import numpy as np
 import torch
 
 from spikewise.config import Config
+from spikewise.data.drift import move_templates
 from spikewise.data.labels import KeptSpikes, Traces
 from spikewise.data.patches import PatchMaker, PatchShape
 from spikewise.data.stored_traces import StoredTraces
 from spikewise.data.training_set import Block
-from spikewise.data.unit_templates import estimate_templates
+from spikewise.data.unit_templates import UnitTemplates, estimate_templates
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.models.unit_training import (
     PatchSet,
@@ -42,6 +44,7 @@ CONFIDENT = 0.7
 SUSPECTED = 0.15
 """Response from which on a spike may be one, so that it is no example of the unit's absence."""
 _MAX_SPIKES = 1000
+_DRIFT_STEP_UM = 5.0
 _HELD_OUT_PATCHES = 200
 _SCRATCH_STEPS = 1500
 _SCRATCH_PATCHES = 500
@@ -99,7 +102,18 @@ class UnitLearner:
         templates = estimate_templates(stored, columns, self.positions, self.traces.sampling_frequency)
         near = templates.nearest_channels(self.positions, self.config.units.near_channels)
         uncertain = [np.sort(stored.columns_of(of_unit)[0]) for of_unit in suspected]
-        return PatchMaker(stored, templates, near, columns, uncertain, self.shape)
+        return PatchMaker(stored, templates, near, columns, uncertain, self.shape, self._moved(templates))
+
+    def _moved(self, templates: UnitTemplates) -> np.ndarray | None:
+        """Return the templates of units that have moved along the probe, where they are to be expected."""
+        furthest = self.config.units.drift_um
+        if not furthest:
+            return None
+        count = max(1, math.ceil(furthest / _DRIFT_STEP_UM))
+        steps = np.linspace(-furthest, furthest, 2 * count + 1)
+        by_sample = templates.values.transpose(0, 2, 1)  # units, samples, channels
+        moved = move_templates(by_sample, self.positions[:, :2], np.delete(steps, count))
+        return np.ascontiguousarray(moved.transpose(0, 1, 3, 2))
 
     def learn(
         self,

@@ -63,6 +63,9 @@ class PatchMaker:
         For each unit the columns, in order, of what may be its spikes: no patch without the unit is cut
         there.
     shape : PatchShape
+    moved : ndarray, optional
+        (num_versions, num_units, num_channels, num_samples): the templates of units that have moved; those
+        that are added to patches are drawn from these and the ones at rest.
     """
 
     def __init__(
@@ -73,7 +76,9 @@ class PatchMaker:
         columns: Sequence[np.ndarray],
         suspected: Sequence[np.ndarray],
         shape: PatchShape,
+        moved: np.ndarray | None = None,
     ):
+        self.moved = moved
         self.stored = stored
         self.templates = templates
         self.channel_index = channel_index
@@ -107,10 +112,10 @@ class PatchMaker:
         targets = torch.from_numpy(is_positive.astype(np.float32))
 
         others, strength = self.templates.seen_by(unit, self.channel_index[unit])
-        waveforms = torch.from_numpy(
-            self.templates.values[np.concatenate([[unit], others])][:, self.channel_index[unit]]
-        )
-        placed = _Placed(waveforms, window, self.templates.centre - shape.left)
+        versions = [self.templates.values] if self.moved is None else [self.templates.values, *self.moved]
+        units = np.concatenate([[unit], others])
+        waveforms = np.stack([version[units][:, self.channel_index[unit]] for version in versions])
+        placed = _Placed(torch.from_numpy(waveforms), window, self.templates.centre - shape.left)
         own = ~is_real & (is_positive | (random.random(count) < 0.15))
         placed.add(patches, np.flatnonzero(own), np.zeros(own.sum(), np.int64), lag[own], random)
         for share_with, share_without in ((0.35, 0.7), (0.15, 0.25)) if len(others) else ():
@@ -156,14 +161,15 @@ class _Placed:
     Parameters
     ----------
     waveforms : Tensor
-        (num_templates, num_near, num_samples)
+        (num_versions, num_templates, num_near, num_samples)
     window_samples : int
     begin : int
         Sample of a template that falls on the first of a window when its spike is at the window's centre.
     """
 
     def __init__(self, waveforms: Tensor, window_samples: int, begin: int):
-        padded = torch.nn.functional.pad(waveforms, (window_samples, window_samples))
+        self._num_versions, self._num_templates = waveforms.shape[:2]
+        padded = torch.nn.functional.pad(waveforms.flatten(0, 1), (window_samples, window_samples))
         self._windows = padded.unfold(2, window_samples, 1)  # templates, M, starts, W
         self._begin = begin + window_samples
 
@@ -175,7 +181,9 @@ class _Placed:
         lag: np.ndarray,
         random: np.random.Generator,
     ) -> None:
-        """Add templates `which` to patches in `rows`, whose centres lie `lag` samples after the spikes."""
+        """Add templates `which`, in any version, to `rows`, whose centres lie `lag` samples after them."""
+        if self._num_versions > 1:
+            which = which + self._num_templates * random.integers(self._num_versions, size=len(which))
         amplitude = torch.from_numpy(random.uniform(*AMPLITUDES, len(rows)).astype(np.float32))
         start = torch.from_numpy(self._begin + lag).clamp(0, self._windows.shape[2] - 1)
         added = self._windows[torch.from_numpy(which), :, start]
