@@ -105,6 +105,18 @@ def test_effort_is_shared_out_among_the_units():
     assert Config.from_options(patches_per_unit=200).units.effort(500) == (200, 20)
 
 
+def test_units_that_jump_are_found_where_drift_is_expected():
+    """A probe at rest while it is labelled, that jumps up to 15 um afterwards: a lead of at least 0.1."""
+    jumps = {"drift": "fast", "drift_start_s": 7.0, "drift_period_s": 1.0}
+    moving = spikewise.simulate(probe="linear-24", num_units=14, duration_s=16, seed=4, noise_uV=8.0, **jumps)
+    labels = {"labels": moving.sorting, "label_interval": (0, 7), "seed": 0, **SMALL}
+    found = {}
+    for furthest in (15.0, 0.0):
+        sorting = spikewise.sort(moving.recording, drift_um=furthest, **labels).sorting
+        found[furthest] = spikewise.evaluate(moving.sorting, sorting, interval=(9, 16)).accuracy
+    assert found[15.0] > found[0.0] + 0.1, found
+
+
 def test_filters_are_pretrained_and_used_by_command(capsys, scene, tetrode, tmp_path):
     filters = tmp_path / "filters.safetensors"
     folders = (scene.folder, tetrode.folder)

@@ -151,9 +151,10 @@ class UnitsConfig(Settings):
     unit_steps: int | None = setting(
         None, "Steps of training for each unit; default: a tenth of the patches", minimum=10
     )
-    drift_um: float = setting(
-        0.0,
-        "How far along the probe units may move from where they were labelled; patches then hold them moved",
+    drift_um: float | None = setting(
+        None,
+        "How far along the probe units may move from where they were labelled: patches hold them moved; "
+        "default: 15 on a probe that is 200 um long or longer, else 0",
         unit="um",
         minimum=0.0,
         maximum=50.0,

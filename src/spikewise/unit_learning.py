@@ -43,6 +43,8 @@ CONFIDENT = 0.7
 """Response from which on a spike found counts as labelled in the next round."""
 SUSPECTED = 0.15
 """Response from which on a spike may be one, so that it is no example of the unit's absence."""
+USUAL_DRIFT_UM = 15.0
+_LONG_PROBE_UM = 200.0
 _MAX_SPIKES = 1000
 _DRIFT_STEP_UM = 5.0
 _HELD_OUT_PATCHES = 200
@@ -107,6 +109,8 @@ class UnitLearner:
     def _moved(self, templates: UnitTemplates) -> np.ndarray | None:
         """Return the templates of units that have moved along the probe, where they are to be expected."""
         furthest = self.config.units.drift_um
+        if furthest is None:
+            furthest = USUAL_DRIFT_UM if np.ptp(self.positions[:, 1]) >= _LONG_PROBE_UM else 0.0
         if not furthest:
             return None
         count = max(1, math.ceil(furthest / _DRIFT_STEP_UM))
