@@ -11,6 +11,7 @@ Conventions: spikes are global frames, one array for each unit.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -112,6 +113,7 @@ def _split(frames: np.ndarray, cutter: _Cutter, rate: float, duration: int, dept
 
 def _clusters(frames: np.ndarray, cutter: _Cutter) -> list[np.ndarray]:
     """Cluster the spikes of a unit; spikes of clusters too small to be a unit go to the nearest large one."""
+    from numba import NumbaPendingDeprecationWarning
     from spikeinterface.sortingcomponents.clustering.isosplit_isocut import isosplit
 
     channels = np.argsort(-np.ptp(cutter.mean(frames), axis=1), kind="stable")[:_NEAR_CHANNELS]
@@ -124,7 +126,9 @@ def _clusters(frames: np.ndarray, cutter: _Cutter) -> list[np.ndarray]:
     least = max(LEAST_SPIKES, LEAST_FRACTION * len(rows))
     best = np.zeros(len(rows), dtype=int)
     for count in NUM_COMPONENTS:
-        found = isosplit(np.ascontiguousarray(features[:, :count]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NumbaPendingDeprecationWarning)  # of SpikeInterface's own code
+            found = isosplit(np.ascontiguousarray(features[:, :count]))
         ids, sizes = np.unique(found, return_counts=True)
         large = ids[sizes >= least]
         if len(large) > best.max() + 1:
