@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from commands import Simulated, assert_told, run, succeed
+from probeinterface import Probe
 from safetensors import safe_open
 from safetensors.torch import save_file
 from spikeinterface.core import load
@@ -115,6 +116,21 @@ def test_units_that_jump_are_found_where_drift_is_expected():
         sorting = spikewise.sort(moving.recording, drift_um=furthest, **labels).sorting
         found[furthest] = spikewise.evaluate(moving.sorting, sorting, interval=(9, 16)).accuracy
     assert found[15.0] > found[0.0] + 0.1, found
+
+
+def test_a_probe_along_which_nothing_can_be_moved_is_learnt_without_unless_drift_is_asked_for():
+    """Channels on a slanted line: no way to tell a waveform beside it."""
+    simulation = spikewise.simulate(probe="linear-16", num_units=2, duration_s=6, seed=3)
+    recording = simulation.recording
+    places = recording.get_channel_locations()
+    slanted = Probe(ndim=2)
+    slanted.set_contacts(places + places[:, 1:] * [[0.5, 0.0]], shapes="circle", shape_params={"radius": 5})
+    slanted.set_device_channel_indices(np.arange(len(places)))
+    recording.set_probe(slanted)
+    small = {"patches_per_unit": 100, "unit_steps": 10, "rounds": 1}
+    assert spikewise.train(recording, simulation.sorting, **small).unit_ids
+    with pytest.raises(SettingError, match="slanted line"):
+        spikewise.train(recording, simulation.sorting, drift_um=10.0, **small)
 
 
 def test_filters_are_pretrained_and_used_by_command(capsys, scene, tetrode, tmp_path):

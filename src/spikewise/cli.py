@@ -34,7 +34,8 @@ from spikewise.config import (
 )
 from spikewise.console import WarningsToConsole, fail, out, print_json, progress_bars, say
 from spikewise.errors import Interrupted, SpikewiseError
-from spikewise.waveform_cli import papers, waveforms
+from spikewise.papers_cli import papers
+from spikewise.waveform_cli import waveforms
 
 app = App(
     name="spikewise",

@@ -33,9 +33,9 @@ from spikewise.evaluation.esort_tables import make_tables
 from spikewise.evaluation.paper_folder import (
     PAGE_FILE,
     RESULTS_FILE,
-    _hash_of,
     check_folder,
     claim_folder,
+    hash_of,
     write_csv,
 )
 from spikewise.progress import ProgressCallback, silent
@@ -147,7 +147,7 @@ def _fingerprint(config: EsortPaperConfig, scale: Scale, templates: dict[str, Pa
         "as_published": config.as_published,
         "seed": config.seed,
         "scale": json.loads(json.dumps(sizes)),
-        "files": {name: _hash_of(path) for name, path in templates.items()},
+        "files": {name: hash_of(path) for name, path in templates.items()},
     }
 
 

@@ -25,6 +25,8 @@ from spikewise.data.patches import PatchMaker, PatchShape
 from spikewise.data.stored_traces import StoredTraces
 from spikewise.data.training_set import Block
 from spikewise.data.unit_templates import UnitTemplates, estimate_templates
+from spikewise.errors import SettingError
+from spikewise.models.backbone_file import FEATURES, which_set
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.models.unit_training import (
     PatchSet,
@@ -47,6 +49,9 @@ USUAL_DRIFT_UM = 15.0
 _LONG_PROBE_UM = 200.0
 _MAX_SPIKES = 1000
 _DRIFT_STEP_UM = 5.0
+_BATCH_SIZE = 256
+_LEARNING_RATE = 5e-3
+_WEIGHT_DECAY = 3e-2
 _HELD_OUT_PATCHES = 200
 _SCRATCH_STEPS = 1500
 _SCRATCH_PATCHES = 500
@@ -109,14 +114,21 @@ class UnitLearner:
     def _moved(self, templates: UnitTemplates) -> np.ndarray | None:
         """Return the templates of units that have moved along the probe, where they are to be expected."""
         furthest = self.config.units.drift_um
-        if furthest is None:
-            furthest = USUAL_DRIFT_UM if np.ptp(self.positions[:, 1]) >= _LONG_PROBE_UM else 0.0
-        if not furthest:
+        if furthest is not None:
+            return self._moved_up_to(furthest, templates) if furthest else None
+        if np.ptp(self.positions[:, 1]) < _LONG_PROBE_UM:
             return None
-        count = max(1, math.ceil(furthest / _DRIFT_STEP_UM))
-        steps = np.linspace(-furthest, furthest, 2 * count + 1)
+        try:
+            return self._moved_up_to(USUAL_DRIFT_UM, templates)
+        except SettingError as error:
+            logger.info("no drift is expected: %s", error)
+            return None
+
+    def _moved_up_to(self, furthest: float, templates: UnitTemplates) -> np.ndarray:
+        count = math.ceil(furthest / _DRIFT_STEP_UM)
+        steps = np.delete(np.linspace(-furthest, furthest, 2 * count + 1), count)  # without staying in place
         by_sample = templates.values.transpose(0, 2, 1)  # units, samples, channels
-        moved = move_templates(by_sample, self.positions[:, :2], np.delete(steps, count))
+        moved = move_templates(by_sample, self.positions[:, :2], steps)
         return np.ascontiguousarray(moved.transpose(0, 1, 3, 2))
 
     def learn(
@@ -164,7 +176,7 @@ class UnitLearner:
                 )
             network = learnt.eval()
             losses.append(float(np.mean(loss)))
-            held_out_losses.append(self._held_out_loss(network, maker, held_out))
+            held_out_losses.append(self._held_out_loss(network, maker, held_out, labelled))
             num_known.append(sum(map(len, known)))
             logger.info(
                 "round %d: %d spikes, loss %.4f, held out %.4f",
@@ -181,7 +193,7 @@ class UnitLearner:
         if number + 1 < self.config.units.rounds:
             patches, steps = -(-patches // 2), -(-steps // 2)
         seed = stage_seed(self.config.training.seed, f"round {number}")
-        return UnitTraining(patches, steps, 256, 5e-3, 3e-2, seed)
+        return UnitTraining(patches, steps, _BATCH_SIZE, _LEARNING_RATE, _WEIGHT_DECAY, seed)
 
     def _network(self, maker: PatchMaker, backbone: Backbone) -> NeighbourhoodNetwork:
         return NeighbourhoodNetwork(
@@ -194,18 +206,22 @@ class UnitLearner:
     def _backbone_from(self, maker: PatchMaker, progress: ProgressCallback) -> Backbone:
         """Learn filters from the patches of this recording alone."""
         patch_set = make_patch_set(maker, _SCRATCH_PATCHES, self.config.training.seed)
-        return train_backbone(
-            [patch_set], (16, 16), _SCRATCH_STEPS, self.config.training.seed, progress=progress
-        )
+        features, seed = FEATURES[which_set(self.traces.num_channels)], self.config.training.seed
+        return train_backbone([patch_set], features, _SCRATCH_STEPS, seed, progress=progress)
 
     def _held_out_loss(
-        self, network: NeighbourhoodNetwork, maker: PatchMaker, held_out: StoredTraces
+        self,
+        network: NeighbourhoodNetwork,
+        maker: PatchMaker,
+        held_out: StoredTraces,
+        labelled: Sequence[np.ndarray],
     ) -> float:
         """Return the loss on patches of other time; NaN if there is none."""
         if not len(held_out.usable):
             return float("nan")
         none = [np.empty(0, np.int64)] * network.num_units
-        other = PatchMaker(held_out, maker.templates, maker.channel_index, none, none, self.shape)
+        own = [np.sort(held_out.columns_of(of_unit)[0]) for of_unit in labelled]
+        other = PatchMaker(held_out, maker.templates, maker.channel_index, none, own, self.shape)
         return float(np.mean(evaluate_units(network, other, _HELD_OUT_PATCHES, self.config.training.seed)))
 
     def _look(

@@ -11,7 +11,6 @@ from cyclopts import App, Group, Parameter
 from spikewise.config import RecordingConfig
 from spikewise.console import print_json, progress_bars, say
 from spikewise.errors import Interrupted
-from spikewise.papers_cli import papers as papers
 from spikewise.waveform_config import (
     ChannelSortingConfig,
     SnippetsConfig,

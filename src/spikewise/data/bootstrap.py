@@ -409,12 +409,12 @@ def _run_logged(
     with log_file.open("a", encoding="utf-8") as log:
         log.write(f"{sorter} {version}, {recording}, parameters {json.dumps(parameters)}\n")
         try:
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), _seeded_chunks(seed):
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), seeded_chunks(seed):
                 found = NumpySorting.from_sorting(run_sorter(sorter, recording, folder=folder, **parameters))
         except Exception as error:  # a sorter can fail in any way
             log.write(traceback.format_exc())
             raise BootstrapError(
-                f"{sorter} failed on the initial interval: {_last_line(error)}",
+                f"{sorter} failed on the initial interval: {last_line(error)}",
                 "a recording that the sorter can sort",
                 f"read {log_file}, choose another sorter with bootstrap, or give labels",
             ) from error
@@ -428,7 +428,7 @@ def _run_logged(
 
 
 @contextlib.contextmanager
-def _seeded_chunks(seed: int) -> Iterator[None]:
+def seeded_chunks(seed: int) -> Iterator[None]:
     """Give a seed to the random chunks that SpikeInterface draws while a sorter runs.
 
     In SpikeInterface 0.105 Lupin's matched filter and Tridesclous2's whitening draw chunks with no seed and
@@ -442,7 +442,7 @@ def _seeded_chunks(seed: int) -> Iterator[None]:
         get_random_sample_slices.__defaults__ = defaults
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """Return the line that names the error; SpikeInterface puts one more below a sorter's traceback."""
     text = str(error) if isinstance(error, SpikeSortingError) else traceback.format_exception_only(error)[-1]
     lines = [

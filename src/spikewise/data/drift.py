@@ -342,10 +342,12 @@ def _check_probe(positions: np.ndarray, largest_um: float) -> None:
         )
     elif flat and not _is_column(positions):
         problem = ("units are to drift along a probe whose channels lie on a slanted line", "turn the probe")
+    elif KDTree(positions).query(positions, k=2)[0][:, 1].min() < SAME_PLACE_UM:
+        problem = ("units are to drift along a probe with two channels at one place", "correct the probe")
     if problem:
         raise SettingError(
             problem[0],
-            "the probe must be twice as long as the drift, its channels in columns along the depth",
+            "the probe must be twice as long as the drift, its channels apart, in columns along the depth",
             problem[1],
         )
 

@@ -60,9 +60,9 @@ def fingerprint_of(sets: list[PaperSet], config: PapersConfig) -> dict[str, Any]
     from spikewise import __version__
 
     settings = {name: value for name, value in config.to_dict().items() if name != "num_jobs"}
-    files = {item.name: _hash_of(item.path) for item in sets if item.source == "real"}
+    files = {item.name: hash_of(item.path) for item in sets if item.source == "real"}
     if config.shapes is not None:
-        settings["shapes"] = _hash_of(Path(config.shapes))
+        settings["shapes"] = hash_of(Path(config.shapes))
     return {
         "experiments_of": "Li et al. 2020",
         "version": __version__,
@@ -72,7 +72,8 @@ def fingerprint_of(sets: list[PaperSet], config: PapersConfig) -> dict[str, Any]
     }
 
 
-def _hash_of(path: Path) -> str:
+def hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
