@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 from spikeinterface.core import BaseRecording
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
+from spikewise.data.conditioning import medians
 from spikewise.data.recordings import reading_errors
 from spikewise.errors import RecordingError
 
+MAD_TO_SD = 1.482602218505602
 NUM_CHUNKS = 10
 """Chunks of the recording that are read for each measurement."""
 NOISE_CHUNK_S = 0.5
@@ -127,20 +128,21 @@ def measure_noise(recording: BaseRecording, seed: int) -> tuple[np.ndarray, np.n
     Returns
     -------
     noise_levels, medians : ndarray, shape (num_channels,)
-        Mean over seeded chunks of 1.4826 times the median absolute deviation, and of the median, in the
+        Mean over seeded chunks of the scaled median absolute deviation, and of the median, in the
         units of the traces. A channel at rest for more than half of the time, as in a simulation without
         noise, takes its standard deviation.
     """
-    deviations, spreads, medians = [], [], []
+    deviations, spreads, levels = [], [], []
     for segment_index, start, stop in draw_chunks(recording, NOISE_CHUNK_S, seed):
         with reading_errors("the recording"):
             traces = recording.get_traces(segment_index, start, stop)
-        deviations.append(scipy.stats.median_abs_deviation(traces, axis=0, scale="normal"))
-        spreads.append(traces.std(axis=0, dtype=np.float64))
-        medians.append(np.median(traces, axis=0))
+        by_channel = np.ascontiguousarray(traces.T, dtype=np.float32)
+        levels.append(medians(by_channel))
+        spreads.append(by_channel.std(axis=1, dtype=np.float64))
+        deviations.append(MAD_TO_SD * medians(np.abs(by_channel - levels[-1][:, None])))
     noise_levels = np.mean(deviations, axis=0, dtype=np.float64)
     noise_levels = np.where(noise_levels == 0, np.mean(spreads, axis=0), noise_levels)
-    return noise_levels, np.asarray(np.mean(medians, axis=0, dtype=np.float64))
+    return noise_levels, np.asarray(np.mean(levels, axis=0, dtype=np.float64))
 
 
 def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:

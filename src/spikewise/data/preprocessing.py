@@ -1,6 +1,6 @@
 """From raw traces to what the network sees: groups, bad channels, filter, reference, noise units.
 
-Preprocessing is lazy: it builds a chain of SpikeInterface steps, and only a bounded, seeded sample of the
+Preprocessing is lazy: it builds a view of the recording, and only a bounded, seeded sample of the
 recording is read to find unusable channels and noise levels. Silenced channels stay where they are, with
 traces of exactly 0, so that the channels of a recording and of a network always agree. The output is
 float32 in units of each channel's noise standard deviation, estimated from the median absolute deviation.
@@ -27,6 +27,7 @@ from spikewise.data.channels import (
     list_channels,
     measure_noise,
 )
+from spikewise.data.conditioning import ConditionedRecording
 from spikewise.data.recordings import reading_errors
 from spikewise.errors import RecordingError, SettingError
 
@@ -121,14 +122,15 @@ def preprocess_recording(
     freq_max = _check_filter(recording, config) if config.bandpass else None
     silenced = _choose_silenced(recording, config, silenced_channel_ids, seed)
     silent_input = SilencedRecording(_as_signed(recording), ids_of(recording, silenced))
-    filtered, steps = _filter(silent_input, config.freq_min_hz, freq_max)
+    band_hz = None if freq_max is None else (config.freq_min_hz, freq_max)
+    steps = [] if band_hz is None else [f"band-pass {band_hz[0]:g}-{band_hz[1]:g} Hz"]
     if silenced_channel_ids is None and config.bad_channels == "detect":
-        bad, note = find_bad(filtered, silenced, seed)
+        bad, note = find_bad(ConditionedRecording(silent_input, band_hz), silenced, seed)
         silenced |= bad
         steps += [note] if note else []
-    referenced, step = _reference(filtered, config.common_reference, silenced)
+    reference, step = _reference(recording, config.common_reference, silenced)
     steps += step
-    scaled, noise_levels, step = _scale_to_noise(referenced, silenced, freq_max is None, seed)
+    scaled, noise_levels, step = _scale_to_noise(silent_input, band_hz, reference, silenced, seed)
     steps += step
     if silenced:
         plural = "s" if len(silenced) > 1 else ""
@@ -303,38 +305,28 @@ def _as_signed(recording: BaseRecording) -> BaseRecording:
     return spre.unsigned_to_signed(recording)
 
 
-def _filter(
-    recording: BaseRecording, freq_min: float, freq_max: float | None
-) -> tuple[BaseRecording, list[str]]:
-    """Band-pass the traces, or only convert them where `freq_max` is None."""
-    if freq_max is None:
-        converted = spre.astype(recording, "float32")
-        converted.annotate(is_filtered=True)  # or the detection of bad channels would filter it
-        return converted, []
-    filtered = spre.bandpass_filter(
-        recording, freq_min, freq_max, dtype="float32", ignore_low_freq_error=True
-    )
-    return filtered, [f"band-pass {freq_min:g}-{freq_max:g} Hz"]
-
-
 def _reference(
-    filtered: BaseRecording, mode: str, silenced: Iterable[str]
-) -> tuple[BaseRecording, list[str]]:
-    """Subtract the median over the channels that are not silenced, where asked for."""
-    num_channels = filtered.get_num_channels()
+    recording: BaseRecording, mode: str, silenced: Iterable[str]
+) -> tuple[np.ndarray | None, list[str]]:
+    """Tell over which channels the median is taken, where asked for: those that are not silenced."""
+    num_channels = recording.get_num_channels()
     if mode == "none" or (mode == "auto" and num_channels < REFERENCE_CHANNELS):
-        return filtered, []
-    good_ids = ids_of(filtered, silenced, others=True)
-    if len(good_ids) == 1:
-        return filtered, ["common median reference left out: it would erase the only channel"]
-    referenced = spre.common_reference(filtered, operator="median", ref_channel_ids=good_ids)
-    return referenced, [f"common median reference over {len(good_ids)} of {num_channels} channels"]
+        return None, []
+    good = ~np.isin(recording.channel_ids.astype(str), list(silenced))
+    if good.sum() == 1:
+        return None, ["common median reference left out: it would erase the only channel"]
+    return good, [f"common median reference over {good.sum()} of {num_channels} channels"]
 
 
 def _scale_to_noise(
-    referenced: BaseRecording, silenced: Iterable[str], center: bool, seed: int
+    recording: BaseRecording,
+    band_hz: tuple[float, float] | None,
+    reference: np.ndarray | None,
+    silenced: Iterable[str],
+    seed: int,
 ) -> tuple[BaseRecording, np.ndarray, list[str]]:
-    """Divide each channel by its noise, or by infinity where it is to be silent."""
+    """Filter, reference, and divide each channel by its noise, or by infinity where it is to be silent."""
+    referenced = ConditionedRecording(recording, band_hz, reference)
     good = ~np.isin(referenced.channel_ids.astype(str), list(silenced))
     noise_levels, medians = measure_noise(referenced, seed)
     without = {str(i): "" for i in referenced.channel_ids[good & ~(noise_levels > 0)]}
@@ -346,13 +338,14 @@ def _scale_to_noise(
             "leave them out with --exclude-channels",
         )
     gains = np.divide(1.0, noise_levels, out=np.zeros_like(noise_levels), where=good)
+    center = band_hz is None
     offsets = -medians * gains if center else np.zeros_like(gains)
     noise_levels[~good] = np.nan
     steps = ["subtracted the median of each channel"] if center else []
     steps.append(
         f"divided each channel by its noise, in the median {np.nanmedian(noise_levels):.4g} raw units"
     )
-    scaled = spre.scale(referenced, gain=gains, offset=offsets, dtype="float32")
+    scaled = ConditionedRecording(recording, band_hz, reference, gains, offsets)
     for name in {"gain_to_uV", "offset_to_uV"} & set(scaled.get_property_keys()):
         scaled.delete_property(name)  # they belong to the raw units
     return scaled, noise_levels, steps

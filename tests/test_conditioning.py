@@ -1,0 +1,103 @@
+"""The compiled filter, reference and scaling give what SpikeInterface's chain gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.signal
+import spikeinterface.preprocessing as spre
+import torch
+from spikeinterface.core import NumpyRecording
+
+from spikewise.data import conditioning
+from spikewise.data.conditioning import ConditionedRecording, bandpass, medians
+
+RATE = 32000.0
+BAND = (300.0, 6000.0)
+
+
+def raw_traces(num_samples: int = 4000, num_channels: int = 20, dtype: str = "int16") -> np.ndarray:
+    """Noise on slow waves and an offset, as raw recordings have."""
+    random = np.random.default_rng(3)
+    time = np.arange(num_samples)[:, None] / RATE
+    slow = 400 * np.sin(2 * np.pi * 5 * time + np.arange(num_channels))
+    return (random.normal(0, 20, (num_samples, num_channels)) + slow + 250).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int16", ">i2", "int32", "float32", "float64"])
+@pytest.mark.parametrize("num_channels", [1, 20, 131])
+def test_filter_is_that_of_scipy(dtype, num_channels):
+    traces = raw_traces(num_channels=num_channels, dtype=dtype)
+    sections = scipy.signal.butter(5, BAND, "bandpass", output="sos", fs=RATE)
+    expected = scipy.signal.sosfiltfilt(sections, traces.astype(float), axis=0)
+    found = bandpass(traces, sections)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 900), (1000, 1001), (1500, 3300), (3500, 4000)])
+def test_view_is_the_chain_of_spikeinterface(start, stop):
+    recording = NumpyRecording([raw_traces()], RATE)
+    good = np.ones(20, bool)
+    good[[3, 11]] = False
+    gains, offsets = np.linspace(0.02, 0.2, 20), np.linspace(-1, 1, 20)
+    chain = spre.bandpass_filter(recording, *BAND, dtype="float32")
+    chain = spre.common_reference(chain, operator="median", ref_channel_ids=list(np.flatnonzero(good)))
+    chain = spre.scale(chain, gain=gains, offset=offsets, dtype="float32")
+    view = ConditionedRecording(recording, BAND, good, gains, offsets)
+    found = view.get_traces(0, start, stop)
+    np.testing.assert_allclose(found, chain.get_traces(0, start, stop), atol=1e-4)
+    some = view.get_traces(0, start, stop, channel_ids=[2, 17])
+    np.testing.assert_array_equal(some, found[:, [2, 17]])
+
+
+def test_without_band_reference_and_scale_nothing_changes_but_the_type():
+    traces = raw_traces()
+    found = ConditionedRecording(NumpyRecording([traces], RATE)).get_traces()
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, traces)
+
+
+def test_number_of_threads_changes_no_bit():
+    recording = NumpyRecording([raw_traces(num_channels=150)], RATE)
+    view = ConditionedRecording(recording, BAND, np.ones(150, bool), np.full(150, 0.05))
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append(view.get_traces(0, 100, 3900))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16, 17, 383, 384])
+@pytest.mark.parametrize("levels", [1, 2, 5, 1000, 10**6])
+def test_medians_with_and_without_equal_values(count, levels):
+    random = np.random.default_rng(count * levels)
+    rows = random.integers(-levels, levels, (200, count)).astype(np.float32) / 7
+    rows[:50] += 1e6  # a jump from one row to the next
+    np.testing.assert_array_equal(medians(rows), np.median(rows, axis=1))
+
+
+def test_reference_follows_jumps_and_equal_values():
+    random = np.random.default_rng(0)
+    traces = random.normal(0, 1, (3000, 24)).astype(np.float32)
+    traces[1000:1500] += 1e5
+    traces[2000:2200] = 3.0
+    expected = traces - np.median(traces, axis=1, keepdims=True)
+    conditioning.reference_and_scale(traces, np.arange(24), np.ones(24, np.float32), np.zeros(24, np.float32))
+    np.testing.assert_array_equal(traces, expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_stays_seen_and_stops_nothing(bad):
+    traces = np.random.default_rng(0).normal(0, 1, (50, 18)).astype(np.float32)
+    traces[20, :12] = bad
+    conditioning.reference_and_scale(traces, np.arange(18), np.ones(18, np.float32), np.zeros(18, np.float32))
+    assert not np.isfinite(traces[20, :12]).any()
+    assert np.isfinite(np.delete(traces, 20, axis=0)).all()
+    rows = np.ones((2, 5), np.float32)
+    rows[1, 2] = np.nan
+    np.testing.assert_array_equal(medians(rows), [1, np.nan])
