@@ -87,7 +87,9 @@ def test_reference_follows_jumps_and_equal_values():
     traces[1000:1500] += 1e5
     traces[2000:2200] = 3.0
     expected = traces - np.median(traces, axis=1, keepdims=True)
-    conditioning.reference_and_scale(traces, np.arange(24), np.ones(24, np.float32), np.zeros(24, np.float32))
+    traces = conditioning.reference_and_scale(
+        traces, np.arange(24), np.ones(24, np.float32), np.zeros(24, np.float32)
+    )
     np.testing.assert_array_equal(traces, expected)
 
 
@@ -95,7 +97,9 @@ def test_reference_follows_jumps_and_equal_values():
 def test_what_is_no_number_stays_seen_and_stops_nothing(bad):
     traces = np.random.default_rng(0).normal(0, 1, (50, 18)).astype(np.float32)
     traces[20, :12] = bad
-    conditioning.reference_and_scale(traces, np.arange(18), np.ones(18, np.float32), np.zeros(18, np.float32))
+    traces = conditioning.reference_and_scale(
+        traces, np.arange(18), np.ones(18, np.float32), np.zeros(18, np.float32)
+    )
     assert not np.isfinite(traces[20, :12]).any()
     assert np.isfinite(np.delete(traces, 20, axis=0)).all()
     rows = np.ones((2, 5), np.float32)

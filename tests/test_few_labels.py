@@ -14,6 +14,7 @@ from spikeinterface.core import load
 import spikewise
 from spikewise.config import Config
 from spikewise.errors import CheckpointError, SettingError
+from spikewise.models.gates import OPEN
 
 SMALL = {"patches_per_unit": 1500, "unit_steps": 150}
 """Effort that is enough for a few units that differ."""
@@ -44,10 +45,10 @@ def test_five_labels_of_each_unit_are_enough(scene):
 
 
 def test_pretrained_filters_lead_by_a_stated_margin(scene):
-    """Filters that are drawn and learnt from a few labels alone fall behind by at least 0.05."""
-    few = {"labels_per_unit": 4, "patches_per_unit": 300, "unit_steps": 40, "rounds": 1}
+    """After ten steps, filters learnt from these few labels alone fall behind by at least 0.3."""
+    few = {"labels_per_unit": 4, "patches_per_unit": 300, "unit_steps": 10, "rounds": 1}
     shipped, scratch = accuracy(scene, **few)[0], accuracy(scene, **few, pretrained="none")[0]
-    assert shipped > scratch + 0.05, (shipped, scratch)
+    assert shipped > scratch + 0.3, (shipped, scratch)
 
 
 def test_the_same_seed_gives_the_same_spikes_however_it_is_cut(scene):
@@ -65,6 +66,17 @@ def test_a_model_comes_back_from_its_file_and_finds_the_same(scene, tmp_path):
     assert spikewise.load_model(file).hash() == model.hash()
     one, other = (spikewise.sort(scene.recording, model=given).sorting for given in (model, file))
     assert np.array_equal(one.to_spike_vector(), other.to_spike_vector())
+
+
+def test_gates_lose_no_spike_of_a_thousand(scene):
+    model = accuracy(scene, labels_per_unit=15)[1].model
+    assert (model.groups[0].network.gate_level > OPEN).all()  # all are fitted
+    found = []
+    for sparse in (True, False):
+        spikes = spikewise.sort(scene.recording, model=model, sparse=sparse).sorting.to_spike_vector()
+        found.append({(int(s["sample_index"]), int(s["unit_index"])) for s in spikes})
+    assert len(found[1]) > 500
+    assert len(found[0] ^ found[1]) <= 0.001 * len(found[1])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ LAYERS = [
     {"sorting"},
     {"models"},
     {"data"},
-    {"config", "waveform_config", "settings", "errors", "seeds", "progress"},
+    {"config", "waveform_config", "settings", "errors", "seeds", "progress", "threads"},
 ]
 
 

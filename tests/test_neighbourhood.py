@@ -105,7 +105,7 @@ class Bumps:
         return windows, targets
 
 
-TRAINING = UnitTraining(2000, 300, 64, 1e-2, 1e-4, seed=5)
+TRAINING = UnitTraining(2000, 300, 64, 1e-2, 1e-4, seed=5, gate_block=4)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def filters():
 
 def learnt(filters, num_units, training=TRAINING):
     network = NeighbourhoodNetwork(filters, 2, torch.tensor([[0, 1]] * num_units), 4)
-    losses = train_units(network.units, network.backbone, Bumps(), training)
+    losses = train_units(network, Bumps(), training)
     return network, losses
 
 
@@ -143,7 +143,7 @@ def test_a_unit_is_learnt_alike_whatever_the_others(filters):
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(filters):
     first, again = learnt(filters, 2)[0].state_dict(), learnt(filters, 2)[0].state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
-    other = learnt(filters, 2, UnitTraining(2000, 300, 64, 2e-2, 1e-4, seed=6))[0].state_dict()
+    other = learnt(filters, 2, UnitTraining(2000, 300, 64, 2e-2, 1e-4, seed=6, gate_block=4))[0].state_dict()
     assert not torch.equal(first["units.weight"], other["units.weight"])
 
 
@@ -156,7 +156,7 @@ def test_units_that_interruption_kept_from_being_learnt_stay_silent(filters):
 
     network = NeighbourhoodNetwork(filters, 2, torch.tensor([[0, 1]] * 20), 4)
     with pytest.raises(KeyboardInterrupt):
-        train_units(network.units, network.backbone, Interrupted(), UnitTraining(50, 10, 8, 5e-3, 0.0, 0))
+        train_units(network, Interrupted(), UnitTraining(50, 10, 8, 5e-3, 0.0, 0, 4))
     with torch.no_grad():
         logits = network(10 * torch.randn(1, 100, 2, generator=torch.Generator().manual_seed(0)))
     assert (logits[..., 16:] < -10).all()

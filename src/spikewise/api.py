@@ -38,7 +38,7 @@ from spikewise.output.report import write_report
 from spikewise.output.result import StoredResult, load_result
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import SpikeDetector, Spikes, choose_device
+from spikewise.sorting.detect import Spikes, make_detector
 from spikewise.sorting.log import log_to
 from spikewise.sorting.store import (
     MODEL_FILE,
@@ -485,12 +485,8 @@ def _detect_group(
     thresholds = part.thresholds
     if config.detection.threshold is not None:
         thresholds = np.full_like(thresholds, config.detection.threshold)
-    detector = SpikeDetector(
-        part.network,
-        thresholds,
-        model.sampling_frequency,
-        model.detection_config,
-        choose_device(config.sorting.device),
+    detector = make_detector(
+        part.network, thresholds, model.sampling_frequency, model.detection_config, config.sorting
     )
     stage = "sort" if len(model.groups) == 1 else f"sort group {group.name}"
     return detect_in_chunks(detector, group.reader, config.sorting.chunk_s, progress, stage)

@@ -331,6 +331,11 @@ class SortingConfig(Settings):
         4.0, "Length of the chunks; it changes memory and speed, never the spikes", unit="s", minimum=0.001
     )
     device: Device = setting("auto", "Where the network runs; auto: the GPU where there is one")
+    sparse: bool = setting(
+        True,
+        "Ask the network of a unit only where something happens near it; switched off, it is asked "
+        "everywhere, which takes many times longer (design neighbourhood, on the CPU)",
+    )
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting
 from spikeinterface.sorters import installed_sorters, run_sorter
 
 from spikewise.api import SortingResult, simulate, sort, train
-from spikewise.config import Config
+from spikewise.config import Config, SortingConfig
 from spikewise.data.bootstrap import last_line, seeded_chunks, sorter_parameters
 from spikewise.data.simulate import save_simulation
 from spikewise.data.training_set import Block
@@ -46,7 +46,7 @@ from spikewise.evaluation.paper_sets import small_seed
 from spikewise.learning import prepare_groups
 from spikewise.models.checkpoint import save_model
 from spikewise.progress import ProgressCallback
-from spikewise.sorting.detect import SpikeDetector, Spikes, choose_device, find_in_block
+from spikewise.sorting.detect import Spikes, find_in_block, make_detector
 from spikewise.sorting.store import writing
 
 logger = logging.getLogger(__name__)
@@ -284,8 +284,7 @@ def _peaks_of_test(result: SortingResult, made: Made) -> Spikes:
     step = round(4.0 * model.sampling_frequency)
     for part in model.groups:
         lowest = part.thresholds * 0 + THRESHOLDS[0]
-        device = choose_device("auto")
-        detector = SpikeDetector(part.network, lowest, model.sampling_frequency, detection, device)
+        detector = make_detector(part.network, lowest, model.sampling_frequency, detection, SortingConfig())
         for begin in range(start, stop, step):
             block = Block(0, begin, min(begin + step, stop), held_out=False)
             found = find_in_block(detector, readers[part.name], block)

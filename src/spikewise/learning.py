@@ -29,7 +29,7 @@ from spikewise.models.neighbourhood import Backbone
 from spikewise.models.training import Start, train_network
 from spikewise.models.windowed import WindowedNetwork
 from spikewise.progress import ProgressCallback
-from spikewise.sorting.detect import SpikeDetector, choose_device, label_radius_samples
+from spikewise.sorting.detect import choose_device, label_radius_samples, make_detector
 from spikewise.sorting.store import BOOTSTRAP_FOLDER, writing
 from spikewise.sorting.thresholds import DEFAULT_THRESHOLD, choose_thresholds
 from spikewise.unit_learning import UnitLearner
@@ -319,13 +319,9 @@ def _thresholds(
     if config.design == "neighbourhood" and config.labels.labels_per_unit is not None:
         # A few spikes in the held-out time choose no better than the network's own probability.
         return np.full(num_units, DEFAULT_THRESHOLD, dtype=np.float32)
-    detector = SpikeDetector(
-        network,
-        np.full(num_units, DEFAULT_THRESHOLD),
-        group.reader.sampling_frequency,
-        config.detection,
-        choose_device(config.sorting.device),
-    )
+    rate = group.reader.sampling_frequency
+    initial = np.full(num_units, DEFAULT_THRESHOLD)
+    detector = make_detector(network, initial, rate, config.detection, config.sorting)
     try:
         return choose_thresholds(detector, group.reader, spikes, held_out, progress)
     except KeyboardInterrupt:

@@ -27,6 +27,7 @@ from spikewise.data.training_set import Block
 from spikewise.data.unit_templates import UnitTemplates, estimate_templates
 from spikewise.errors import SettingError
 from spikewise.models.backbone_file import FEATURES, which_set
+from spikewise.models.gates import block_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.models.unit_training import (
     PatchSet,
@@ -37,7 +38,7 @@ from spikewise.models.unit_training import (
 )
 from spikewise.progress import ProgressCallback
 from spikewise.seeds import stage_generator, stage_seed
-from spikewise.sorting.detect import SpikeDetector, choose_device, find_in_block, label_radius_samples
+from spikewise.sorting.detect import find_in_block, label_radius_samples, make_detector, stride_samples
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +91,9 @@ class UnitLearner:
         self.traces = traces
         self.positions = np.asarray(channel_positions_um, dtype=float)
         self.config = config
-        self.device = choose_device(config.sorting.device)
         radius = label_radius_samples(config.detection, traces.sampling_frequency)
         self.shape = PatchShape(window_samples, radius)
+        self.gate_block = block_samples(traces.sampling_frequency, stride_samples(radius))
 
     def store(self, blocks: Sequence[Block]) -> StoredTraces:
         """Read the traces of blocks into memory."""
@@ -164,9 +165,7 @@ class UnitLearner:
                 maker = self.patches(stored, known, suspected)
             learnt = self._network(maker, backbone)
             try:
-                loss = train_units(
-                    learnt.units, backbone, maker, self._training(number, len(known)), progress
-                )
+                loss = train_units(learnt, maker, self._training(number, len(known)), progress)
             except KeyboardInterrupt:
                 logger.warning("training was interrupted in round %d; what was learnt is kept", number + 1)
                 kept = network if number else learnt.eval()
@@ -193,7 +192,7 @@ class UnitLearner:
         if number + 1 < self.config.units.rounds:
             patches, steps = -(-patches // 2), -(-steps // 2)
         seed = stage_seed(self.config.training.seed, f"round {number}")
-        return UnitTraining(patches, steps, _BATCH_SIZE, _LEARNING_RATE, _WEIGHT_DECAY, seed)
+        return UnitTraining(patches, steps, _BATCH_SIZE, _LEARNING_RATE, _WEIGHT_DECAY, seed, self.gate_block)
 
     def _network(self, maker: PatchMaker, backbone: Backbone) -> NeighbourhoodNetwork:
         return NeighbourhoodNetwork(
@@ -232,12 +231,12 @@ class UnitLearner:
         progress: ProgressCallback,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Return the global frames of each unit's confident spikes, and of all that may be its spikes."""
-        detector = SpikeDetector(
+        detector = make_detector(
             network,
             np.full(network.num_units, SUSPECTED),
             self.traces.sampling_frequency,
             self.config.detection,
-            self.device,
+            self.config.sorting,
         )
         parts = []
         for done, block in enumerate(blocks):

@@ -11,8 +11,6 @@ Shapes: traces are (num_samples, num_channels).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -22,12 +20,16 @@ import torch
 from spikeinterface.core import BaseRecording, get_chunk_with_margin
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
+from spikewise.threads import on_all_cores
+
 FILTER_ORDER = 5
 MARGIN_PERIODS = 5
 """Periods of the lower edge that are read to either side: what the ends of a stretch do has faded by then."""
 _CHANNELS_AT_ONCE = (64, 192)
 """Fewer cost more for each, more do not stay in a processor's cache."""
 _SAMPLES_AT_ONCE = 1024
+_LINE = 16
+"""Samples that a line of a processor's cache holds."""
 _HUGE = np.float32(1e30)
 
 
@@ -104,7 +106,7 @@ class _ConditionedSegment(BasePreprocessorSegment):
             traces = bandpass(raw, self.sections)[left : len(raw) - right]
         else:
             traces = np.array(raw, dtype=np.float32)
-        reference_and_scale(traces, self.averaged, *self.scaling)
+        traces = reference_and_scale(traces, self.averaged, *self.scaling)
         return traces if channel_indices is None else traces[:, channel_indices]
 
 
@@ -132,29 +134,37 @@ def bandpass(traces: np.ndarray, sections: np.ndarray) -> np.ndarray:
     def run(start: int) -> None:
         _bandpass_group(traces, sections, settled, padding, start, min(start + width, num_channels), filtered)
 
-    _on_all_cores(run, range(0, num_channels, width))
+    on_all_cores(run, range(0, num_channels, width))
     return filtered
 
 
 def reference_and_scale(
     traces: np.ndarray, averaged: np.ndarray, gains: np.ndarray, offsets: np.ndarray
-) -> None:
-    """Subtract the median over some channels, if any are named, and scale each channel, in place.
+) -> np.ndarray:
+    """Subtract the median over some channels, if any are named, and scale each channel.
 
     Parameters
     ----------
     traces : ndarray of float32
-        (num_samples, num_channels)
+        (num_samples, num_channels); overwritten.
     averaged : ndarray of int
         Channels of the median.
     gains, offsets : ndarray of float32
         (num_channels,)
+
+    Returns
+    -------
+    ndarray
+        (num_samples, num_channels); the samples of a channel lie side by side in memory.
     """
+    by_channel = np.empty(traces.shape[::-1], np.float32)
 
     def run(start: int) -> None:
-        _reference_and_scale(traces[start : start + _SAMPLES_AT_ONCE], averaged, gains, offsets)
+        part = slice(start, start + _SAMPLES_AT_ONCE)
+        _reference_and_scale(traces[part], averaged, gains, offsets, by_channel[:, part])
 
-    _on_all_cores(run, range(0, len(traces), _SAMPLES_AT_ONCE))
+    on_all_cores(run, range(0, len(traces), _SAMPLES_AT_ONCE))
+    return by_channel.T
 
 
 def medians(rows: np.ndarray) -> np.ndarray:
@@ -165,19 +175,8 @@ def medians(rows: np.ndarray) -> np.ndarray:
     def run(index: int) -> None:
         found[index] = _median(values[index], values[index, 0], np.float32(1))
 
-    _on_all_cores(run, range(len(values)))
+    on_all_cores(run, range(len(values)))
     return np.where(np.isnan(values).any(axis=1), np.float32(np.nan), found)
-
-
-def _on_all_cores(run: Callable[[int], None], starts: Iterable[int]) -> None:
-    threads = torch.get_num_threads()
-    if threads == 1:
-        for start in starts:
-            run(start)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(run, starts):
-            pass
 
 
 @numba.njit(nogil=True, cache=True)
@@ -244,7 +243,11 @@ def _advance(sections: np.ndarray, state: np.ndarray, now: np.ndarray) -> None:
 
 @numba.njit(nogil=True, cache=True)
 def _reference_and_scale(
-    traces: np.ndarray, averaged: np.ndarray, gains: np.ndarray, offsets: np.ndarray
+    traces: np.ndarray,
+    averaged: np.ndarray,
+    gains: np.ndarray,
+    offsets: np.ndarray,
+    by_channel: np.ndarray,
 ) -> None:
     num_samples, num_channels = traces.shape
     count = len(averaged)
@@ -261,6 +264,10 @@ def _reference_and_scale(
                 middle, step = np.float32(0), np.float32(1)
         for channel in range(num_channels):
             traces[sample, channel] = (traces[sample, channel] - middle) * gains[channel] + offsets[channel]
+    for begin in range(0, num_samples, _LINE):
+        for channel in range(num_channels):
+            for sample in range(begin, min(begin + _LINE, num_samples)):
+                by_channel[channel, sample] = traces[sample, channel]
 
 
 @numba.njit(nogil=True, cache=True)

@@ -183,13 +183,13 @@ def move_templates(templates: np.ndarray, positions: np.ndarray, steps_um: np.nd
     """
     _check_probe(positions, float(steps_um.max()))
     values = templates.reshape(-1, templates.shape[2]).T.astype(np.float64)
-    interpolate = _interpolator(positions, values)
+    weights_at = _interpolator(positions)
     tree = KDTree(positions)
     moved = np.zeros((len(steps_um), *templates.shape), dtype=np.float32)
     for step_um, out in zip(steps_um, moved, strict=True):
         places = positions - [0.0, step_um]
         distance, nearest = tree.query(places)
-        found = interpolate(places)
+        found = weights_at(places) @ values
         faded = values[nearest] * np.exp(-distance / FADE_UM)[:, None]
         found = np.where(np.isnan(found), faded, found)
         met = distance < SAME_PLACE_UM
@@ -312,17 +312,18 @@ def _unit_factors(config: SimulationConfig, depths: np.ndarray, channel_depths: 
     return np.interp(depths, ends, (1.0, LEAST_FACTOR))
 
 
-def _interpolator(positions: np.ndarray, values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function of places (num_places, 2) that is NaN outside the channels.
+def _interpolator(positions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what tells the weight of each channel at places: (num_places, num_channels), NaN outside.
 
-    `values` has the shape (num_channels, num_values).
+    Interpolation is linear in the values at the channels, so what it makes of each channel alone says all.
     """
+    alone = np.eye(len(positions))
     middle = positions.mean(axis=0)
     if _is_column(positions):
         order = np.argsort(positions[:, 1])
-        along = CubicSpline(positions[order, 1], values[order], extrapolate=False)
+        along = CubicSpline(positions[order, 1], alone[order], extrapolate=False)
         return lambda places: along(places[:, 1])
-    between = CloughTocher2DInterpolator(positions, values)
+    between = CloughTocher2DInterpolator(positions, alone)
     # Places on the outline would be inside or outside as rounding has it.
     return lambda places: between(places + [1e-6, 0.0] * np.sign(middle - places))
 

@@ -188,13 +188,14 @@ class TraceReader:
         Returns
         -------
         ndarray of float32, shape (stop - start, num_channels)
+            The samples of a channel lie side by side in memory.
 
         Raises
         ------
         RecordingError
             If the block of a frame holds NaN or infinite values, or cannot be read.
         """
-        traces = np.zeros((max(0, stop - start), self.num_channels), dtype=np.float32)
+        traces = np.zeros((self.num_channels, max(0, stop - start)), dtype=np.float32).T
         first, last = max(0, start), min(stop, self.num_samples(segment_index))
         if first >= last:
             return traces

@@ -81,9 +81,12 @@ class StoredTraces:
         return self._lengths[segment_index]
 
     def read(self, segment_index: int, start: int, stop: int) -> np.ndarray:
-        """Return float32 traces (stop - start, num_channels), zero where they are not stored."""
+        """Return float32 traces (stop - start, num_channels), zero where they are not stored.
+
+        The samples of a channel lie side by side in memory.
+        """
         offset = sum(self._lengths[:segment_index])
-        traces = np.zeros((stop - start, self.num_channels), dtype=np.float32)
+        traces = np.zeros((self.num_channels, stop - start), dtype=np.float32).T
         limits = offset + max(start, 0), offset + min(stop, self._lengths[segment_index])
         for first, last, column in zip(self._starts, self._stops, self._columns, strict=True):
             low, high = max(first, limits[0]), min(last, limits[1])

@@ -16,9 +16,9 @@ import torch
 from spikewise.data.stored_traces import StoredTraces
 
 TEMPLATE_MS = (1.5625, 1.5625)
+_FEW_SPIKES = 15
 _MAX_SPIKES = 200
 _NUM_SHAPES = 8
-_LEAST_ENERGY = 4.0  # of a template on the channels of another unit
 _LEAST_ENERGY = 4.0  # of a template on the channels of another unit
 _TAPER = 0.1  # fraction of a template at either end over which it fades
 _CLEAR = 0.5  # of the largest peak-to-peak: channels that define the shapes
@@ -89,7 +89,9 @@ def estimate_templates(
         chosen = of_unit[np.linspace(0, len(of_unit) - 1, min(len(of_unit), _MAX_SPIKES)).round().astype(int)]
         counts[unit] = len(chosen)
         if len(chosen):
-            raw[unit] = _robust_mean(stored.windows(chosen, before, before + after)).numpy()
+            near = _channels_around(stored, chosen, before, before + after, channel_positions_um)
+            waveforms = stored.windows(chosen, before, before + after, torch.from_numpy(near))
+            raw[unit, near] = _robust_mean(waveforms).numpy()
     height = np.ptp(raw, axis=2)  # N, C
     peak = height.argmax(axis=1)
     distance = np.linalg.norm(channel_positions_um[None] - channel_positions_um[peak][:, None], axis=2)
@@ -100,6 +102,17 @@ def estimate_templates(
         _place(height, distance, channel_positions_um),
         counts,
     )
+
+
+def _channels_around(
+    stored: StoredTraces, columns: np.ndarray, before: int, length: int, channel_positions_um: np.ndarray
+) -> np.ndarray:
+    """Return the channels around the one on which the median of a few spikes is largest."""
+    few = columns[np.linspace(0, len(columns) - 1, min(len(columns), _FEW_SPIKES)).round().astype(int)]
+    middle = stored.windows(few, before, length).median(dim=0).values
+    peak = int((middle.amax(dim=1) - middle.amin(dim=1)).argmax())
+    distance = np.linalg.norm(channel_positions_um - channel_positions_um[peak], axis=1)
+    return np.flatnonzero(distance <= 2 * _REACH_UM)
 
 
 def _robust_mean(waveforms: torch.Tensor) -> torch.Tensor:

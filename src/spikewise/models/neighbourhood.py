@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spikewise.models.gates import EXTREMES, NUM_BLOCKS, OPEN
 from spikewise.models.windowed import WindowedNetwork
 
 _UNITS_AT_ONCE = 8
@@ -112,6 +113,10 @@ class NeighbourhoodNetwork(WindowedNetwork):
         self.backbone = backbone
         self.register_buffer("channel_index", channel_index)
         self.channel_index: Tensor
+        self.register_buffer("gate_weight", torch.zeros(num_units, num_near, EXTREMES, NUM_BLOCKS))
+        self.register_buffer("gate_level", torch.full((num_units,), OPEN))
+        self.gate_weight: Tensor
+        self.gate_level: Tensor
         self.units = UnitNetworks(num_units, num_near * backbone.num_features, hidden_features)
 
     def forward(self, traces: Tensor, stride: int = 1) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from spikewise.models.gates import OPEN, fit_gate, gate_inputs
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork, UnitNetworks
 from spikewise.progress import ProgressCallback, silent
 from spikewise.seeds import stage_generator, stage_seed
@@ -47,6 +48,8 @@ class UnitTraining:
     patches_per_unit, steps, batch_size : int
     learning_rate, weight_decay : float
     seed : int
+    gate_block : int
+        Samples of a block of the gates.
     """
 
     patches_per_unit: int
@@ -55,16 +58,16 @@ class UnitTraining:
     learning_rate: float
     weight_decay: float
     seed: int
+    gate_block: int
 
 
 def train_units(
-    networks: UnitNetworks,
-    backbone: Backbone,
+    network: NeighbourhoodNetwork,
     patches: Patches,
     training: UnitTraining,
     progress: ProgressCallback = silent,
 ) -> list[float]:
-    """Learn the networks of all units in place; the backbone stays as it is.
+    """Learn the networks of all units in place, and fit their gates; the backbone stays as it is.
 
     Where it is interrupted, the units that are not learnt yet stay silent.
 
@@ -74,22 +77,23 @@ def train_units(
         The loss of each unit over the last steps.
     """
     losses: list[float] = []
-    num_units = len(networks.bias)
+    num_units = network.num_units
     with torch.no_grad():
-        networks.bias.fill_(_SILENT)
+        network.units.bias.fill_(_SILENT)
+        network.gate_level.fill_(-OPEN)
     for first in range(0, num_units, _UNITS_AT_ONCE):
         progress("train", first, num_units, "")
         units = range(first, min(first + _UNITS_AT_ONCE, num_units))
-        losses += _train_block(networks, backbone, patches, units, training)
+        losses += _train_block(network, patches, units, training)
     progress("train", num_units, num_units, "")
     return losses
 
 
 def _train_block(
-    networks: UnitNetworks, backbone: Backbone, patches: Patches, units: range, training: UnitTraining
+    network: NeighbourhoodNetwork, patches: Patches, units: range, training: UnitTraining
 ) -> list[float]:
-    inputs, targets = _features(backbone, patches, units, training)
-    num_inputs, hidden = networks.hidden_weight.shape[1:]
+    made = _make_patches(network.backbone, patches, units, training)
+    num_inputs, hidden = network.units.hidden_weight.shape[1:]
     block = UnitNetworks(len(units), num_inputs, hidden)
     draw_units(block, units, training.seed)
     rate, decay = training.learning_rate, training.weight_decay
@@ -100,9 +104,9 @@ def _train_block(
     random = torch.Generator().manual_seed(stage_seed(training.seed, f"batches {units[0]}"))
     last, num_last = torch.zeros(len(units)), max(1, training.steps // 10)
     for step in range(training.steps):
-        chosen = torch.randint(inputs.shape[1], (training.batch_size,), generator=random)
-        logits = block(inputs[:, chosen].float())
-        loss = functional.binary_cross_entropy_with_logits(logits, targets[:, chosen], reduction="none")
+        chosen = torch.randint(made.features.shape[1], (training.batch_size,), generator=random)
+        logits = block(made.features[:, chosen].float())
+        loss = functional.binary_cross_entropy_with_logits(logits, made.targets[:, chosen], reduction="none")
         by_unit = loss.mean(dim=1)
         optimizer.zero_grad(set_to_none=True)
         by_unit.sum().backward()
@@ -113,9 +117,19 @@ def _train_block(
     with torch.no_grad():
         block.bias.sub_(RARITY)
         place = slice(units.start, units.stop)
-        for name, parameter in networks.named_parameters():
+        for name, parameter in network.units.named_parameters():
             parameter[place] = block.get_parameter(name)
+        _fit_gates(network, block, made, units)
     return last.tolist()
+
+
+def _fit_gates(network: NeighbourhoodNetwork, block: UnitNetworks, made: _MadePatches, units: range) -> None:
+    """Fit the gates of some units to what their networks say about their patches."""
+    for row, unit in enumerate(units):
+        probabilities = torch.sigmoid(block(made.features[row : row + 1].float(), slice(row, row + 1))[0])
+        weight, level = fit_gate(made.gate_inputs[row].float(), probabilities)
+        network.gate_weight[unit] = weight.view_as(network.gate_weight[unit])
+        network.gate_level[unit] = level
 
 
 @torch.no_grad()
@@ -130,18 +144,25 @@ def evaluate_units(network: NeighbourhoodNetwork, patches: Patches, count: int, 
     return losses
 
 
+@dataclass(frozen=True)
+class _MadePatches:
+    """Patches of some units: features (units, count, M * F) and inputs of gates, half precision; targets."""
+
+    features: Tensor
+    targets: Tensor
+    gate_inputs: Tensor
+
+
 @torch.no_grad()
-def _features(
-    backbone: Backbone, patches: Patches, units: range, training: UnitTraining
-) -> tuple[Tensor, Tensor]:
-    """Return the features of the patches of some units, half precision (units, count, M * F), and targets."""
-    inputs, targets = [], []
+def _make_patches(backbone: Backbone, patches: Patches, units: range, training: UnitTraining) -> _MadePatches:
+    features, targets, seen = [], [], []
     for unit in units:
         random = stage_generator(training.seed, f"patches {unit}")
         windows, target = patches.make(unit, training.patches_per_unit, random)
-        inputs.append(backbone(windows).flatten(1).half())
+        features.append(backbone(windows).flatten(1).half())
         targets.append(target)
-    return torch.stack(inputs), torch.stack(targets)
+        seen.append(gate_inputs(windows, training.gate_block, random).half())
+    return _MadePatches(torch.stack(features), torch.stack(targets), torch.stack(seen))
 
 
 def draw_units(networks: UnitNetworks, units: Sequence[int], seed: int) -> None:

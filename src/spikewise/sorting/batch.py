@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from spikewise.data.labels import Traces
 from spikewise.progress import ProgressCallback, silent
-from spikewise.sorting.detect import SpikeDetector, Spikes
+from spikewise.sorting.detect import Detector, Spikes
+from spikewise.sorting.sparse import Asked
 
 
 def detect_in_chunks(
-    detector: SpikeDetector,
+    detector: Detector,
     traces: Traces,
     chunk_s: float,
     progress: ProgressCallback = silent,
@@ -38,11 +39,11 @@ def detect_in_chunks(
     total = sum(traces.num_samples(index) for index in range(traces.num_segments)) / rate
     done, found, segments = 0.0, 0, []
     for segment_index in range(traces.num_segments):
+        known: dict[int, Asked] = {}
         parts, num_samples = [], traces.num_samples(segment_index)
         for start in range(0, num_samples, chunk):
             stop = min(start + chunk, num_samples)
-            padded_traces = traces.read(segment_index, *detector.padded_interval(start, stop))
-            parts.append(detector.detect(padded_traces, start, stop))
+            parts.append(detector.find(traces, segment_index, start, stop, known))
             done += (stop - start) / rate
             found += len(parts[-1])
             progress(stage, done, total, f"{found} spikes")

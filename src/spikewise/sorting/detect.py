@@ -16,14 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikewise.config import DetectionConfig
+from spikewise.config import DetectionConfig, SortingConfig
 from spikewise.data.labels import Traces
 from spikewise.data.training_set import Block
+from spikewise.models.gates import block_samples
+from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.models.windowed import WindowedNetwork
-from spikewise.sorting.postprocess import find_peaks, smooth_probabilities, triangle_radius
+from spikewise.sorting.compiled import peaks_of_units
+from spikewise.sorting.postprocess import LEVELS, find_peaks, smooth_probabilities, triangle_radius
+from spikewise.sorting.sparse import Asked, SparseNetwork, join
 
 _TILE_VALUES = 2**19  # samples times channels: large enough to keep two cores busy, small enough for a cache
 _TILE_SAMPLES = (1024, 8192)
+_SPARSE_TILE_VALUES = 2**24
+_SPARSE_TILE_SAMPLES = (8192, 65536)
+"""Few of them are computed: the more at once, the less it matters what a call costs."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +72,12 @@ def stride_samples(label_radius: int) -> int:
     return 2 if label_radius >= 4 else 1
 
 
-def tile_samples(num_channels: int) -> int:
+def tile_samples(
+    num_channels: int, values: int = _TILE_VALUES, limits: tuple[int, int] = _TILE_SAMPLES
+) -> int:
     """Return how many outputs a tile has: a power of two, the more the fewer the channels."""
-    low, high = _TILE_SAMPLES
-    return min(max(2 ** round(math.log2(_TILE_VALUES / num_channels)), low), high)
+    low, high = limits
+    return min(max(2 ** round(math.log2(values / num_channels)), low), high)
 
 
 def choose_device(name: str) -> torch.device:
@@ -125,6 +134,12 @@ class SpikeDetector:
         self.label_radius = label_radius_samples(config, sampling_frequency)
         self.stride = stride_samples(self.label_radius)
         self.merge_radius = max(1, round(config.merge_ms * sampling_frequency / 1000))
+
+    def find(
+        self, traces: Traces, segment_index: int, start: int, stop: int, known: dict[int, Asked] | None = None
+    ) -> Spikes:
+        """Find the spikes of one stretch of a segment, ``start <= sample_index < stop``."""
+        return self.detect(traces.read(segment_index, *self.padded_interval(start, stop)), start, stop)
 
     def padded_interval(self, start: int, stop: int) -> tuple[int, int]:
         """Return the interval of traces that finding the spikes of [start, stop) takes, in samples."""
@@ -215,10 +230,123 @@ def _interpolate(outputs: Tensor, probabilities: Tensor, stride: int) -> None:
         )
 
 
-def find_in_block(detector: SpikeDetector, traces: Traces, block: Block) -> Spikes:
+class SparseDetector:
+    """Finds the spikes of a network of the neighbourhood design where the gates of its units are open.
+
+    Parameters
+    ----------
+    network : NeighbourhoodNetwork
+        Trained network; it is put into evaluation mode.
+    thresholds : ndarray
+        (num_units,) response that a spike of each unit must exceed.
+    sampling_frequency : float
+        In Hz.
+    config : DetectionConfig
+        Label radius and merging.
+    """
+
+    def __init__(
+        self,
+        network: NeighbourhoodNetwork,
+        thresholds: np.ndarray,
+        sampling_frequency: float,
+        config: DetectionConfig,
+    ):
+        self.network = network.eval().cpu()
+        self.thresholds = torch.as_tensor(thresholds, dtype=torch.float32)
+        self.label_radius = label_radius_samples(config, sampling_frequency)
+        self.merge_radius = max(1, round(config.merge_ms * sampling_frequency / 1000))
+        stride = stride_samples(self.label_radius)
+        self.block = block_samples(sampling_frequency, stride)
+        wanted = tile_samples(network.num_channels, _SPARSE_TILE_VALUES, _SPARSE_TILE_SAMPLES)
+        self.tile_samples = max(1, wanted // self.block) * self.block
+        self._sparse = SparseNetwork(self.network, self.block, stride, self.tile_samples)
+
+    @staticmethod
+    def network_with_gates(
+        network: WindowedNetwork, sampling_frequency: float, config: DetectionConfig
+    ) -> NeighbourhoodNetwork | None:
+        """Return a network that has gates, and margins that hold what they look at; None for any other."""
+        if not isinstance(network, NeighbourhoodNetwork):
+            return None
+        block = block_samples(
+            sampling_frequency, stride_samples(label_radius_samples(config, sampling_frequency))
+        )
+        return network if min(network.left_margin, network.right_margin) >= 2 * block else None
+
+    def find(
+        self, traces: Traces, segment_index: int, start: int, stop: int, known: dict[int, Asked] | None = None
+    ) -> Spikes:
+        """Find the spikes of one stretch of a segment.
+
+        Parameters
+        ----------
+        traces : Traces
+        segment_index : int
+        start, stop : int
+            The stretch; spikes have ``start <= sample_index < stop``.
+        known : dict, optional
+            The tiles that are known already, by number; those that the next stretch may need are left in it.
+        """
+        context = self.merge_radius + triangle_radius(self.label_radius)
+        first, last = (start - context) // self.tile_samples, (stop + context - 1) // self.tile_samples
+        known = {} if known is None else known
+        for number in [number for number in known if not first <= number <= last]:
+            del known[number]
+        for number in range(first, last + 1):
+            if number not in known:
+                known[number] = self._sparse.ask(self._read_tile(traces, segment_index, number))
+        asked = join({number: known[number] for number in sorted(known)}, self._sparse.num_blocks)
+        first_entry = np.searchsorted(asked.unit_index, np.arange(self.network.num_units + 1))
+        sample_index, unit_index, response = peaks_of_units(
+            first_entry,
+            asked.block,
+            asked.probabilities,
+            self.thresholds.numpy(),
+            (start, stop),
+            self.block,
+            LEVELS,
+            self.label_radius,
+            triangle_radius(self.label_radius),
+            self.merge_radius,
+        )
+        order = np.lexsort((unit_index, sample_index))
+        return Spikes(sample_index[order], unit_index[order], response[order])
+
+    def _read_tile(self, traces: Traces, segment_index: int, number: int) -> np.ndarray:
+        """Read the samples of a tile and of the network's margins: (num_channels, num_samples)."""
+        begin, end = number * self.tile_samples, (number + 1) * self.tile_samples
+        padded = traces.read(segment_index, begin - self.network.left_margin, end + self.network.right_margin)
+        return np.ascontiguousarray(padded.T)
+
+
+Detector = SpikeDetector | SparseDetector
+
+
+def make_detector(
+    network: WindowedNetwork,
+    thresholds: np.ndarray,
+    sampling_frequency: float,
+    detection: DetectionConfig,
+    sorting: SortingConfig,
+) -> Detector:
+    """Return the detector for a network: the sparse one where it can run and is not switched off.
+
+    Raises
+    ------
+    SettingError
+        If the device is not available.
+    """
+    device = choose_device(sorting.device)
+    if sorting.sparse and device.type == "cpu":
+        with_gates = SparseDetector.network_with_gates(network, sampling_frequency, detection)
+        if with_gates is not None:
+            return SparseDetector(with_gates, thresholds, sampling_frequency, detection)
+    return SpikeDetector(network, thresholds, sampling_frequency, detection, device)
+
+
+def find_in_block(detector: Detector, traces: Traces, block: Block) -> Spikes:
     """Find the spikes of a block of the label interval, in global frames."""
     offset = sum(traces.num_samples(index) for index in range(block.segment_index))
-    start, stop = block.start - offset, block.stop - offset
-    padded = traces.read(block.segment_index, *detector.padded_interval(start, stop))
-    spikes = detector.detect(padded, start, stop)
+    spikes = detector.find(traces, block.segment_index, block.start - offset, block.stop - offset)
     return Spikes(spikes.sample_index + offset, spikes.unit_index, spikes.response)

@@ -18,7 +18,7 @@ import torch
 from spikewise.data.labels import KeptSpikes, Traces
 from spikewise.data.training_set import Block
 from spikewise.progress import ProgressCallback, silent
-from spikewise.sorting.detect import SpikeDetector, find_in_block
+from spikewise.sorting.detect import Detector, find_in_block
 
 CANDIDATES = np.arange(0.10, 0.96, 0.025)
 DEFAULT_THRESHOLD = 0.5
@@ -34,7 +34,7 @@ _MAX_HELD_OUT_S = 30.0
 
 
 def choose_thresholds(
-    detector: SpikeDetector,
+    detector: Detector,
     traces: Traces,
     spikes: KeptSpikes,
     held_out: Sequence[Block],

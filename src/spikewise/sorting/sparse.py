@@ -1,0 +1,191 @@
+"""The network of the neighbourhood design, computed only where something happens.
+
+Most units are silent most of the time, so nearly all of what the dense path computes is the probability 0.
+Here each unit's gate (:mod:`spikewise.models.gates`) says in which short blocks of time its network is asked:
+the temporal features are computed for the channels and blocks that an asked unit sees, its hidden features
+and its probability for those blocks alone, and peaks are looked for among them. Elsewhere the probability
+is 0. The dense path remains the reference; tests bound what the gates lose.
+
+As in the dense path, the work is done on tiles of a fixed grid of the recording, so that the same numbers
+come out to the bit however a recording is cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spikewise.models.neighbourhood import NeighbourhoodNetwork
+from spikewise.sorting import compiled
+from spikewise.threads import on_all_cores
+
+_PIECE_BLOCKS = 64
+"""Blocks of one unit that are computed together."""
+_PIECES_AT_ONCE = 16
+_ROWS_AT_ONCE = 4096
+_CHANNELS_AT_ONCE = 16
+_UNITS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Probabilities of the units that were asked in a tile, in the order of unit, then block.
+
+    Attributes
+    ----------
+    unit_index : ndarray
+        (num_asked,)
+    block : ndarray
+        (num_asked,) number of the block; from the tile's first or, of several tiles, the recording's.
+    probabilities : ndarray
+        (num_asked, outputs of a block) float32
+    """
+
+    unit_index: np.ndarray
+    block: np.ndarray
+    probabilities: np.ndarray
+
+
+class SparseNetwork:
+    """Runs a network on tiles, where gates are open.
+
+    Parameters
+    ----------
+    network : NeighbourhoodNetwork
+        In evaluation mode, on the CPU.
+    block : int
+        Samples of a block.
+    stride : int
+        Samples from one output to the next.
+    tile_samples : int
+        Samples of a tile: whole blocks.
+    """
+
+    def __init__(self, network: NeighbourhoodNetwork, block: int, stride: int, tile_samples: int):
+        self.network = network
+        self.block = block
+        self.stride = stride
+        self.num_blocks = tile_samples // block
+        self.num_outputs = block // stride
+        self._channel_index = network.channel_index.numpy()
+        self._weight = network.gate_weight.numpy()
+        self._level = network.gate_level.numpy()
+        backbone = network.backbone
+        self._filter = _repeated(backbone.filter1.weight, self.num_outputs, stride)
+        self._bias = backbone.filter1.bias.detach().repeat(self.num_outputs)
+
+    @torch.inference_mode()
+    def ask(self, tile: np.ndarray) -> Asked:
+        """Compute the probabilities of a tile.
+
+        Parameters
+        ----------
+        tile : ndarray
+            (num_channels, num_samples) float32: the samples of the tile with the network's margins.
+        """
+        is_open = self._open(tile)
+        features, row_of = self._features(tile, is_open)
+        unit_index, block = np.nonzero(is_open)
+        rows = np.empty((len(block), self.num_outputs, self._channel_index.shape[1]), np.int64)
+        compiled.rows_of_inputs(unit_index, block, self._channel_index, row_of, rows)
+        probabilities = self._units(features, torch.from_numpy(rows), unit_index)
+        return Asked(unit_index, block, probabilities.numpy())
+
+    def _open(self, tile: np.ndarray) -> np.ndarray:
+        """Return in which blocks of the tile each unit is asked: (num_units, num_blocks)."""
+        extremes = np.empty((len(tile), 2, self.num_blocks + 4), np.float32)
+        begin = self.network.left_margin - 2 * self.block
+
+        def measure(first: int) -> None:
+            stop = min(first + _CHANNELS_AT_ONCE, len(tile))
+            compiled.block_extremes(tile, begin, self.block, first, stop, extremes)
+
+        on_all_cores(measure, range(0, len(tile), _CHANNELS_AT_ONCE))
+        num_units = len(self._level)
+        is_open = np.empty((num_units, self.num_blocks), np.bool_)
+
+        def decide(first: int) -> None:
+            stop = min(first + _UNITS_AT_ONCE, num_units)
+            compiled.open_gates(
+                extremes, self._channel_index, self._weight, self._level, first, stop, is_open
+            )
+
+        on_all_cores(decide, range(0, num_units, _UNITS_AT_ONCE))
+        return is_open
+
+    def _features(self, tile: np.ndarray, is_open: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Return the features of the blocks of channels that are needed, and their numbers (C, B)."""
+        is_needed = np.zeros((len(tile), self.num_blocks), np.bool_)
+        compiled.mark_channels(is_open, self._channel_index, is_needed)
+        places = np.flatnonzero(is_needed)
+        row_of = np.empty(is_needed.shape, np.int64)
+        row_of.ravel()[places] = np.arange(len(places))
+        backbone = self.network.backbone
+        features = torch.empty(len(places) * self.num_outputs, backbone.num_features)
+        weight, bias = backbone.filter2.weight.T, backbone.filter2.bias
+        cut = np.empty((len(places), len(self._filter)), np.float32)
+
+        def copy(first: int) -> None:
+            stop = min(first + _ROWS_AT_ONCE, len(places))
+            compiled.cut_stretches(tile, places, self.num_blocks, self.block, first, stop, cut)
+
+        on_all_cores(copy, range(0, len(places), _ROWS_AT_ONCE))
+        for first in range(0, len(places), _ROWS_AT_ONCE):
+            stretches = torch.from_numpy(cut[first : first + _ROWS_AT_ONCE])
+            hidden = functional.relu_(torch.addmm(self._bias, stretches, self._filter))
+            part = features[first * self.num_outputs : (first + len(stretches)) * self.num_outputs]
+            torch.addmm(bias, hidden.view(len(part), -1), weight, out=part)
+            functional.relu_(part)
+        return features, row_of
+
+    def _units(self, features: Tensor, rows: Tensor, unit_index: np.ndarray) -> Tensor:
+        """Return the probabilities (num_asked, num_outputs) of units from the rows of features they take."""
+        units = self.network.units
+        probabilities = torch.empty(len(rows), self.num_outputs)
+        starts = np.searchsorted(unit_index, np.arange(len(self._level) + 1))
+        pieces = [
+            (unit, first, min(first + _PIECE_BLOCKS, starts[unit + 1]))
+            for unit in range(len(self._level))
+            for first in range(starts[unit], starts[unit + 1], _PIECE_BLOCKS)
+        ]
+        for begin in range(0, len(pieces), _PIECES_AT_ONCE):
+            part = pieces[begin : begin + _PIECES_AT_ONCE]
+            entries = torch.full((len(part), _PIECE_BLOCKS), part[0][1])
+            for place, (_, first, stop) in enumerate(part):
+                entries[place, : stop - first] = torch.arange(first, stop)
+            inputs = features.index_select(0, rows[entries.view(-1)].view(-1))
+            inputs = inputs.view(len(part), _PIECE_BLOCKS * self.num_outputs, -1)
+            chosen = torch.tensor([unit for unit, _, _ in part])
+            hidden = torch.baddbmm(units.hidden_bias[chosen], inputs, units.hidden_weight[chosen])
+            logits = torch.baddbmm(
+                units.bias[chosen][:, None], functional.relu_(hidden), units.weight[chosen]
+            )
+            answers = torch.sigmoid(logits).view(len(part), _PIECE_BLOCKS, self.num_outputs)
+            for place, (_, first, stop) in enumerate(part):
+                probabilities[first:stop] = answers[place, : stop - first]
+        return probabilities
+
+
+def join(tiles: dict[int, Asked], num_blocks: int) -> Asked:
+    """Join tiles, by number, to one: in the order of unit, then block."""
+    unit_index = np.concatenate([tile.unit_index for tile in tiles.values()])
+    block = np.concatenate([tile.block + number * num_blocks for number, tile in tiles.items()])
+    order = np.lexsort((block, unit_index))
+    probabilities = np.concatenate([tile.probabilities for tile in tiles.values()])
+    return Asked(unit_index[order], block[order], probabilities[order])
+
+
+def _repeated(weight: Tensor, num_outputs: int, stride: int) -> Tensor:
+    """Return a matrix that applies a filter (features, window) at each output of a block.
+
+    (window + (num_outputs - 1) * stride, num_outputs * features)
+    """
+    features, window = weight.shape
+    matrix = torch.zeros(window + (num_outputs - 1) * stride, num_outputs, features)
+    for output in range(num_outputs):
+        matrix[output * stride : output * stride + window, output] = weight.detach().T
+    return matrix.flatten(1)

@@ -1,0 +1,199 @@
+"""The sparse path finds what the dense one finds, and its gates lose hardly anything."""
+
+import numpy as np
+import pytest
+import torch
+from arrays import ArrayTraces
+
+from spikewise.config import Config, DetectionConfig, SortingConfig
+from spikewise.data.training_set import Block
+from spikewise.models.gates import ANSWER, LOST, OPEN, block_samples, fit_gate, gate_inputs
+from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
+from spikewise.sorting.batch import detect_in_chunks
+from spikewise.sorting.compiled import block_extremes, open_gates, peaks_of_units
+from spikewise.sorting.detect import SparseDetector, SpikeDetector, find_in_block, make_detector
+from spikewise.sorting.postprocess import LEVELS, find_peaks, smooth_probabilities, triangle_radius
+
+RATE = 32000.0
+CPU = torch.device("cpu")
+
+
+def make_network(num_channels=6, num_units=5, window=60, seed=0) -> NeighbourhoodNetwork:
+    """A network that answers often, with gates that are always open."""
+    generator = torch.Generator().manual_seed(seed)
+    near = torch.stack([torch.randperm(num_channels, generator=generator)[:4] for _ in range(num_units)])
+    network = NeighbourhoodNetwork(Backbone(window, (8, 8)), num_channels, near, 8)
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def traces() -> ArrayTraces:
+    random = np.random.default_rng(0)
+    return ArrayTraces(random.normal(size=(150_011, 6)), random.normal(size=(3001, 6)))
+
+
+def as_arrays(segments):
+    return [(s.sample_index.tolist(), s.unit_index.tolist(), s.response.tolist()) for s in segments]
+
+
+@pytest.mark.parametrize("rate", [32000.0, 24000.0, 10000.0])
+def test_with_open_gates_it_finds_what_the_dense_path_finds(traces, rate):
+    window = round(60 * rate / RATE)
+    network = make_network(window=window)
+    signals = ArrayTraces(*traces.segments, sampling_frequency=rate)
+    dense = SpikeDetector(network, np.full(5, 0.55), rate, DetectionConfig(), CPU)
+    sparse = SparseDetector(network, np.full(5, 0.55), rate, DetectionConfig())
+    for expected, found in zip(
+        detect_in_chunks(dense, signals, 1.0), detect_in_chunks(sparse, signals, 1.0), strict=True
+    ):
+        spikes = [set(zip(s.sample_index, s.unit_index, strict=True)) for s in (expected, found)]
+        assert len(spikes[0]) > 100
+        # Products are added in another order: a response may fall to the other side of a level.
+        assert len(spikes[0] ^ spikes[1]) <= 0.01 * len(spikes[0])
+        common = sorted(spikes[0] & spikes[1])
+        heights = [
+            dict(zip(zip(s.sample_index, s.unit_index, strict=True), s.response, strict=True))
+            for s in (expected, found)
+        ]
+        np.testing.assert_allclose(
+            [heights[0][key] for key in common], [heights[1][key] for key in common], atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("chunk_samples", [150_011, 70_000, 32_768, 9999, 1777])
+def test_spikes_do_not_depend_on_the_chunks(traces, chunk_samples):
+    network = make_network()
+    network.gate_weight[:, 0, 0, 1] = -1.0  # open where the nearest channel falls below a level
+    network.gate_level[:] = 2.5
+    detector = SparseDetector(network, np.full(5, 0.55), RATE, DetectionConfig())
+    whole = detect_in_chunks(detector, traces, 10.0)
+    chunked = detect_in_chunks(detector, traces, chunk_samples / RATE)
+    assert as_arrays(chunked) == as_arrays(whole)
+    assert len(whole[0]) > 100
+    assert len(whole[1]) > 3
+    middle = find_in_block(detector, traces, Block(0, 40_000, 70_000, held_out=False))
+    inside = (whole[0].sample_index >= 40_000) & (whole[0].sample_index < 70_000)
+    assert middle.sample_index.tolist() == whole[0].sample_index[inside].tolist()
+
+
+def test_a_closed_gate_finds_nothing_and_touches_no_other_unit(traces):
+    network = make_network()
+    every = detect_in_chunks(SparseDetector(network, np.full(5, 0.55), RATE, DetectionConfig()), traces, 4.0)
+    network.gate_level[2] = -OPEN
+    some = detect_in_chunks(SparseDetector(network, np.full(5, 0.55), RATE, DetectionConfig()), traces, 4.0)
+    assert 2 in every[0].unit_index
+    others = every[0].unit_index != 2
+    assert some[0].sample_index.tolist() == every[0].sample_index[others].tolist()
+    assert some[0].unit_index.tolist() == every[0].unit_index[others].tolist()
+    network.gate_level[:] = -OPEN
+    assert not len(
+        detect_in_chunks(SparseDetector(network, np.full(5, 0.55), RATE, DetectionConfig()), traces, 4.0)[0]
+    )
+
+
+def test_gates_open_where_the_definition_says():
+    random = np.random.default_rng(1)
+    signal = random.normal(size=(3, 64 * 8 + 5)).astype(np.float32)
+    extremes = np.empty((3, 2, 64), np.float32)
+    block_extremes(signal, 5, 8, 0, 3, extremes)
+    blocks = signal[:, 5:].reshape(3, 64, 8)
+    np.testing.assert_array_equal(extremes, np.stack([blocks.min(2), blocks.max(2)], 1))
+    weight = random.normal(size=(2, 2, 2, 3)).astype(np.float32)
+    channel_index = np.array([[0, 2], [1, 0]])
+    around = [
+        np.stack([extremes[channels][:, :, k : k + 62] for k in range(3)], 2) for channels in channel_index
+    ]
+    scores = [(weight[unit][..., None] * around[unit]).sum((0, 1, 2)) for unit in range(2)]
+    level = np.quantile(scores, 0.8, axis=1).astype(np.float32)
+    is_open = np.empty((2, 60), np.bool_)
+    open_gates(extremes, channel_index, weight, level, 0, 2, is_open)
+    for unit in range(2):
+        passed = scores[unit] > level[unit]
+        beside = np.convolve(passed, np.ones(3), "valid") > 0
+        assert is_open[unit].tolist() == beside.tolist()
+        assert 5 < beside.sum() < 55
+
+
+@pytest.mark.parametrize(("stride", "label_radius", "merge_radius"), [(2, 5, 16), (1, 2, 5), (2, 4, 1)])
+def test_peaks_among_blocks_are_those_of_the_dense_postprocessing(stride, label_radius, merge_radius):
+    random = np.random.default_rng(label_radius)
+    block, num_blocks, num_units = 8, 400, 3
+    asked = random.random((num_units, num_blocks)) < 0.4
+    unit_index, blocks = np.nonzero(asked)
+    probabilities = random.random((len(blocks), block // stride)).astype(np.float32)
+    outputs = np.zeros((num_units, num_blocks, block // stride), np.float32)
+    outputs[unit_index, blocks] = probabilities
+    outputs = torch.from_numpy(outputs.reshape(num_units, -1))
+    dense = torch.zeros(num_units, num_blocks * block)
+    dense[:, ::stride] = outputs
+    if stride == 2:  # nothing is interpolated into a block that was not asked
+        after = torch.cat([outputs[:, 1:], torch.zeros(num_units, 1)], dim=1)
+        between = torch.lerp(outputs, after, 0.5)
+        last = torch.arange(between.shape[1]) % (block // stride) == block // stride - 1
+        is_asked = torch.from_numpy(asked).repeat_interleave(block // stride, dim=1)
+        dense[:, 1::2] = torch.where(is_asked | ~last, between, torch.zeros(1))
+    context = triangle_radius(label_radius) + merge_radius
+    padded = torch.nn.functional.pad(dense, (context, context)).T
+    thresholds = torch.tensor([0.3, 0.5, 0.6])
+    responses = smooth_probabilities(padded, label_radius)
+    expected = find_peaks(responses, thresholds, merge_radius)
+    found = peaks_of_units(
+        np.searchsorted(unit_index, np.arange(num_units + 1)),
+        blocks,
+        probabilities,
+        thresholds.numpy(),
+        (0, num_blocks * block),
+        block,
+        LEVELS,
+        label_radius,
+        triangle_radius(label_radius),
+        merge_radius,
+    )
+    order = np.lexsort((found[1], found[0]))
+    assert len(order) > 30
+    assert found[0][order].tolist() == expected[0].tolist()
+    assert found[1][order].tolist() == expected[1].tolist()
+    heights = responses[expected[0] + merge_radius, expected[1]]
+    np.testing.assert_array_equal(found[2][order], heights.numpy())
+
+
+def test_a_gate_lets_through_what_the_network_answers():
+    random = np.random.default_rng(0)
+    patches = torch.from_numpy(random.normal(size=(6000, 3, 60)).astype(np.float32))
+    patches[:2000, 0, 27:32] -= 8
+    probabilities = torch.zeros(6000)
+    probabilities[:2000] = 0.9
+    weight, level = fit_gate(gate_inputs(patches, 8, random), probabilities)
+    assert probabilities[0] > ANSWER
+    again = torch.from_numpy(random.normal(size=(6000, 3, 60)).astype(np.float32))
+    again[:2000, 0, 27:32] -= 8
+    passed = gate_inputs(again, 8, random) @ weight > level
+    assert passed[:2000].float().mean() > 1 - 2 * LOST
+    assert passed[2000:].float().mean() < 0.05
+
+
+def test_a_gate_stays_open_where_there_is_nothing_to_fit():
+    weight, level = fit_gate(torch.randn(500, 6), torch.full((500,), 0.01))
+    assert level == OPEN
+    assert not weight.any()
+
+
+def test_blocks_are_a_quarter_of_a_millisecond_and_whole_strides():
+    assert block_samples(32000.0, 2) == 8
+    assert block_samples(30000.0, 2) == 8
+    assert block_samples(10000.0, 1) == 2
+    assert block_samples(1000.0, 2) == 2
+
+
+def test_what_is_switched_off_or_has_no_room_takes_the_dense_path():
+    thresholds, detection = np.full(5, 0.5), DetectionConfig()
+    chosen = make_detector(make_network(), thresholds, RATE, detection, SortingConfig())
+    assert isinstance(chosen, SparseDetector)
+    off = make_detector(
+        make_network(), thresholds, RATE, detection, Config.from_options(sparse=False).sorting
+    )
+    assert isinstance(off, SpikeDetector)
+    narrow = make_detector(make_network(window=16), thresholds, RATE, detection, SortingConfig())
+    assert isinstance(narrow, SpikeDetector)
