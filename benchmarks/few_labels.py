@@ -1,7 +1,9 @@
 """Accuracy with few labels: pretrained filters beside training from scratch, on several probes, with drift.
 
     python benchmarks/few_labels.py labels [--seeds 1 2 3] [--labels 5 10 15]   # and 30, 50 from scratch
-    python benchmarks/few_labels.py hybrid probes drift [--seeds 1 2 3] [--labels 15] [--folder bench] [--methods esort-paper]
+    python benchmarks/few_labels.py hybrid probes drift [--seeds 1 2 3] [--labels 15]
+
+``--folder bench`` says where results go, ``--methods esort-paper`` runs some of the methods alone.
 
 The first half of a recording trains (the first so many spikes of each unit), the second half alone is sorted
 and judged. Each result is a line of ``FOLDER/few_labels.jsonl`` as soon as it is there; runs that have a line
