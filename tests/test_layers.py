@@ -11,9 +11,10 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikewise"
 LAYERS = [
     {"cli"},
     {"waveform_cli"},
-    {"papers_cli"},
+    {"papers_cli", "bench_cli"},
     {"console"},
     {"esort_papers"},
+    {"speed", "speed_scene"},
     {"esort_runs"},
     {"api", "waveform_api", "pretraining", "__init__"},
     {"channel_sorting"},

@@ -17,6 +17,7 @@ import cyclopts
 from cyclopts import App, Group, Parameter
 
 from spikewise import __version__
+from spikewise.bench_cli import bench
 from spikewise.config import (
     BootstrapConfig,
     Config,
@@ -50,6 +51,7 @@ app = App(
 
 app.command(waveforms)
 app.command(papers)
+app.command(bench)
 
 _ORDER = ["Reading", "Labels", "Bootstrap", "Preprocessing", "Network", "Training", "Detection", "Running"]
 _GROUPS = {name: Group(name, sort_key=10 + index) for index, name in enumerate(_ORDER)}

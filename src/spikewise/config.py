@@ -141,7 +141,11 @@ class NetworkConfig(Settings):
 class UnitsConfig(Settings):
     """How units are learnt with the design neighbourhood."""
 
-    near_channels: int = setting(12, "Channels that a unit sees: so many, nearest to it", minimum=1)
+    near_channels: int | None = setting(
+        None,
+        "Channels that a unit sees: so many, nearest to it; default: those within 30 um, 12 to 32",
+        minimum=1,
+    )
     hidden_features: int = setting(32, "Hidden features of each unit", minimum=1)
     patches_per_unit: int | None = setting(
         None,

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.spatial import KDTree
 
 from spikewise.config import Config
 from spikewise.data.drift import move_templates
 from spikewise.data.labels import KeptSpikes, Traces
 from spikewise.data.patches import PatchMaker, PatchShape
+from spikewise.data.resemblance import resembling_columns
 from spikewise.data.stored_traces import StoredTraces
 from spikewise.data.training_set import Block
 from spikewise.data.unit_templates import UnitTemplates, estimate_templates
@@ -50,6 +52,8 @@ USUAL_DRIFT_UM = 15.0
 _LONG_PROBE_UM = 200.0
 _MAX_SPIKES = 1000
 _DRIFT_STEP_UM = 5.0
+_NEAR_UM = 30.0
+_NUM_NEAR = (12, 32)
 _BATCH_SIZE = 256
 _LEARNING_RATE = 5e-3
 _WEIGHT_DECAY = 3e-2
@@ -108,9 +112,21 @@ class UnitLearner:
         """Make a maker of patches from the global frames of each unit's spikes and suspected spikes."""
         columns = [stored.columns_of(of_unit)[0] for of_unit in frames]
         templates = estimate_templates(stored, columns, self.positions, self.traces.sampling_frequency)
-        near = templates.nearest_channels(self.positions, self.config.units.near_channels)
+        near = templates.nearest_channels(self.positions, self._num_near())
+        moved = self._moved(templates)
         uncertain = [np.sort(stored.columns_of(of_unit)[0]) for of_unit in suspected]
-        return PatchMaker(stored, templates, near, columns, uncertain, self.shape, self._moved(templates))
+        if moved is not None:
+            similar = resembling_columns(stored, templates, near, moved)
+            uncertain = [np.union1d(known, like) for known, like in zip(uncertain, similar, strict=True)]
+        return PatchMaker(stored, templates, near, columns, uncertain, self.shape, moved)
+
+    def _num_near(self) -> int:
+        """Return how many channels a unit sees: the more, the closer they lie."""
+        if self.config.units.near_channels is not None:
+            return self.config.units.near_channels
+        within = KDTree(self.positions).query_ball_point(self.positions, _NEAR_UM, return_length=True)
+        fewest, most = _NUM_NEAR
+        return int(np.clip(np.median(within), fewest, most))
 
     def _moved(self, templates: UnitTemplates) -> np.ndarray | None:
         """Return the templates of units that have moved along the probe, where they are to be expected."""

@@ -28,6 +28,7 @@ MARGIN_PERIODS = 5
 _CHANNELS_AT_ONCE = (64, 192)
 """Fewer cost more for each, more do not stay in a processor's cache."""
 _SAMPLES_AT_ONCE = 1024
+_ROWS_AT_ONCE = 64
 _LINE = 16
 """Samples that a line of a processor's cache holds."""
 _HUGE = np.float32(1e30)
@@ -172,10 +173,10 @@ def medians(rows: np.ndarray) -> np.ndarray:
     values = np.ascontiguousarray(rows, dtype=np.float32)
     found = np.empty(len(values), np.float32)
 
-    def run(index: int) -> None:
-        found[index] = _median(values[index], values[index, 0], np.float32(1))
+    def run(first: int) -> None:
+        _medians(values, first, min(first + _ROWS_AT_ONCE, len(values)), found)
 
-    on_all_cores(run, range(len(values)))
+    on_all_cores(run, range(0, len(values), _ROWS_AT_ONCE))
     return np.where(np.isnan(values).any(axis=1), np.float32(np.nan), found)
 
 
@@ -268,6 +269,12 @@ def _reference_and_scale(
         for channel in range(num_channels):
             for sample in range(begin, min(begin + _LINE, num_samples)):
                 by_channel[channel, sample] = traces[sample, channel]
+
+
+@numba.njit(nogil=True, cache=True)
+def _medians(rows: np.ndarray, first: int, stop: int, found: np.ndarray) -> None:
+    for index in range(first, stop):
+        found[index] = _median(rows[index], rows[index, 0], np.float32(1))
 
 
 @numba.njit(nogil=True, cache=True)

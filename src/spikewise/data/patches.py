@@ -24,6 +24,9 @@ from spikewise.data.unit_templates import UnitTemplates
 
 AMPLITUDES = (0.8, 1.2)
 POSITIVE_FRACTION = 0.4
+AT_REST = 0.8
+"""Fraction of the added spikes that are of units at rest, where units may move. What looks like one unit at
+rest and like another that has moved then counts as the first: with fewer, both fall silent."""
 MANY_LABELS = 20
 """With fewer, fewer patches hold a real spike: the same noise again and again would be learnt by heart."""
 
@@ -87,7 +90,7 @@ class PatchMaker:
         self.shape = shape
 
     def make(self, unit: int, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Make patches of one unit.
+        """Make patches of one unit, in random order.
 
         Returns
         -------
@@ -97,15 +100,9 @@ class PatchMaker:
             (count,): 1 where the unit fires at the centre.
         """
         shape, window = self.shape, self.shape.window_samples
-        num_positive = max(1, int(count * POSITIVE_FRACTION))
-        num_negative = count - num_positive
-        is_positive = np.arange(count) < num_positive
-        lag = np.concatenate(
-            [
-                random.integers(-shape.label_radius, shape.label_radius + 1, num_positive),
-                self._off_centre(num_negative, random),
-            ]
-        )
+        is_positive = random.permutation(count) < max(1, int(count * POSITIVE_FRACTION))
+        near = random.integers(-shape.label_radius, shape.label_radius + 1, count)
+        lag = np.where(is_positive, near, self._off_centre(count, random))
         columns, is_real = self._choose_columns(unit, is_positive, lag, random)
         channels = torch.from_numpy(self.channel_index[unit])
         patches = self.stored.windows(columns, shape.left, window, channels)
@@ -183,7 +180,9 @@ class _Placed:
     ) -> None:
         """Add templates `which`, in any version, to `rows`, whose centres lie `lag` samples after them."""
         if self._num_versions > 1:
-            which = which + self._num_templates * random.integers(self._num_versions, size=len(which))
+            moved = random.random(len(which)) >= AT_REST
+            version = np.where(moved, random.integers(1, self._num_versions, len(which)), 0)
+            which = which + self._num_templates * version
         amplitude = torch.from_numpy(random.uniform(*AMPLITUDES, len(rows)).astype(np.float32))
         start = torch.from_numpy(self._begin + lag).clamp(0, self._windows.shape[2] - 1)
         added = self._windows[torch.from_numpy(which), :, start]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from spikewise.data.conditioning import medians
 from spikewise.data.stored_traces import StoredTraces
 
 TEMPLATE_MS = (1.5625, 1.5625)
@@ -117,7 +118,8 @@ def _channels_around(
 
 def _robust_mean(waveforms: torch.Tensor) -> torch.Tensor:
     """Average waveforms (num_spikes, C, S), on each channel without those that another spike distorts."""
-    middle = waveforms.median(dim=0).values
+    by_sample = waveforms.flatten(1).T  # C * S, spikes
+    middle = torch.from_numpy(medians(by_sample.numpy())).view(waveforms.shape[1:])
     distorted = (waveforms - middle).abs().amax(dim=2) > _OUTLIER  # spikes, C
     kept = torch.where(distorted[..., None], middle, waveforms)
     return kept.mean(dim=0)

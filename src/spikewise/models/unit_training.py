@@ -102,11 +102,14 @@ def _train_block(
         optimizer, rate, total_steps=training.steps + 1, pct_start=0.2
     )
     random = torch.Generator().manual_seed(stage_seed(training.seed, f"batches {units[0]}"))
+    batch_size = min(training.batch_size, made.num_patches)
     last, num_last = torch.zeros(len(units)), max(1, training.steps // 10)
     for step in range(training.steps):
-        chosen = torch.randint(made.features.shape[1], (training.batch_size,), generator=random)
-        logits = block(made.features[:, chosen].float())
-        loss = functional.binary_cross_entropy_with_logits(logits, made.targets[:, chosen], reduction="none")
+        # Patches are in random order, so that those which follow one another are as good as any.
+        first = int(torch.randint(made.num_patches - batch_size + 1, (1,), generator=random))
+        batch = slice(first, first + batch_size)
+        logits = block(made.features[:, batch].float())
+        loss = functional.binary_cross_entropy_with_logits(logits, made.targets[:, batch], reduction="none")
         by_unit = loss.mean(dim=1)
         optimizer.zero_grad(set_to_none=True)
         by_unit.sum().backward()
@@ -151,6 +154,11 @@ class _MadePatches:
     features: Tensor
     targets: Tensor
     gate_inputs: Tensor
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of each unit."""
+        return self.features.shape[1]
 
 
 @torch.no_grad()

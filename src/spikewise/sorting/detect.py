@@ -260,7 +260,8 @@ class SparseDetector:
         self.block = block_samples(sampling_frequency, stride)
         wanted = tile_samples(network.num_channels, _SPARSE_TILE_VALUES, _SPARSE_TILE_SAMPLES)
         self.tile_samples = max(1, wanted // self.block) * self.block
-        self._sparse = SparseNetwork(self.network, self.block, stride, self.tile_samples)
+        plateau = 2 * self.label_radius + 1
+        self._sparse = SparseNetwork(self.network, self.block, stride, plateau, self.tile_samples)
 
     @staticmethod
     def network_with_gates(

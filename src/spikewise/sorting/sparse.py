@@ -3,7 +3,8 @@
 Most units are silent most of the time, so nearly all of what the dense path computes is the probability 0.
 Here each unit's gate (:mod:`spikewise.models.gates`) says in which short blocks of time its network is asked:
 the temporal features are computed for the channels and blocks that an asked unit sees, its hidden features
-and its probability for those blocks alone, and peaks are looked for among them. Elsewhere the probability
+and its probability for those blocks alone, first for one moment of each, then, where that says that there may
+be more, for all; and peaks are looked for among them. Elsewhere the probability
 is 0. The dense path remains the reference; tests bound what the gates lose.
 
 As in the dense path, the work is done on tiles of a fixed grid of the recording, so that the same numbers
@@ -23,6 +24,8 @@ from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.sorting import compiled
 from spikewise.threads import on_all_cores
 
+_GLIMPSE = 0.02
+"""Probability at one moment of a block from which on all its moments are looked at."""
 _PIECE_BLOCKS = 64
 """Blocks of one unit that are computed together."""
 _PIECES_AT_ONCE = 16
@@ -61,13 +64,18 @@ class SparseNetwork:
         Samples of a block.
     stride : int
         Samples from one output to the next.
+    plateau : int
+        Samples for which the probability of a spike is high.
     tile_samples : int
         Samples of a tile: whole blocks.
     """
 
-    def __init__(self, network: NeighbourhoodNetwork, block: int, stride: int, tile_samples: int):
+    def __init__(
+        self, network: NeighbourhoodNetwork, block: int, stride: int, plateau: int, tile_samples: int
+    ):
         self.network = network
         self.block = block
+        self._can_glimpse = stride < block <= plateau
         self.stride = stride
         self.num_blocks = tile_samples // block
         self.num_outputs = block // stride
@@ -75,8 +83,13 @@ class SparseNetwork:
         self._weight = network.gate_weight.numpy()
         self._level = network.gate_level.numpy()
         backbone = network.backbone
-        self._filter = _repeated(backbone.filter1.weight, self.num_outputs, stride)
-        self._bias = backbone.filter1.bias.detach().repeat(self.num_outputs)
+        self._filters = {
+            count: (
+                _repeated(backbone.filter1.weight, count, stride),
+                backbone.filter1.bias.detach().repeat(count),
+            )
+            for count in (1, self.num_outputs)
+        }
 
     @torch.inference_mode()
     def ask(self, tile: np.ndarray) -> Asked:
@@ -88,12 +101,31 @@ class SparseNetwork:
             (num_channels, num_samples) float32: the samples of the tile with the network's margins.
         """
         is_open = self._open(tile)
-        features, row_of = self._features(tile, is_open)
+        if self._can_glimpse:
+            glimpse = self._answer(tile, is_open, 1)
+            is_open = self._looked_at(glimpse, is_open)
+        return self._answer(tile, is_open, self.num_outputs)
+
+    def _answer(self, tile: np.ndarray, is_open: np.ndarray, num_outputs: int) -> Asked:
+        """Compute so many outputs, from the first on, of each block in which a unit's gate is open."""
+        features, row_of = self._features(tile, is_open, num_outputs)
         unit_index, block = np.nonzero(is_open)
-        rows = np.empty((len(block), self.num_outputs, self._channel_index.shape[1]), np.int64)
+        rows = np.empty((len(block), num_outputs, self._channel_index.shape[1]), np.int64)
         compiled.rows_of_inputs(unit_index, block, self._channel_index, row_of, rows)
         probabilities = self._units(features, torch.from_numpy(rows), unit_index)
         return Asked(unit_index, block, probabilities.numpy())
+
+    def _looked_at(self, glimpse: Asked, is_open: np.ndarray) -> np.ndarray:
+        """Return the blocks (num_units, num_blocks) in or beside which one output says that there may be.
+
+        A block is shorter than the plateau of a spike, so that one output of a block falls on it. At the ends
+        of the tile, whose neighbours are not seen, all that was asked stays.
+        """
+        seen = np.zeros((len(is_open), self.num_blocks + 2), np.bool_)
+        seen[:, :2] = seen[:, -2:] = True
+        answered = glimpse.probabilities[:, 0] > _GLIMPSE
+        seen[glimpse.unit_index[answered], glimpse.block[answered] + 1] = True
+        return is_open & (seen[:, :-2] | seen[:, 1:-1] | seen[:, 2:])
 
     def _open(self, tile: np.ndarray) -> np.ndarray:
         """Return in which blocks of the tile each unit is asked: (num_units, num_blocks)."""
@@ -117,7 +149,7 @@ class SparseNetwork:
         on_all_cores(decide, range(0, num_units, _UNITS_AT_ONCE))
         return is_open
 
-    def _features(self, tile: np.ndarray, is_open: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    def _features(self, tile: np.ndarray, is_open: np.ndarray, num_outputs: int) -> tuple[Tensor, np.ndarray]:
         """Return the features of the blocks of channels that are needed, and their numbers (C, B)."""
         is_needed = np.zeros((len(tile), self.num_blocks), np.bool_)
         compiled.mark_channels(is_open, self._channel_index, is_needed)
@@ -125,9 +157,10 @@ class SparseNetwork:
         row_of = np.empty(is_needed.shape, np.int64)
         row_of.ravel()[places] = np.arange(len(places))
         backbone = self.network.backbone
-        features = torch.empty(len(places) * self.num_outputs, backbone.num_features)
+        filters, filter_bias = self._filters[num_outputs]
+        features = torch.empty(len(places) * num_outputs, backbone.num_features)
         weight, bias = backbone.filter2.weight.T, backbone.filter2.bias
-        cut = np.empty((len(places), len(self._filter)), np.float32)
+        cut = np.empty((len(places), len(filters)), np.float32)
 
         def copy(first: int) -> None:
             stop = min(first + _ROWS_AT_ONCE, len(places))
@@ -136,16 +169,16 @@ class SparseNetwork:
         on_all_cores(copy, range(0, len(places), _ROWS_AT_ONCE))
         for first in range(0, len(places), _ROWS_AT_ONCE):
             stretches = torch.from_numpy(cut[first : first + _ROWS_AT_ONCE])
-            hidden = functional.relu_(torch.addmm(self._bias, stretches, self._filter))
-            part = features[first * self.num_outputs : (first + len(stretches)) * self.num_outputs]
+            hidden = functional.relu_(torch.addmm(filter_bias, stretches, filters))
+            part = features[first * num_outputs : (first + len(stretches)) * num_outputs]
             torch.addmm(bias, hidden.view(len(part), -1), weight, out=part)
             functional.relu_(part)
         return features, row_of
 
     def _units(self, features: Tensor, rows: Tensor, unit_index: np.ndarray) -> Tensor:
         """Return the probabilities (num_asked, num_outputs) of units from the rows of features they take."""
-        units = self.network.units
-        probabilities = torch.empty(len(rows), self.num_outputs)
+        units, num_outputs = self.network.units, rows.shape[1]
+        probabilities = torch.empty(len(rows), num_outputs)
         starts = np.searchsorted(unit_index, np.arange(len(self._level) + 1))
         pieces = [
             (unit, first, min(first + _PIECE_BLOCKS, starts[unit + 1]))
@@ -158,13 +191,13 @@ class SparseNetwork:
             for place, (_, first, stop) in enumerate(part):
                 entries[place, : stop - first] = torch.arange(first, stop)
             inputs = features.index_select(0, rows[entries.view(-1)].view(-1))
-            inputs = inputs.view(len(part), _PIECE_BLOCKS * self.num_outputs, -1)
+            inputs = inputs.view(len(part), _PIECE_BLOCKS * num_outputs, -1)
             chosen = torch.tensor([unit for unit, _, _ in part])
             hidden = torch.baddbmm(units.hidden_bias[chosen], inputs, units.hidden_weight[chosen])
             logits = torch.baddbmm(
                 units.bias[chosen][:, None], functional.relu_(hidden), units.weight[chosen]
             )
-            answers = torch.sigmoid(logits).view(len(part), _PIECE_BLOCKS, self.num_outputs)
+            answers = torch.sigmoid(logits).view(len(part), _PIECE_BLOCKS, num_outputs)
             for place, (_, first, stop) in enumerate(part):
                 probabilities[first:stop] = answers[place, : stop - first]
         return probabilities
