@@ -9,6 +9,7 @@ import spikeinterface.preprocessing as spre
 import torch
 from spikeinterface.core import NumpyRecording
 
+from spikewise.compiling import compiled
 from spikewise.data import conditioning
 from spikewise.data.conditioning import ConditionedRecording, bandpass, medians
 
@@ -79,6 +80,15 @@ def test_medians_with_and_without_equal_values(count, levels):
     rows = random.integers(-levels, levels, (200, count)).astype(np.float32) / 7
     rows[:50] += 1e6  # a jump from one row to the next
     np.testing.assert_array_equal(medians(rows), np.median(rows, axis=1))
+
+
+def test_loops_are_compiled_where_there_is_no_place_to_keep_them():
+    """A function of no file has none."""
+    names: dict = {}
+    exec("def twice(x):\n    return 2 * x", names)
+    twice = compiled()(names["twice"])
+    assert twice(21) == 42
+    assert twice.signatures  # compiled, not run by Python
 
 
 def test_reference_follows_jumps_and_equal_values():

@@ -24,7 +24,7 @@ LAYERS = [
     {"sorting"},
     {"models"},
     {"data"},
-    {"config", "waveform_config", "settings", "errors", "seeds", "progress", "threads"},
+    {"config", "waveform_config", "settings", "errors", "seeds", "progress", "threads", "compiling"},
 ]
 
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import scipy.signal
 import torch
 from spikeinterface.core import BaseRecording, get_chunk_with_margin
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
+from spikewise.compiling import compiled
 from spikewise.threads import on_all_cores
 
 FILTER_ORDER = 5
@@ -180,7 +180,7 @@ def medians(rows: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values).any(axis=1), np.float32(np.nan), found)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _bandpass_group(
     traces: np.ndarray,
     sections: np.ndarray,
@@ -228,7 +228,7 @@ def _bandpass_group(
                 filtered[sample, first + channel] = now[channel]
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
+@compiled()
 def _advance(sections: np.ndarray, state: np.ndarray, now: np.ndarray) -> None:
     """Run one sample of all channels through all sections, in place (transposed direct form II)."""
     for section in range(sections.shape[0]):
@@ -242,7 +242,7 @@ def _advance(sections: np.ndarray, state: np.ndarray, now: np.ndarray) -> None:
             now[channel] = output
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _reference_and_scale(
     traces: np.ndarray,
     averaged: np.ndarray,
@@ -271,13 +271,13 @@ def _reference_and_scale(
                 by_channel[channel, sample] = traces[sample, channel]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _medians(rows: np.ndarray, first: int, stop: int, found: np.ndarray) -> None:
     for index in range(first, stop):
         found[index] = _median(rows[index], rows[index, 0], np.float32(1))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _median(row: np.ndarray, guess: np.float32, step: np.float32) -> np.float32:
     """Return the median of `row`, which lies about `step` from `guess`.
 
@@ -305,7 +305,7 @@ def _median(row: np.ndarray, guess: np.float32, step: np.float32) -> np.float32:
     return np.float32(np.nan)  # not numbers
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _edge(row: np.ndarray, guess: np.float32, step: np.float32, rank: int) -> tuple[np.float32, int]:
     """Return a limit beyond the value of a rank, on the side of `step`, and how many values are below."""
     step = step if step != 0 else np.float32(1e-30)
@@ -320,7 +320,7 @@ def _edge(row: np.ndarray, guess: np.float32, step: np.float32, rank: int) -> tu
     return limit, number
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+@compiled(fastmath={"reassoc", "nsz"})
 def _count_below(row: np.ndarray, limit: np.float32) -> int:
     number = np.float32(0)  # a whole number: exact in any order
     for index in range(len(row)):
@@ -328,7 +328,7 @@ def _count_below(row: np.ndarray, limit: np.float32) -> int:
     return int(number)
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+@compiled(fastmath={"nnan", "nsz"})
 def _least_from(row: np.ndarray, limit: np.float32) -> np.float32:
     least = _HUGE
     for index in range(len(row)):
@@ -337,7 +337,7 @@ def _least_from(row: np.ndarray, limit: np.float32) -> np.float32:
     return least
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+@compiled(fastmath={"nnan", "nsz"})
 def _greatest_below(row: np.ndarray, limit: np.float32) -> np.float32:
     greatest = -_HUGE
     for index in range(len(row)):

@@ -9,11 +9,12 @@ R rows.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from spikewise.compiling import compiled
 
-@numba.njit(nogil=True, cache=True)
+
+@compiled()
 def block_extremes(
     traces: np.ndarray, begin: int, block: int, first: int, stop: int, extremes: np.ndarray
 ) -> None:
@@ -35,7 +36,7 @@ def block_extremes(
             extremes[channel, 1, index] = highest
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+@compiled(fastmath={"contract"})
 def open_gates(
     extremes: np.ndarray,
     channel_index: np.ndarray,
@@ -76,7 +77,7 @@ def open_gates(
             is_open[unit, index] = highest > level[unit]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def mark_channels(is_open: np.ndarray, channel_index: np.ndarray, is_needed: np.ndarray) -> None:
     """Mark the blocks (C, B) of the channels of units whose gates (N, B) are open."""
     for unit in range(is_open.shape[0]):
@@ -86,7 +87,7 @@ def mark_channels(is_open: np.ndarray, channel_index: np.ndarray, is_needed: np.
                 is_needed[channel, index] |= is_open[unit, index]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def cut_stretches(
     traces: np.ndarray,
     places: np.ndarray,
@@ -108,7 +109,7 @@ def cut_stretches(
             cut[row, sample] = traces[channel, begin + sample]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def rows_of_inputs(
     units: np.ndarray, blocks: np.ndarray, channel_index: np.ndarray, row_of: np.ndarray, rows: np.ndarray
 ) -> None:
@@ -124,7 +125,7 @@ def rows_of_inputs(
                 rows[entry, output, near] = row + output
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def peaks_of_units(
     first_entry: np.ndarray,
     blocks: np.ndarray,
@@ -210,7 +211,7 @@ def peaks_of_units(
     return sample_index[:found], unit_index[:found], response[:found]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _fill_levels(
     level: np.ndarray, at: int, probabilities: np.ndarray, row: int, stride: int, levels: int
 ) -> None:
@@ -225,7 +226,7 @@ def _fill_levels(
                 level[at + output * stride + offset] = _between(here, after, offset, stride, levels)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _between(here: np.float32, after: np.float32, offset: int, stride: int, levels: int) -> int:
     """Interpolate as ``torch.lerp`` does."""
     share = np.float32(offset / stride)
@@ -236,7 +237,7 @@ def _between(here: np.float32, after: np.float32, offset: int, stride: int, leve
     return int(np.int32(np.rint(value * np.float32(levels))))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _smoothed(level: np.ndarray, radius: int) -> np.ndarray:
     """Convolve with the triangle, as two running sums: whole numbers, exact."""
     width, length = radius + 1, len(level)
@@ -258,7 +259,7 @@ def _smoothed(level: np.ndarray, radius: int) -> np.ndarray:
     return twice
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled()
 def _is_highest(heights: np.ndarray, at: int, radius: int) -> bool:
     """Tell whether a sample is higher than those before and not lower than those after, within a radius."""
     height = heights[at]
