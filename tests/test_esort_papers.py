@@ -46,6 +46,16 @@ def test_each_run_is_planned_once_and_those_of_a_recording_together():
     assert {run.recipe.seed for run in runs} == {0, 1}
 
 
+def test_other_sorters_run_at_each_noise_and_the_slow_ones_at_the_lowest_alone():
+    scale = dataclasses.replace(TINY, noises_uV=(10.0, 20.0))
+    planned: dict[float, set[str]] = {10.0: set(), 20.0: set()}
+    for one in plan_runs(EsortPaperConfig(experiments=("f",)), scale):
+        planned[one.recipe.noise_uV].add(one.method)
+    everywhere = {"spikewise", "esort", "spikewise_no_labels", "lupin", "tridesclous2"}
+    assert everywhere < planned[20.0] < planned[10.0]
+    assert planned[10.0] - planned[20.0] == {"kilosort4", "kilosort4_no_drift"}
+
+
 def test_labels_and_labels_needed_share_their_runs():
     planned = {name: plan_runs(EsortPaperConfig(experiments=(name,)), TINY) for name in ("a", "b")}
     assert planned["a"] == planned["b"]
@@ -231,6 +241,7 @@ def test_means_are_over_seeds_and_each_table_takes_its_condition():
     rows = [
         *(row("esort", 10, score, seed=seed) for seed, score in enumerate((80, 90))),
         row("esort", 10, 60, noise_uV=20.0),
+        row("lupin", 0, 50, noise_uV=20.0),
         row("esort", 10, 55, probe="sqmea", num_channels=100),
         row("esort", 10, 40, drift="slow"),
         row("esort_transfer", 10, 45, pretraining_drift="slow"),
@@ -240,10 +251,8 @@ def test_means_are_over_seeds_and_each_table_takes_its_condition():
     (labels,) = tables["labels"].to_dict("records")
     assert (labels["accuracy"], labels["num_seeds"]) == (85, 2)
     assert labels["sd"] == pytest.approx(np.sqrt(50))
-    assert dict(zip(tables["noise"]["noise_uV"], tables["noise"]["accuracy"], strict=True)) == {
-        10: 85,
-        20: 60,
-    }
+    noise = tables["noise"].set_index(["noise_uV", "method"])["accuracy"]
+    assert noise.to_dict() == {(10, "esort"): 85, (20, "esort"): 60, (20, "lupin"): 50}
     assert tables["probes"].set_index("probe")["accuracy"].to_dict() == {"tetrode": 85, "sqmea": 55}
     drift = tables["drift"].set_index(["method", "drift", "pretraining_drift"])["accuracy"]
     assert drift.to_dict() == {

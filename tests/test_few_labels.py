@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from arrays import ArrayTraces
 from commands import Simulated, assert_told, run, succeed
 from probeinterface import Probe
 from safetensors import safe_open
@@ -15,6 +16,7 @@ import spikewise
 from spikewise.config import Config
 from spikewise.errors import CheckpointError, SettingError
 from spikewise.models.gates import OPEN
+from spikewise.unit_learning import UnitLearner
 
 SMALL = {"patches_per_unit": 1500, "unit_steps": 150}
 """Effort that is enough for a few units that differ."""
@@ -116,6 +118,17 @@ def test_effort_is_shared_out_among_the_units():
     assert units.effort(50) == (10_000, 1000)
     assert units.effort(500) == (8000, 800)
     assert Config.from_options(patches_per_unit=200).units.effort(500) == (200, 20)
+
+
+@pytest.mark.parametrize(
+    ("pitch_um", "columns", "expected"), [(6.0, 8, 32), (20.0, 2, 12), (15.0, 1, 12), (10.0, 4, 20)]
+)
+def test_units_see_more_channels_where_these_lie_closer(pitch_um, columns, expected):
+    count = np.arange(48)
+    positions = np.column_stack([count % columns, count // columns]) * pitch_um
+    traces = ArrayTraces(np.zeros((10, 48)))
+    assert UnitLearner(traces, positions, 60, Config())._num_near() == pytest.approx(expected, abs=2)
+    assert UnitLearner(traces, positions, 60, Config.from_options(near_channels=7))._num_near() == 7
 
 
 def test_units_that_jump_are_found_where_drift_is_expected():

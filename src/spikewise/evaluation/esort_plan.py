@@ -53,6 +53,8 @@ RIVALS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "kilosort4_no_drift": ("Kilosort4 without drift correction", "kilosort4", {"do_correction": False}),
 }
 """For each other sorter its name here, that in SpikeInterface, and parameters."""
+QUICK_RIVALS = tuple(name for name, (_, sorter, _) in RIVALS.items() if sorter != "kilosort4")
+"""Those that take seconds: they are run at each noise, Kilosort4 at the lowest alone."""
 METHOD_NAMES = LEARNERS | UNLABELLED | {name: shown for name, (shown, _, _) in RIVALS.items()}
 COMPARED = ("spikewise", "esort")
 """The methods of the experiments on probes, noise and drift."""
@@ -327,9 +329,14 @@ def _drift_runs(scale: Scale, seed: int, _: frozenset[str]) -> list[Run]:
 
 
 def _sorter_runs(scale: Scale, seed: int, _: frozenset[str]) -> list[Run]:
-    recipe = base_recipe(scale, seed)
-    ours = [Run(recipe, method, scale.labels_per_unit) for method in COMPARED]
-    return ours + [Run(recipe, method, 0) for method in (*UNLABELLED, *RIVALS)]
+    base = base_recipe(scale, seed)
+    noisier = [dataclasses.replace(base, noise_uV=noise) for noise in scale.noises_uV if noise != NOISE_UV]
+    runs = []
+    for recipe in (base, *noisier):
+        others = (*UNLABELLED, *(RIVALS if recipe is base else QUICK_RIVALS))
+        runs += [Run(recipe, method, scale.labels_per_unit) for method in COMPARED]
+        runs += [Run(recipe, method, 0) for method in others]
+    return runs
 
 
 _RUNS_OF = {

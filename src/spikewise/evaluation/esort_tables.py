@@ -65,6 +65,7 @@ def make_tables(rows: pd.DataFrame, scale: Scale, experiments: Sequence[str]) ->
     is_plain = rows["pretraining_drift"] == "none"
     mine = (rows["probe"] == base.probe) & (rows["num_units"] == base.num_units)
     is_compared = rows["method"].isin(COMPARED) & is_usual
+    is_other = rows["method"].isin([*UNLABELLED, *RIVALS])
     labels = _means(
         rows[mine & is_quiet & is_still & is_plain & rows["method"].isin(LEARNERS)],
         ["method", "labels_per_unit"],
@@ -76,7 +77,7 @@ def make_tables(rows: pd.DataFrame, scale: Scale, experiments: Sequence[str]) ->
         "a": ("labels", labels),
         "b": ("labels_needed", labels_needed_table(labels)),
         "c": ("probes", _means(rows[is_compared & is_quiet & is_still], of_probe)),
-        "d": ("noise", _means(rows[mine & is_compared & is_still], ["noise_uV", "method"])),
+        "d": ("noise", _means(rows[mine & (is_compared | is_other) & is_still], ["noise_uV", "method"])),
         "e": ("drift", _means(rows[with_filters], ["drift", "pretraining_drift", "method"])),
         "f": ("sorters", sorters),
     }
