@@ -154,7 +154,7 @@ def test_the_command_measures_a_given_model_and_another_sorter(measured, capsys,
     folder, _ = measured
     monkeypatch.setattr(speed, "installed_sorters", lambda: ["simple"])
     found = {"simple": make_scene(folder, SMALL).truth}
-    monkeypatch.setattr(speed, "_quietly", lambda sorter, *_: found[sorter])  # the truth, at once
+    monkeypatch.setattr(speed, "quietly", lambda sorter, *_: found[sorter])  # the truth, at once
     monkeypatch.setattr(speed, "_peak_gib", lambda *_: None)  # as where it cannot be told
     outcome = succeed(
         capsys,
@@ -182,7 +182,7 @@ def test_a_sorter_that_fails_is_told_with_its_reason(measured, monkeypatch):
     def fail(*_):
         raise SettingError("it failed", "what it can sort", "ask another")
 
-    monkeypatch.setattr(speed, "_quietly", fail)
+    monkeypatch.setattr(speed, "quietly", fail)
     told = speed._run_other("simple", make_scene(measured[0], SMALL), 0)
     assert (told["seconds"], told["accuracy"]) == (None, None)
     assert told["reason"].startswith("It failed")

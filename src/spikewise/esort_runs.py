@@ -294,14 +294,14 @@ def _peaks_of_test(result: SortingResult, made: Made) -> Spikes:
 
 
 def _run_rival(run: Run, made: Made, workshop: Workshop, seed: int) -> tuple[Score, dict[str, float]]:
-    """Run another sorter on the test interval alone, with its defaults but for :func:`_parameters`."""
+    """Run another sorter on the test interval alone, with its defaults but for :func:`rival_parameters`."""
     rate = made.recording.get_sampling_frequency()
     start, stop = (round(second * rate) for second in made.test)
     part = made.recording.frame_slice(start, stop)
-    parameters = _parameters(run.method, part, seed)
+    parameters = rival_parameters(run.method, part, seed)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="sorter_", dir=workshop.folder) as place:
-        found = _quietly(RIVALS[run.method][1], part, Path(place), parameters, seed)
+        found = quietly(RIVALS[run.method][1], part, Path(place), parameters, seed)
     seconds = time.perf_counter() - started
     vector = found.to_spike_vector()
     moved = NumpySorting.from_samples_and_labels(
@@ -311,13 +311,14 @@ def _run_rival(run: Run, made: Made, workshop: Workshop, seed: int) -> tuple[Sco
     return score, {"learning_s": 0.0, "sorting_s": seconds, "sorted_s": made.end_s - made.middle_s}
 
 
-def _parameters(method: str, recording: BaseRecording, seed: int) -> dict[str, Any]:
+def rival_parameters(method: str, recording: BaseRecording, seed: int) -> dict[str, Any]:
+    """Return what differs from a sorter's defaults: seeds, and what the recording is too small for."""
     _, sorter, own = RIVALS[method]
     usual = {} if sorter == "mountainsort5" else sorter_parameters(sorter, recording, seed)
     return {**usual, **own}
 
 
-def _quietly(
+def quietly(
     sorter: str, recording: BaseRecording, place: Path, parameters: dict[str, Any], seed: int
 ) -> NumpySorting:
     """Run a sorter with what it prints in a file, and return its spikes in memory."""

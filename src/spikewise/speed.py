@@ -32,7 +32,7 @@ from spikeinterface.sorters import installed_sorters
 from spikewise.api import SortingResult, evaluate, load_recording, sort
 from spikewise.config import NetworkConfig, UnitsConfig
 from spikewise.errors import SpikewiseError
-from spikewise.esort_runs import _parameters, _quietly
+from spikewise.esort_runs import quietly, rival_parameters
 from spikewise.evaluation.esort_plan import RIVALS
 from spikewise.evaluation.speed_limits import (
     GIGA,
@@ -361,11 +361,11 @@ def _run_other(name: str, scene: Scene, seed: int) -> dict[str, Any]:
     told = {"name": name, "seconds": None, "accuracy": None, "parameters": None, "reason": None}
     if sorter not in installed_sorters():
         return told | {"reason": f"{sorter} is not installed"}
-    parameters = _parameters(name, scene.recording, seed) if name in RIVALS else {}
+    parameters = rival_parameters(name, scene.recording, seed) if name in RIVALS else {}
     try:
         with tempfile.TemporaryDirectory(prefix=".sorter-", dir=scene.folder.parent) as place:
             started = time.perf_counter()
-            found = _quietly(sorter, scene.recording, Path(place), parameters, seed)
+            found = quietly(sorter, scene.recording, Path(place), parameters, seed)
             seconds = time.perf_counter() - started
     except SpikewiseError as error:
         return told | {"reason": str(error), "parameters": parameters}
