@@ -3,7 +3,8 @@
 A merged unit is one in whose waveforms two shapes can be told apart: they are projected on their own
 principal components and clustered by ISO-SPLIT (Magland & Barnett, arXiv 1508.04841; here SpikeInterface's),
 which cuts only where a density has a dip. Two parts of a unit that keep out of each other's refractory period
-are one neuron whose shape varies, and stay together. In the same way two units whose mean waveforms are alike
+are one neuron whose shape varies, and stay together; where they have too few spikes to tell, those stay
+together that are alike. In the same way two units whose mean waveforms are alike
 and that keep out of each other's refractory period are one.
 
 Conventions: spikes are global frames, one array for each unit.
@@ -11,11 +12,13 @@ Conventions: spikes are global frames, one array for each unit.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.sparse.csgraph import connected_components
 
 from spikewise.data.labels import LabelSet, Traces, kept_spikes, relabelled
 from spikewise.data.stored_traces import StoredTraces
@@ -31,6 +34,8 @@ SAME_NEURON = 0.3
 LEAST_EXPECTED = 6.0
 ALIKE = 0.96
 """Cosine of two mean waveforms from which on two units may be one."""
+SAME_SHAPE = 0.03
+"""Fraction of a mean waveform's energy: what differs by less is one neuron, where trains are too short."""
 _MAX_SPIKES = 1500
 _NEAR_CHANNELS = 12
 _WAVEFORM_MS = (0.75, 1.25)
@@ -102,12 +107,16 @@ def _split(frames: np.ndarray, cutter: _Cutter, rate: float, duration: int, dept
     if depth == 0 or len(frames) < 2 * LEAST_SPIKES:
         return [frames]
     parts = _clusters(frames, cutter)
-    if len(parts) == 1 or any(
-        _is_one_neuron(one, other, rate, duration)
-        for index, one in enumerate(parts)
-        for other in parts[:index]
-    ):
+    together = np.eye(len(parts), dtype=bool)
+    for one, other in itertools.combinations(range(len(parts)), 2):
+        together[one, other] = _stay_together(parts[one], parts[other], cutter, rate, duration)
+    count, group = connected_components(together, directed=False)
+    if count == 1:
         return [frames]
+    parts = [
+        np.sort(np.concatenate([part for part, of in zip(parts, group, strict=True) if of == k]))
+        for k in range(count)
+    ]
     return [piece for part in parts for piece in _split(part, cutter, rate, duration, depth - 1)]
 
 
@@ -166,10 +175,37 @@ def _share_out(
     return [frames[assigned == k] for k in range(len(centres))]
 
 
+def _stay_together(one: np.ndarray, other: np.ndarray, cutter: _Cutter, rate: float, duration: int) -> bool:
+    """Tell whether two parts of a unit are one neuron: by their trains, or where too short, by shape."""
+    if _expected(one, other, rate, duration) < LEAST_EXPECTED:
+        return _differ_by(one, other, cutter) < SAME_SHAPE
+    return _is_one_neuron(one, other, rate, duration)
+
+
+def _differ_by(one: np.ndarray, other: np.ndarray, cutter: _Cutter) -> float:
+    """Return the fraction of a mean waveform's energy that size and time do not make of another's.
+
+    The waveforms of one neuron that stands far above the noise fall into clusters too, by where between two
+    samples its spikes were: their means differ by a multiple of their derivatives.
+    """
+    mean, like = cutter.mean(one), cutter.mean(other)
+    slope = np.gradient(like, axis=1)
+    shapes = np.stack([like, slope, np.gradient(slope, axis=1)]).reshape(3, -1)
+    rest = mean.ravel() - np.linalg.lstsq(shapes.T, mean.ravel(), rcond=None)[0] @ shapes
+    noise = mean.size * (1 / max(1, min(len(one), 200)) + 1 / max(1, min(len(other), 200)))
+    return float(max(0.0, rest @ rest - noise) / max(float((mean**2).sum()), 1e-9))
+
+
+def _expected(one: np.ndarray, other: np.ndarray, rate: float, duration: int) -> float:
+    """Return how many spikes would fall into each other's refractory period by chance."""
+    within = (REFRACTORY_MS - DUPLICATE_MS) * rate / 1000
+    return len(one) * len(other) * 2 * within / max(1, duration)
+
+
 def _is_one_neuron(one: np.ndarray, other: np.ndarray, rate: float, duration: int) -> bool:
     """Tell whether two trains keep out of each other's refractory period, where chance would not."""
     refractory, duplicate = REFRACTORY_MS * rate / 1000, DUPLICATE_MS * rate / 1000
-    expected = len(one) * len(other) * 2 * (refractory - duplicate) / max(1, duration)
+    expected = _expected(one, other, rate, duration)
     if expected < LEAST_EXPECTED:
         return False
     within = np.searchsorted(other, one + refractory) - np.searchsorted(other, one - refractory)
