@@ -144,6 +144,20 @@ def test_units_that_jump_are_found_where_drift_is_expected():
     assert found[15.0] > found[0.0] + 0.05, found
 
 
+def test_a_window_shorter_than_a_template_is_learnt_where_drift_is_expected():
+    simulation = spikewise.simulate(probe="linear-16", num_units=3, duration_s=8, seed=3)
+    options = {
+        "label_interval": (0, 5),
+        "window_ms": 0.5,
+        "pretrained": "none",
+        "drift_um": 15.0,
+        "seed": 0,
+        **SMALL,
+    }
+    sorting = spikewise.sort(simulation.recording, labels=simulation.sorting, **options).sorting
+    assert spikewise.evaluate(simulation.sorting, sorting, interval=(5, 8)).accuracy > 0.8
+
+
 def test_a_probe_along_which_nothing_can_be_moved_is_learnt_without_unless_drift_is_asked_for():
     """Channels on a slanted line: no way to tell a waveform beside it."""
     simulation = spikewise.simulate(probe="linear-16", num_units=2, duration_s=6, seed=3)

@@ -26,7 +26,7 @@ from spikewise.data.patches import PatchMaker, PatchShape
 from spikewise.data.resemblance import resembling_columns
 from spikewise.data.stored_traces import StoredTraces
 from spikewise.data.training_set import Block
-from spikewise.data.unit_templates import UnitTemplates, estimate_templates
+from spikewise.data.unit_templates import TEMPLATE_MS, UnitTemplates, estimate_templates
 from spikewise.errors import SettingError
 from spikewise.models.backbone_file import FEATURES, which_set
 from spikewise.models.gates import block_samples
@@ -100,8 +100,9 @@ class UnitLearner:
         self.gate_block = block_samples(traces.sampling_frequency, stride_samples(radius))
 
     def store(self, blocks: Sequence[Block]) -> StoredTraces:
-        """Read the traces of blocks into memory."""
-        return StoredTraces(self.traces, blocks, 2 * self.shape.window_samples)
+        """Read the traces of blocks into memory, where windows and templates around a spike fit in."""
+        template = round(max(TEMPLATE_MS) * self.traces.sampling_frequency / 1000)
+        return StoredTraces(self.traces, blocks, 2 * max(self.shape.window_samples, template))
 
     def patches(
         self,

@@ -200,9 +200,7 @@ def _bandpass_group(
         beginning = np.float64(traces[0, first + channel])
         if padding:
             beginning = 2 * beginning - np.float64(traces[padding, first + channel])
-        for section in range(sections.shape[0]):
-            state[section, 0, channel] = settled[section, 0] * beginning
-            state[section, 1, channel] = settled[section, 1] * beginning
+        state[:, :, channel] = settled * beginning
     for sample in range(-padding, num_samples + padding):
         for channel in range(width):
             column = first + channel
@@ -217,9 +215,7 @@ def _bandpass_group(
         buffer[sample + padding] = now
     for channel in range(width):
         beginning = np.float64(buffer[num_samples + 2 * padding - 1, channel])
-        for section in range(sections.shape[0]):
-            state[section, 0, channel] = settled[section, 0] * beginning
-            state[section, 1, channel] = settled[section, 1] * beginning
+        state[:, :, channel] = settled * beginning
     for sample in range(num_samples + padding - 1, -1, -1):
         now[:] = buffer[sample + padding]
         _advance(sections, state, now)

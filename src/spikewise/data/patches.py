@@ -124,7 +124,8 @@ class PatchMaker:
 
     def _off_centre(self, count: int, random: np.random.Generator) -> np.ndarray:
         """Draw lags from a window's centre at which a spike is no longer labelled."""
-        away = random.integers(self.shape.label_radius + 2, self.shape.window_samples // 2, count)
+        least = self.shape.label_radius + 2
+        away = random.integers(least, max(least + 1, self.shape.window_samples // 2), count)
         return away * random.choice([-1, 1], count)
 
     def _choose_columns(

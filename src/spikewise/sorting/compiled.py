@@ -194,7 +194,7 @@ def peaks_of_units(
                     level[at + offset] = _between(end, after, offset, stride, levels)
             heights = _smoothed(level, triangle_radius)
             lowest = thresholds[unit]
-            for at in range(merge_radius, length - merge_radius):
+            for at in range(merge_radius, len(heights) - merge_radius):
                 height = np.float32(heights[at]) / scale
                 is_wanted = height > lowest and limits[0] <= begin + at < limits[1]
                 if not is_wanted or not _is_highest(heights, at, merge_radius):
@@ -240,23 +240,20 @@ def _between(here: np.float32, after: np.float32, offset: int, stride: int, leve
 @compiled()
 def _smoothed(level: np.ndarray, radius: int) -> np.ndarray:
     """Convolve with the triangle, as two running sums: whole numbers, exact."""
-    width, length = radius + 1, len(level)
-    once = np.zeros(length, np.int32)
+    return _running_sum(_running_sum(level, radius + 1), radius + 1)[radius:]
+
+
+@compiled()
+def _running_sum(values: np.ndarray, width: int) -> np.ndarray:
+    """Return the sums over the last `width` values."""
+    sums = np.zeros(len(values), np.int32)
     total = np.int64(0)
-    for at in range(length):
-        total += level[at]
+    for at in range(len(values)):
+        total += values[at]
         if at >= width:
-            total -= level[at - width]
-        once[at] = total
-    twice = np.zeros(length, np.int32)
-    total = np.int64(0)
-    for at in range(length):
-        total += once[at]
-        if at >= width:
-            total -= once[at - width]
-        if at >= radius:
-            twice[at - radius] = total
-    return twice
+            total -= values[at - width]
+        sums[at] = total
+    return sums
 
 
 @compiled()

@@ -4,8 +4,8 @@ Most units are silent most of the time, so nearly all of what the dense path com
 Here each unit's gate (:mod:`spikewise.models.gates`) says in which short blocks of time its network is asked:
 the temporal features are computed for the channels and blocks that an asked unit sees, its hidden features
 and its probability for those blocks alone, first for one moment of each, then, where that says that there may
-be more, for all; and peaks are looked for among them. Elsewhere the probability
-is 0. The dense path remains the reference; tests bound what the gates lose.
+be more, for all; and peaks are looked for among them. Elsewhere the probability is 0. The dense path remains
+the reference; tests bound what the gates lose.
 
 As in the dense path, the work is done on tiles of a fixed grid of the recording, so that the same numbers
 come out to the bit however a recording is cut.
