@@ -46,6 +46,15 @@ def test_each_run_is_planned_once_and_those_of_a_recording_together():
     assert {run.recipe.seed for run in runs} == {0, 1}
 
 
+def test_other_sorters_run_on_each_recording_that_is_not_wide_and_the_slow_ones_on_one():
+    scale = dataclasses.replace(TINY, drifts=("none", "slow"), probes=("tetrode", "sqmea", "ultra"))
+    runs = plan_runs(EsortPaperConfig(experiments=("f",)), dataclasses.replace(scale, sorters_on_wide=False))
+    lupin = {(run.recipe.probe, run.recipe.drift) for run in runs if run.method == "lupin"}
+    assert lupin == {("tetrode", "none"), ("tetrode", "slow"), ("sqmea", "none")}
+    wide = plan_runs(EsortPaperConfig(experiments=("f",)), scale)
+    assert {run.recipe.probe for run in wide if run.method == "lupin"} == {"tetrode", "sqmea", "ultra"}
+
+
 def test_other_sorters_run_at_each_noise_and_the_slow_ones_at_the_lowest_alone():
     scale = dataclasses.replace(TINY, noises_uV=(10.0, 20.0))
     planned: dict[float, set[str]] = {10.0: set(), 20.0: set()}
@@ -275,6 +284,26 @@ def test_sorters_are_compared_at_the_same_labels_and_in_seconds_of_50():
     assert sorters["sorting_s_of_50"].to_list() == [12.5, 12.5, 75]
     claims = tables["claims"].set_index(["method", "compared_with"])["measured"]
     assert claims.to_dict() == {("spikewise", ""): 12.5, ("spikewise", "lupin"): 15}
+
+
+def test_spikewise_stands_beside_the_best_other_sorter_of_each_recording():
+    rows = [
+        *(row("lupin", 0, score, seed=seed) for seed, score in enumerate((80, 90))),
+        row("tridesclous2", 0, 84),
+        row("spikewise", 10, 95.0),
+        row("spikewise", 5, 10.0),
+        row("spikewise_no_labels", 0, 82),
+        row("spikewise", 10, 70, noise_uV=20.0),
+        row("tridesclous2", 0, 60, noise_uV=20.0),
+        row("spikewise", 10, 99, drift="slow"),
+    ]
+    table = make_tables(pd.DataFrame(rows), TINY, ("f",))["best_sorters"].set_index("noise_uV")
+    quiet, noisy = table.loc[10.0], table.loc[20.0]
+    assert (quiet["best_sorter"], quiet["best_accuracy"]) == ("lupin", 85)
+    assert (quiet["gain_with_labels"], quiet["gain_without_labels"]) == (10, -3)
+    assert (noisy["best_sorter"], noisy["gain_with_labels"]) == ("tridesclous2", 10)
+    assert np.isnan(noisy["gain_without_labels"])
+    assert len(table) == 2  # no other sorter ran on the drifting one
 
 
 def test_the_page_shows_names_and_marks_what_is_missing():

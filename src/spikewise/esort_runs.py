@@ -254,16 +254,16 @@ def _run_ours(run: Run, made: Made, workshop: Workshop, seed: int) -> tuple[Scor
 
 def _options_of(run: Run, made: Made, workshop: Workshop) -> dict[str, Any]:
     """Return the options of :func:`spikewise.sort` that a method is."""
+    effort = {"patches_per_unit": workshop.scale.patches_per_unit}
     if not run.labels_per_unit:
-        return {"bootstrap_s": made.middle_s}
+        return {"bootstrap_s": made.middle_s, **effort}
     options: dict[str, Any] = {
         "labels": made.truth,
         "label_interval": (0.0, made.middle_s),
         "labels_per_unit": run.labels_per_unit,
         "design": "neighbourhood" if run.method.startswith("spikewise") else "esort-paper",
     }
-    if options["design"] == "esort-paper":
-        options["preset"] = workshop.scale.preset
+    options |= {"preset": workshop.scale.preset} if options["design"] == "esort-paper" else effort
     if run.method == "spikewise_scratch":
         options["pretrained"] = "none"
     if run.pretraining is not None:

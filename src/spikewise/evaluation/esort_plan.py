@@ -14,6 +14,7 @@ those of a template file would be in both, at the same places.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,7 +55,7 @@ RIVALS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 """For each other sorter its name here, that in SpikeInterface, and parameters."""
 QUICK_RIVALS = tuple(name for name, (_, sorter, _) in RIVALS.items() if sorter != "kilosort4")
-"""Those that take seconds: they are run at each noise, Kilosort4 at the lowest alone."""
+"""Those that take seconds: they are run on every recording, Kilosort4 on that of a alone."""
 METHOD_NAMES = LEARNERS | UNLABELLED | {name: shown for name, (shown, _, _) in RIVALS.items()}
 COMPARED = ("spikewise", "esort")
 """The methods of the experiments on probes, noise and drift."""
@@ -113,6 +114,10 @@ class Scale:
         Drifts of the recordings from which filters are carried over in e, besides none.
     preset : str
         Training settings of the dense network: those of the package, or those of the paper.
+    patches_per_unit : int or None
+        Patches that Spikewise learns each unit from; None for its default.
+    sorters_on_wide : bool
+        Whether other sorters run in f on probes with hundreds of channels too.
     """
 
     probe: str
@@ -127,11 +132,22 @@ class Scale:
     pretraining_drifts: tuple[str, ...] = ("slow", "fast", "non-rigid")
     preset: Literal["default", "paper"] = "default"
     wide_duration_s: float | None = None
+    patches_per_unit: int | None = None
+    sorters_on_wide: bool = True
 
 
 SCALES = {
     "small": Scale(
-        "neuropixels64", 30, 40.0, 1, (5, 15, 50), 15, pretraining_drifts=("slow",), wide_duration_s=20.0
+        "neuropixels64",
+        24,
+        20.0,
+        1,
+        (5, 15, 50),
+        15,
+        pretraining_drifts=("slow",),
+        wide_duration_s=12.0,
+        patches_per_unit=6000,
+        sorters_on_wide=False,
     ),
     "medium": Scale("neuropixels128", 40, 80.0, 3, (5, 10, 15, 30, 50), 15),
     "paper": Scale("neuropixels384", 100, 100.0, 3, (5, 10, 15, 30, 50), 15, preset="paper"),
@@ -297,30 +313,43 @@ def _label_runs(scale: Scale, seed: int, _: frozenset[str]) -> list[Run]:
     return [run for labels in scale.label_counts for run in _learners(recipe, labels)]
 
 
-def _probe_runs(scale: Scale, seed: int, with_templates: frozenset[str]) -> list[Run]:
-    runs = []
+def _probe_recipes(scale: Scale, seed: int, with_templates: frozenset[str]) -> list[Recipe]:
+    recipes = []
     for probe in scale.probes:
         recipe = dataclasses.replace(base_recipe(scale, seed), probe=probe, num_units=_units_on(probe, scale))
         if PROBES[probe].is_wide and probe != scale.probe and scale.wide_duration_s:
             recipe = dataclasses.replace(recipe, duration_s=scale.wide_duration_s)
         if probe in with_templates and probe != scale.probe:
             recipe = dataclasses.replace(recipe, source="mearec")
-        runs += [Run(recipe, method, scale.labels_per_unit) for method in COMPARED]
-    return runs
+        recipes.append(recipe)
+    return recipes
+
+
+def _noise_recipes(scale: Scale, seed: int) -> list[Recipe]:
+    return [dataclasses.replace(base_recipe(scale, seed), noise_uV=noise) for noise in scale.noises_uV]
+
+
+def _drift_recipes(scale: Scale, seed: int) -> list[Recipe]:
+    return [dataclasses.replace(base_recipe(scale, seed), drift=drift) for drift in scale.drifts]
+
+
+def _compared(recipes: Iterable[Recipe], scale: Scale) -> list[Run]:
+    return [Run(recipe, method, scale.labels_per_unit) for recipe in recipes for method in COMPARED]
+
+
+def _probe_runs(scale: Scale, seed: int, with_templates: frozenset[str]) -> list[Run]:
+    return _compared(_probe_recipes(scale, seed, with_templates), scale)
 
 
 def _noise_runs(scale: Scale, seed: int, _: frozenset[str]) -> list[Run]:
-    recipes = [dataclasses.replace(base_recipe(scale, seed), noise_uV=noise) for noise in scale.noises_uV]
-    return [Run(recipe, method, scale.labels_per_unit) for recipe in recipes for method in COMPARED]
+    return _compared(_noise_recipes(scale, seed), scale)
 
 
 def _drift_runs(scale: Scale, seed: int, _: frozenset[str]) -> list[Run]:
     """Drift in the recording that is sorted, for filters without drift; then in that which taught filters."""
     runs = []
-    for drift in scale.drifts:
-        learners = _learners(
-            dataclasses.replace(base_recipe(scale, seed), drift=drift), scale.labels_per_unit
-        )
+    for recipe in _drift_recipes(scale, seed):
+        learners = _learners(recipe, scale.labels_per_unit)
         runs += [run for run in learners if run.method in (*COMPARED, "esort_transfer")]
     for drift in scale.pretraining_drifts:
         learners = _learners(base_recipe(scale, seed), scale.labels_per_unit, drift)
@@ -328,14 +357,19 @@ def _drift_runs(scale: Scale, seed: int, _: frozenset[str]) -> list[Run]:
     return runs
 
 
-def _sorter_runs(scale: Scale, seed: int, _: frozenset[str]) -> list[Run]:
+def _sorter_runs(scale: Scale, seed: int, with_templates: frozenset[str]) -> list[Run]:
+    """Other sorters on every recording of c, d and e; Kilosort4, which takes minutes, on that of a alone."""
     base = base_recipe(scale, seed)
-    noisier = [dataclasses.replace(base, noise_uV=noise) for noise in scale.noises_uV if noise != NOISE_UV]
+    of_probes = [
+        recipe
+        for recipe in _probe_recipes(scale, seed, with_templates)
+        if scale.sorters_on_wide or not PROBES[recipe.probe].is_wide
+    ]
+    every = (base, *_noise_recipes(scale, seed), *_drift_recipes(scale, seed), *of_probes)
     runs = []
-    for recipe in (base, *noisier):
-        others = (*UNLABELLED, *(RIVALS if recipe is base else QUICK_RIVALS))
-        runs += [Run(recipe, method, scale.labels_per_unit) for method in COMPARED]
-        runs += [Run(recipe, method, 0) for method in others]
+    for recipe in dict.fromkeys(every):
+        others = (*UNLABELLED, *(RIVALS if recipe == base else QUICK_RIVALS))
+        runs += [*_compared([recipe], scale), *(Run(recipe, method, 0) for method in others)]
     return runs
 
 

@@ -31,6 +31,7 @@ PAIRS = (
     ("spikewise", "esort"),
 )
 """A method and that from scratch with which its need of labels is compared."""
+_CONDITION = ["probe", "num_units", "noise_uV", "drift"]
 _SCORES = {
     "accuracy": ("accuracy", "mean"),
     "sd": ("accuracy", "std"),
@@ -55,8 +56,8 @@ def make_tables(rows: pd.DataFrame, scale: Scale, experiments: Sequence[str]) ->
     Returns
     -------
     dict of str to DataFrame
-        By name: `claims`, `labels` (a), `labels_needed` (b), `probes` (c), `noise` (d), `drift` (e) and
-        `sorters` (f); only those chosen, and without those that have no row.
+        By name: `claims`, `labels` (a), `labels_needed` (b), `probes` (c), `noise` (d), `drift` (e), `sorters`
+        and `best_sorters` (f); only those chosen, and without those that have no row.
     """
     rows = rows[rows["accuracy"].notna()]
     base = base_recipe(scale, 0)
@@ -74,14 +75,15 @@ def make_tables(rows: pd.DataFrame, scale: Scale, experiments: Sequence[str]) ->
     of_probe = ["probe", "num_channels", "source", "num_units", "method"]
     with_filters = mine & is_quiet & is_usual & rows["method"].isin([*COMPARED, "esort_transfer"])
     tables = {
-        "a": ("labels", labels),
-        "b": ("labels_needed", labels_needed_table(labels)),
-        "c": ("probes", _means(rows[is_compared & is_quiet & is_still], of_probe)),
-        "d": ("noise", _means(rows[mine & (is_compared | is_other) & is_still], ["noise_uV", "method"])),
-        "e": ("drift", _means(rows[with_filters], ["drift", "pretraining_drift", "method"])),
-        "f": ("sorters", sorters),
+        ("a", "labels"): labels,
+        ("b", "labels_needed"): labels_needed_table(labels),
+        ("c", "probes"): _means(rows[is_compared & is_quiet & is_still], of_probe),
+        ("d", "noise"): _means(rows[mine & (is_compared | is_other) & is_still], ["noise_uV", "method"]),
+        ("e", "drift"): _means(rows[with_filters], ["drift", "pretraining_drift", "method"]),
+        ("f", "sorters"): sorters,
+        ("f", "best_sorters"): best_sorter_table(rows[is_plain & (is_compared & is_usual | is_other)]),
     }
-    chosen = {name: table for key, (name, table) in tables.items() if key in experiments and len(table)}
+    chosen = {name: table for (key, name), table in tables.items() if key in experiments and len(table)}
     return {"claims": claims_table(chosen), **chosen}
 
 
@@ -181,6 +183,30 @@ def sorter_table(rows: pd.DataFrame, labels_per_unit: int) -> pd.DataFrame:
     )  # fmt: skip
     order = {name: place for place, name in enumerate(METHOD_NAMES)}
     return table.reset_index().sort_values("method", key=lambda names: names.map(order), ignore_index=True)
+
+
+def best_sorter_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Set Spikewise beside the best other sorter of each kind of recording.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of one number of labels, and rows of methods that get none.
+
+    Returns
+    -------
+    DataFrame
+        For each kind of recording on which other sorters ran: `best_sorter` by its mean accuracy over the
+        recordings, its `best_accuracy`; `with_labels` and `without_labels`, the accuracy of Spikewise, and
+        `gain_with_labels` and `gain_without_labels` in points.
+    """
+    means = _means(rows, [*_CONDITION, "method"]).pivot(index=_CONDITION, columns="method", values="accuracy")
+    others = means.reindex(columns=list(RIVALS)).dropna(how="all")
+    table = pd.DataFrame({"best_sorter": others.idxmax(axis=1), "best_accuracy": others.max(axis=1)})
+    for name, method in (("with_labels", "spikewise"), ("without_labels", "spikewise_no_labels")):
+        table[name] = means.reindex(columns=[method])[method]
+        table[f"gain_{name}"] = table[name] - table["best_accuracy"]
+    return table.reset_index()
 
 
 def claims_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:

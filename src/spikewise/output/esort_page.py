@@ -20,13 +20,13 @@ from spikewise.evaluation.paper_tables import plain_rows
 from spikewise.output.esort_figures import draw_all
 
 TEMPLATE = "esort.html.jinja"
-_TABLE_OF = {
-    "a": "labels",
-    "b": "labels_needed",
-    "c": "probes",
-    "d": "noise",
-    "e": "drift",
-    "f": "sorters",
+_TABLES_OF = {
+    "a": ("labels",),
+    "b": ("labels_needed",),
+    "c": ("probes",),
+    "d": ("noise",),
+    "e": ("drift",),
+    "f": ("sorters", "best_sorters"),
 }
 _HEADINGS = {
     "accuracy": "accuracy (%)",
@@ -50,6 +50,12 @@ _HEADINGS = {
     "num_units_found": "units found",
     "learning_s": "learning (s)",
     "sorting_s_of_50": "sorting 50 s (s)",
+    "best_sorter": "best other sorter",
+    "best_accuracy": "its accuracy (%)",
+    "with_labels": "Spikewise with labels (%)",
+    "gain_with_labels": "gain (points)",
+    "without_labels": "Spikewise without (%)",
+    "gain_without_labels": "gain (points)",
 }
 _WHOLE = {"num_seeds", "labels_per_unit", "num_channels", "num_units", "noise_uV"}
 
@@ -94,11 +100,11 @@ def write_esort_page(
         {
             "key": key,
             "title": EXPERIMENTS[key],
-            "picture": pictures.get(_TABLE_OF[key]),
-            "table": page_table(tables[_TABLE_OF[key]]),
+            "picture": pictures.get(_TABLES_OF[key][0]),
+            "tables": [page_table(tables[name]) for name in _TABLES_OF[key] if name in tables],
         }
         for key in config.chosen()
-        if _TABLE_OF[key] in tables
+        if _TABLES_OF[key][0] in tables
     ]
     text = _template().render(
         version=__version__,
