@@ -135,7 +135,8 @@ def test_between_outputs_probability_is_interpolated(detector, traces):
 
 
 def test_strides_leave_two_outputs_or_more_to_the_shortest_plateau():
-    assert [stride_samples(radius) for radius in (1, 2, 3, 4, 5, 8)] == [1, 1, 1, 2, 2, 2]
+    assert [stride_samples(radius, 2) for radius in (1, 2, 3, 4, 5, 8)] == [1, 1, 1, 2, 2, 2]
+    assert [stride_samples(radius, 4) for radius in (1, 2, 3, 4, 5, 8)] == [1, 1, 1, 2, 4, 4]
 
 
 def test_the_same_traces_give_the_same_bits_at_any_place_in_memory(detector, traces):

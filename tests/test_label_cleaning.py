@@ -112,3 +112,13 @@ def test_relabelled_units_lie_in_their_segments(scene):
     assert made.sorting.get_unit_spike_train(0, segment_index=1).tolist() == [100]
     assert made.sorting.get_unit_spike_train(1, segment_index=0).tolist() == [599]
     assert made.sorting.get_unit_spike_train(1, segment_index=1).tolist() == [0]
+
+
+def test_a_spike_at_the_very_end_is_no_hindrance(scene):
+    trains = scene[1]
+    last = int(SECONDS * RATE) - 1
+    found, facts = cleaned(scene, np.append(np.union1d(trains["a"], trains["c"]), last))
+    assert facts["split"] == 1
+    assert len(found) == 2
+    assert max(overlap(train, trains["a"]) for train in found) > 0.95
+    assert max(overlap(train, trains["c"]) for train in found) > 0.95

@@ -13,6 +13,7 @@ from spikewise.sorting.batch import detect_in_chunks
 from spikewise.sorting.compiled import block_extremes, open_gates, peaks_of_units
 from spikewise.sorting.detect import SparseDetector, SpikeDetector, find_in_block, make_detector
 from spikewise.sorting.postprocess import LEVELS, find_peaks, smooth_probabilities, triangle_radius
+from spikewise.sorting.sparse import Tile
 
 RATE = 32000.0
 CPU = torch.device("cpu")
@@ -93,13 +94,37 @@ def test_a_closed_gate_finds_nothing_and_touches_no_other_unit(traces):
     )
 
 
+@pytest.mark.parametrize(
+    "traces",
+    [
+        np.arange(12, dtype=np.float32).reshape(4, 3),
+        np.arange(40, dtype=np.float32).reshape(4, 10).T[2:7],
+        np.arange(12, dtype=np.float64).reshape(3, 4).T,
+        np.arange(40, dtype=np.float32).reshape(4, 10).T[::-1],
+        np.arange(5, dtype=np.float32).reshape(5, 1),
+    ],
+    ids=["by sample", "a stretch by channel", "other type", "backwards", "one channel"],
+)
+def test_a_tile_holds_the_samples_of_each_channel(traces):
+    tile = Tile.of(traces)
+    num_samples, num_channels = traces.shape
+    places = np.arange(num_channels)[:, None] * tile.step + np.arange(num_samples)
+    assert tile.values[places].T.tolist() == traces.tolist()
+    assert tile.num_channels == num_channels
+
+
 def test_gates_open_where_the_definition_says():
     random = np.random.default_rng(1)
     signal = random.normal(size=(3, 64 * 8 + 5)).astype(np.float32)
     extremes = np.empty((3, 2, 64), np.float32)
-    block_extremes(signal, 5, 8, 0, 3, extremes)
+    tile = Tile.of(signal.T)
+    block_extremes(tile.values, tile.step, 5, 8, 0, 3, extremes)
     blocks = signal[:, 5:].reshape(3, 64, 8)
     np.testing.assert_array_equal(extremes, np.stack([blocks.min(2), blocks.max(2)], 1))
+    of_four = np.empty((3, 2, 128), np.float32)
+    block_extremes(tile.values, tile.step, 5, 4, 0, 3, of_four)
+    halves = signal[:, 5:].reshape(3, 128, 4)
+    np.testing.assert_array_equal(of_four, np.stack([halves.min(2), halves.max(2)], 1))
     weight = random.normal(size=(2, 2, 2, 3)).astype(np.float32)
     channel_index = np.array([[0, 2], [1, 0]])
     around = [

@@ -97,7 +97,8 @@ class UnitLearner:
         self.config = config
         radius = label_radius_samples(config.detection, traces.sampling_frequency)
         self.shape = PatchShape(window_samples, radius)
-        self.gate_block = block_samples(traces.sampling_frequency, stride_samples(radius))
+        stride = stride_samples(radius, NeighbourhoodNetwork.largest_stride)
+        self.gate_block = block_samples(traces.sampling_frequency, stride)
 
     def store(self, blocks: Sequence[Block]) -> StoredTraces:
         """Read the traces of blocks into memory, where windows and templates around a spike fit in."""

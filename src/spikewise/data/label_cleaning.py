@@ -169,7 +169,7 @@ def _share_out(
     rest = np.flatnonzero(assigned < 0)
     for part in np.array_split(rest, -(-len(rest) // _MAX_SPIKES)) if len(rest) else ():
         cut, found = cutter.waveforms(frames[part], channels)
-        features = (cut.reshape(len(cut), -1) - middle) @ kept.T
+        features = (cut.reshape(len(cut), middle.size) - middle) @ kept.T
         nearest = np.linalg.norm(features[:, None] - centres[None], axis=2).argmin(axis=1)
         assigned[part[found]] = nearest
     return [frames[assigned == k] for k in range(len(centres))]

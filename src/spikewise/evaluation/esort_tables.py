@@ -56,8 +56,8 @@ def make_tables(rows: pd.DataFrame, scale: Scale, experiments: Sequence[str]) ->
     Returns
     -------
     dict of str to DataFrame
-        By name: `claims`, `labels` (a), `labels_needed` (b), `probes` (c), `noise` (d), `drift` (e), `sorters`
-        and `best_sorters` (f); only those chosen, and without those that have no row.
+        By name: `claims`, `labels` (a), `labels_needed` (b), `probes` (c), `noise` (d), `drift` (e),
+        `sorters` and `best_sorters` (f); only those chosen, and without those that have no row.
     """
     rows = rows[rows["accuracy"].notna()]
     base = base_recipe(scale, 0)

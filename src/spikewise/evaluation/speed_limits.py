@@ -32,7 +32,7 @@ from spikewise.data.labels import Traces
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.models.windowed import WindowedNetwork
 from spikewise.sorting.detect import SparseDetector, Spikes
-from spikewise.sorting.sparse import Asked
+from spikewise.sorting.sparse import Asked, Tile
 
 NETWORK_STAGES = ("tiles", "gates", "temporal", "units", "post-processing")
 """Stages from traces in memory to spikes."""
@@ -223,16 +223,15 @@ class TimedDetector(SparseDetector):
 
         return watched
 
-    def _count_answers(self, asked: Asked, tile: np.ndarray) -> None:
+    def _count_answers(self, asked: Asked, tile: Tile) -> None:
         self.counts["tiles"] += 1
-        self.counts["tile values"] += tile.size
         self.counts["answers"] += asked.probabilities.size
 
-    def _count_open(self, is_open: np.ndarray, tile: np.ndarray) -> None:
+    def _count_open(self, is_open: np.ndarray, tile: Tile) -> None:
         self.counts["open blocks"] += int(is_open.sum())
 
     def _count_features(
-        self, made: tuple[Tensor, np.ndarray], tile: np.ndarray, is_open: np.ndarray, num_outputs: int
+        self, made: tuple[Tensor, np.ndarray], tile: Tile, is_open: np.ndarray, num_outputs: int
     ) -> None:
         moments = len(made[0])
         self.counts["channel outputs"] += moments
@@ -249,7 +248,7 @@ class TimedDetector(SparseDetector):
         with self.clock("find"):
             return super().find(traces, segment_index, start, stop, known)
 
-    def _read_tile(self, traces: Traces, segment_index: int, number: int) -> np.ndarray:
+    def _read_tile(self, traces: Traces, segment_index: int, number: int) -> Tile:
         with self.clock("tiles"):
             return super()._read_tile(traces, segment_index, number)
 
@@ -297,8 +296,10 @@ class TimedDetector(SparseDetector):
         # Two running sums, each an addition and a subtraction, and the samples between two outputs.
         answer_operations = 4 * stride + 3 * (stride - 1)
         return {
-            "tiles": _work(0, 8 * counts["tile values"]),
-            "gates": _work(extremes + gates, 4 * counts["tile values"] + num_units * blocks),
+            "tiles": Work(),  # views of the traces, but for the first and the last
+            "gates": _work(
+                extremes + gates, 4 * blocks * self.block * network.num_channels + num_units * blocks
+            ),
             "temporal": _work(
                 channel_operations * counts["channel outputs"],
                 4 * (counts["samples"] + second * counts["channel outputs"]),

@@ -107,6 +107,8 @@ class NeighbourhoodNetwork(WindowedNetwork):
         Hidden features of each unit.
     """
 
+    largest_stride = 4
+
     def __init__(self, backbone: Backbone, num_channels: int, channel_index: Tensor, hidden_features: int):
         num_units, num_near = channel_index.shape
         super().__init__(num_channels, num_units, backbone.window_samples)

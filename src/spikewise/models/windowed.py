@@ -18,6 +18,9 @@ class WindowedNetwork(nn.Module):
         Length of the window.
     """
 
+    largest_stride = 2
+    """Samples from one output to the next, where the plateau of a spike is long enough."""
+
     def __init__(self, num_channels: int, num_units: int, window_samples: int):
         super().__init__()
         self.num_channels = num_channels

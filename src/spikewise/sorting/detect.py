@@ -24,7 +24,7 @@ from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.models.windowed import WindowedNetwork
 from spikewise.sorting.compiled import peaks_of_units
 from spikewise.sorting.postprocess import LEVELS, find_peaks, smooth_probabilities, triangle_radius
-from spikewise.sorting.sparse import Asked, SparseNetwork, join
+from spikewise.sorting.sparse import Asked, SparseNetwork, Tile, join
 
 _TILE_VALUES = 2**19  # samples times channels: large enough to keep two cores busy, small enough for a cache
 _TILE_SAMPLES = (1024, 8192)
@@ -63,13 +63,14 @@ def label_radius_samples(config: DetectionConfig, sampling_frequency: float) -> 
     return max(1, round(config.label_radius_ms * sampling_frequency / 1000))
 
 
-def stride_samples(label_radius: int) -> int:
-    """Return from how many samples to the next the network is computed: 2 from a label radius of 4 on.
+def stride_samples(label_radius: int, largest: int) -> int:
+    """Return from how many samples to the next a network is computed, at most `largest`.
 
-    A spike is a plateau of 2 * label_radius + 1 samples, so between two outputs there is nothing to miss; the
-    samples between are interpolated.
+    A spike is a plateau of 2 * label_radius + 1 samples. With 2 from a label radius of 4 on, and 4 from 5 on,
+    at least two outputs fall on it, so that there is nothing to miss; the samples between are interpolated.
     """
-    return 2 if label_radius >= 4 else 1
+    fitting = 4 if label_radius >= 5 else 2 if label_radius >= 4 else 1
+    return min(fitting, largest)
 
 
 def tile_samples(
@@ -132,7 +133,7 @@ class SpikeDetector:
         self.thresholds = torch.as_tensor(thresholds, dtype=torch.float32, device=device)
         self.tile_samples = tile_samples(network.num_channels)
         self.label_radius = label_radius_samples(config, sampling_frequency)
-        self.stride = stride_samples(self.label_radius)
+        self.stride = stride_samples(self.label_radius, network.largest_stride)
         self.merge_radius = max(1, round(config.merge_ms * sampling_frequency / 1000))
 
     def find(
@@ -256,7 +257,7 @@ class SparseDetector:
         self.thresholds = torch.as_tensor(thresholds, dtype=torch.float32)
         self.label_radius = label_radius_samples(config, sampling_frequency)
         self.merge_radius = max(1, round(config.merge_ms * sampling_frequency / 1000))
-        stride = stride_samples(self.label_radius)
+        stride = stride_samples(self.label_radius, network.largest_stride)
         self.block = block_samples(sampling_frequency, stride)
         wanted = tile_samples(network.num_channels, _SPARSE_TILE_VALUES, _SPARSE_TILE_SAMPLES)
         self.tile_samples = max(1, wanted // self.block) * self.block
@@ -270,9 +271,8 @@ class SparseDetector:
         """Return a network that has gates, and margins that hold what they look at; None for any other."""
         if not isinstance(network, NeighbourhoodNetwork):
             return None
-        block = block_samples(
-            sampling_frequency, stride_samples(label_radius_samples(config, sampling_frequency))
-        )
+        radius = label_radius_samples(config, sampling_frequency)
+        block = block_samples(sampling_frequency, stride_samples(radius, network.largest_stride))
         return network if min(network.left_margin, network.right_margin) >= 2 * block else None
 
     def find(
@@ -314,11 +314,12 @@ class SparseDetector:
         order = np.lexsort((unit_index, sample_index))
         return Spikes(sample_index[order], unit_index[order], response[order])
 
-    def _read_tile(self, traces: Traces, segment_index: int, number: int) -> np.ndarray:
-        """Read the samples of a tile and of the network's margins: (num_channels, num_samples)."""
+    def _read_tile(self, traces: Traces, segment_index: int, number: int) -> Tile:
+        """Read the samples of a tile and of the network's margins."""
         begin, end = number * self.tile_samples, (number + 1) * self.tile_samples
-        padded = traces.read(segment_index, begin - self.network.left_margin, end + self.network.right_margin)
-        return np.ascontiguousarray(padded.T)
+        return Tile.of(
+            traces.read(segment_index, begin - self.network.left_margin, end + self.network.right_margin)
+        )
 
 
 Detector = SpikeDetector | SparseDetector

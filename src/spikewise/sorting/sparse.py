@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
 from torch.nn import functional
 
@@ -51,6 +52,34 @@ class Asked:
     unit_index: np.ndarray
     block: np.ndarray
     probabilities: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Samples of a tile: sample s of channel c is ``values[c * step + s]``.
+
+    Attributes
+    ----------
+    values : ndarray
+        One-dimensional float32; a view where the samples of each channel lie side by side in memory.
+    step, num_channels : int
+    """
+
+    values: np.ndarray
+    step: int
+    num_channels: int
+
+    @classmethod
+    def of(cls, traces: np.ndarray) -> Tile:
+        """Return traces (num_samples, num_channels) as a tile."""
+        by_channel = traces.T
+        num_channels, num_samples = by_channel.shape
+        step, rest = divmod(by_channel.strides[0], 4)
+        is_tile = by_channel.dtype == np.float32 and by_channel.strides[1] == 4
+        if not is_tile or rest or step < num_samples:
+            by_channel, step = np.ascontiguousarray(by_channel, np.float32), num_samples
+        length = (num_channels - 1) * step + num_samples
+        return cls(as_strided(by_channel, (length,), (4,), writeable=False), step, num_channels)
 
 
 class SparseNetwork:
@@ -90,26 +119,21 @@ class SparseNetwork:
             )
             for count in (1, self.num_outputs)
         }
+        self._buffer = np.empty(_ROWS_AT_ONCE * len(self._filters[self.num_outputs][0]), np.float32)
 
     @torch.inference_mode()
-    def ask(self, tile: np.ndarray) -> Asked:
-        """Compute the probabilities of a tile.
-
-        Parameters
-        ----------
-        tile : ndarray
-            (num_channels, num_samples) float32: the samples of the tile with the network's margins.
-        """
+    def ask(self, tile: Tile) -> Asked:
+        """Compute the probabilities of a tile, which is given with the network's margins."""
         is_open = self._open(tile)
         if self._can_glimpse:
             glimpse = self._answer(tile, is_open, 1)
             is_open = self._looked_at(glimpse, is_open)
         return self._answer(tile, is_open, self.num_outputs)
 
-    def _answer(self, tile: np.ndarray, is_open: np.ndarray, num_outputs: int) -> Asked:
+    def _answer(self, tile: Tile, is_open: np.ndarray, num_outputs: int) -> Asked:
         """Compute so many outputs, from the first on, of each block in which a unit's gate is open."""
         features, row_of = self._features(tile, is_open, num_outputs)
-        unit_index, block = np.nonzero(is_open)
+        unit_index, block = np.divmod(np.flatnonzero(is_open), self.num_blocks)
         rows = np.empty((len(block), num_outputs, self._channel_index.shape[1]), np.int64)
         compiled.rows_of_inputs(unit_index, block, self._channel_index, row_of, rows)
         probabilities = self._units(features, torch.from_numpy(rows), unit_index)
@@ -127,16 +151,16 @@ class SparseNetwork:
         seen[glimpse.unit_index[answered], glimpse.block[answered] + 1] = True
         return is_open & (seen[:, :-2] | seen[:, 1:-1] | seen[:, 2:])
 
-    def _open(self, tile: np.ndarray) -> np.ndarray:
+    def _open(self, tile: Tile) -> np.ndarray:
         """Return in which blocks of the tile each unit is asked: (num_units, num_blocks)."""
-        extremes = np.empty((len(tile), 2, self.num_blocks + 4), np.float32)
+        extremes = np.empty((tile.num_channels, 2, self.num_blocks + 4), np.float32)
         begin = self.network.left_margin - 2 * self.block
 
         def measure(first: int) -> None:
-            stop = min(first + _CHANNELS_AT_ONCE, len(tile))
-            compiled.block_extremes(tile, begin, self.block, first, stop, extremes)
+            stop = min(first + _CHANNELS_AT_ONCE, tile.num_channels)
+            compiled.block_extremes(tile.values, tile.step, begin, self.block, first, stop, extremes)
 
-        on_all_cores(measure, range(0, len(tile), _CHANNELS_AT_ONCE))
+        on_all_cores(measure, range(0, tile.num_channels, _CHANNELS_AT_ONCE))
         num_units = len(self._level)
         is_open = np.empty((num_units, self.num_blocks), np.bool_)
 
@@ -149,9 +173,9 @@ class SparseNetwork:
         on_all_cores(decide, range(0, num_units, _UNITS_AT_ONCE))
         return is_open
 
-    def _features(self, tile: np.ndarray, is_open: np.ndarray, num_outputs: int) -> tuple[Tensor, np.ndarray]:
+    def _features(self, tile: Tile, is_open: np.ndarray, num_outputs: int) -> tuple[Tensor, np.ndarray]:
         """Return the features of the blocks of channels that are needed, and their numbers (C, B)."""
-        is_needed = np.zeros((len(tile), self.num_blocks), np.bool_)
+        is_needed = np.zeros((tile.num_channels, self.num_blocks), np.bool_)
         compiled.mark_channels(is_open, self._channel_index, is_needed)
         places = np.flatnonzero(is_needed)
         row_of = np.empty(is_needed.shape, np.int64)
@@ -160,47 +184,75 @@ class SparseNetwork:
         filters, filter_bias = self._filters[num_outputs]
         features = torch.empty(len(places) * num_outputs, backbone.num_features)
         weight, bias = backbone.filter2.weight.T, backbone.filter2.bias
-        cut = np.empty((len(places), len(filters)), np.float32)
-
-        def copy(first: int) -> None:
-            stop = min(first + _ROWS_AT_ONCE, len(places))
-            compiled.cut_stretches(tile, places, self.num_blocks, self.block, first, stop, cut)
-
-        on_all_cores(copy, range(0, len(places), _ROWS_AT_ONCE))
-        for first in range(0, len(places), _ROWS_AT_ONCE):
-            stretches = torch.from_numpy(cut[first : first + _ROWS_AT_ONCE])
-            hidden = functional.relu_(torch.addmm(filter_bias, stretches, filters))
-            part = features[first * num_outputs : (first + len(stretches)) * num_outputs]
-            torch.addmm(bias, hidden.view(len(part), -1), weight, out=part)
+        for begin in range(0, len(places), _ROWS_AT_ONCE):
+            rows = places[begin : begin + _ROWS_AT_ONCE]
+            hidden = torch.addmm(filter_bias, self._stretches(tile, rows, len(filters)), filters)
+            part = features[begin * num_outputs : (begin + len(rows)) * num_outputs]
+            torch.addmm(bias, functional.relu_(hidden).view(len(part), -1), weight, out=part)
             functional.relu_(part)
         return features, row_of
+
+    def _stretches(self, tile: Tile, places: np.ndarray, length: int) -> Tensor:
+        """Return the stretches (num_places, length) of blocks of channels, in a buffer that is used again."""
+        cut = self._buffer[: len(places) * length].reshape(-1, length)
+
+        def copy(first: int) -> None:
+            stop = min(first + _ROWS_AT_ONCE // 2, len(places))
+            compiled.cut_stretches(
+                tile.values, tile.step, places, self.num_blocks, self.block, first, stop, cut
+            )
+
+        on_all_cores(copy, range(0, len(places), _ROWS_AT_ONCE // 2))
+        return torch.from_numpy(cut)
 
     def _units(self, features: Tensor, rows: Tensor, unit_index: np.ndarray) -> Tensor:
         """Return the probabilities (num_asked, num_outputs) of units from the rows of features they take."""
         units, num_outputs = self.network.units, rows.shape[1]
         probabilities = torch.empty(len(rows), num_outputs)
-        starts = np.searchsorted(unit_index, np.arange(len(self._level) + 1))
-        pieces = [
-            (unit, first, min(first + _PIECE_BLOCKS, starts[unit + 1]))
-            for unit in range(len(self._level))
-            for first in range(starts[unit], starts[unit + 1], _PIECE_BLOCKS)
-        ]
-        for begin in range(0, len(pieces), _PIECES_AT_ONCE):
-            part = pieces[begin : begin + _PIECES_AT_ONCE]
-            entries = torch.full((len(part), _PIECE_BLOCKS), part[0][1])
-            for place, (_, first, stop) in enumerate(part):
-                entries[place, : stop - first] = torch.arange(first, stop)
-            inputs = features.index_select(0, rows[entries.view(-1)].view(-1))
-            inputs = inputs.view(len(part), _PIECE_BLOCKS * num_outputs, -1)
-            chosen = torch.tensor([unit for unit, _, _ in part])
+        unit_of, entries, is_filling = _pieces(unit_index, len(self._level))
+        done = 0
+        for begin in range(0, len(unit_of), _PIECES_AT_ONCE):
+            part = slice(begin, begin + _PIECES_AT_ONCE)
+            chosen = torch.from_numpy(unit_of[part])
+            inputs = features.index_select(0, rows[torch.from_numpy(entries[part].ravel())].view(-1))
+            inputs = inputs.view(len(chosen), _PIECE_BLOCKS * num_outputs, -1)
             hidden = torch.baddbmm(units.hidden_bias[chosen], inputs, units.hidden_weight[chosen])
             logits = torch.baddbmm(
                 units.bias[chosen][:, None], functional.relu_(hidden), units.weight[chosen]
             )
-            answers = torch.sigmoid(logits).view(len(part), _PIECE_BLOCKS, num_outputs)
-            for place, (_, first, stop) in enumerate(part):
-                probabilities[first:stop] = answers[place, : stop - first]
+            answers = torch.sigmoid(logits).view(-1, num_outputs)
+            answers = answers[torch.from_numpy(~is_filling[part].ravel())]
+            probabilities[done : done + len(answers)] = answers
+            done += len(answers)
         return probabilities
+
+
+def _pieces(unit_index: np.ndarray, num_units: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Divide the entries of each unit into pieces of one length.
+
+    Parameters
+    ----------
+    unit_index : ndarray
+        (num_entries,) ascending.
+    num_units : int
+
+    Returns
+    -------
+    unit_of : ndarray
+        (num_pieces,)
+    entries : ndarray
+        (num_pieces, length): all entries in order, and between them what fills the last piece of a unit.
+    is_filling : ndarray of bool
+        (num_pieces, length)
+    """
+    starts = np.searchsorted(unit_index, np.arange(num_units + 1))
+    pieces_of = -(-np.diff(starts) // _PIECE_BLOCKS)
+    unit_of = np.repeat(np.arange(num_units), pieces_of)
+    number = np.arange(len(unit_of)) - np.repeat(np.cumsum(pieces_of) - pieces_of, pieces_of)
+    first = starts[unit_of] + number * _PIECE_BLOCKS
+    entries = first[:, None] + np.arange(_PIECE_BLOCKS)
+    is_filling = entries >= starts[unit_of + 1][:, None]
+    return unit_of, np.where(is_filling, first[:, None], entries), is_filling
 
 
 def join(tiles: dict[int, Asked], num_blocks: int) -> Asked:
