@@ -29,7 +29,7 @@ _CHANNELS_AT_ONCE = (64, 192)
 """Fewer cost more for each, more do not stay in a processor's cache."""
 _SAMPLES_AT_ONCE = 1024
 _ROWS_AT_ONCE = 64
-_LINE = 16
+_LINE = 64
 """Samples that a line of a processor's cache holds."""
 _HUGE = np.float32(1e30)
 
@@ -112,7 +112,7 @@ class _ConditionedSegment(BasePreprocessorSegment):
 
 
 def bandpass(traces: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """Filter forward and backward, as ``scipy.signal.sosfiltfilt`` does: float32.
+    """Filter forward and backward, as ``scipy.signal.sosfiltfilt`` does with a band-pass: float32.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def reference_and_scale(
     Parameters
     ----------
     traces : ndarray of float32
-        (num_samples, num_channels); overwritten.
+        (num_samples, num_channels)
     averaged : ndarray of int
         Channels of the median.
     gains, offsets : ndarray of float32
@@ -191,51 +191,63 @@ def _bandpass_group(
     filtered: np.ndarray,
 ) -> None:
     """Filter channels `first` to `stop`."""
-    num_samples, width = traces.shape[0], stop - first
-    end = num_samples - 1
+    num_samples, width = traces.shape[0], np.uint64(stop - first)
+    end, origin = num_samples - 1, np.uint64(first)
     buffer = np.empty((num_samples + 2 * padding, width), np.float32)
-    state = np.zeros((sections.shape[0], 2, width))
-    now = np.zeros(width)
+    base = np.empty(width)  # subtracted, which a band-pass does not see: large values keep their digits
     for channel in range(width):
-        beginning = np.float64(traces[0, first + channel])
-        if padding:
-            beginning = 2 * beginning - np.float64(traces[padding, first + channel])
-        state[:, :, channel] = settled * beginning
+        base[channel] = traces[0, origin + channel]
     for sample in range(-padding, num_samples + padding):
-        for channel in range(width):
-            column = first + channel
-            if sample < 0:
-                now[channel] = 2 * np.float64(traces[0, column]) - np.float64(traces[-sample, column])
-            elif sample > end:
-                mirrored = np.float64(traces[2 * end - sample, column])
-                now[channel] = 2 * np.float64(traces[end, column]) - mirrored
-            else:
-                now[channel] = traces[sample, column]
-        _advance(sections, state, now)
-        buffer[sample + padding] = now
-    for channel in range(width):
-        beginning = np.float64(buffer[num_samples + 2 * padding - 1, channel])
-        state[:, :, channel] = settled * beginning
-    for sample in range(num_samples + padding - 1, -1, -1):
-        now[:] = buffer[sample + padding]
-        _advance(sections, state, now)
-        if sample <= end:
+        row = np.uint64(sample + padding)
+        if 0 <= sample <= end:
+            inside = np.uint64(sample)
             for channel in range(width):
-                filtered[sample, first + channel] = now[channel]
+                buffer[row, channel] = np.float64(traces[inside, origin + channel]) - base[channel]
+        else:  # as far beyond the value at the end as the mirrored sample is from it
+            edge = np.uint64(0 if sample < 0 else end)
+            mirrored = np.uint64(-sample if sample < 0 else 2 * end - sample)
+            for channel in range(width):
+                outer = 2 * np.float64(traces[edge, origin + channel]) - base[channel]
+                buffer[row, channel] = outer - np.float64(traces[mirrored, origin + channel])
+    _run_sections(buffer, sections, settled, False)
+    _run_sections(buffer, sections, settled, True)
+    for sample in range(np.uint64(num_samples)):
+        for channel in range(width):
+            filtered[sample, origin + channel] = buffer[sample + np.uint64(padding), channel]
 
 
-@compiled()
-def _advance(sections: np.ndarray, state: np.ndarray, now: np.ndarray) -> None:
-    """Run one sample of all channels through all sections, in place (transposed direct form II)."""
-    for section in range(sections.shape[0]):
-        b0, b1, b2 = sections[section, 0], sections[section, 1], sections[section, 2]
-        a1, a2 = sections[section, 4], sections[section, 5]
-        for channel in range(len(now)):
-            value = now[channel]
-            output = b0 * value + state[section, 0, channel]
-            state[section, 0, channel] = b1 * value - a1 * output + state[section, 1, channel]
-            state[section, 1, channel] = b2 * value - a2 * output
-            now[channel] = output
+@compiled(fastmath={"contract"})
+def _run_sections(buffer: np.ndarray, sections: np.ndarray, settled: np.ndarray, is_backward: bool) -> None:
+    """Run samples (num_samples, num_channels) through all sections, in place (transposed direct form II).
+
+    The filter begins as if the first sample had been there for ever.
+    """
+    num_rows, width = np.uint64(buffer.shape[0]), np.uint64(buffer.shape[1])
+    last = num_rows - np.uint64(1)
+    num_sections = np.uint64(sections.shape[0])
+    state = np.zeros((num_sections, 2, width))
+    now = np.zeros(width)
+    beginning = buffer[last if is_backward else np.uint64(0)]
+    for section in range(num_sections):
+        for channel in range(width):
+            state[section, 0, channel] = settled[section, 0] * np.float64(beginning[channel])
+            state[section, 1, channel] = settled[section, 1] * np.float64(beginning[channel])
+    for step in range(num_rows):
+        row = last - step if is_backward else step
+        for channel in range(width):
+            now[channel] = buffer[row, channel]
+        for section in range(num_sections):
+            b0, b1, b2 = sections[section, 0], sections[section, 1], sections[section, 2]
+            a1, a2 = sections[section, 4], sections[section, 5]
+            first, second = state[section, 0], state[section, 1]
+            for channel in range(width):
+                value = now[channel]
+                output = b0 * value + first[channel]
+                first[channel] = b1 * value - a1 * output + second[channel]
+                second[channel] = b2 * value - a2 * output
+                now[channel] = output
+        for channel in range(width):
+            buffer[row, channel] = now[channel]
 
 
 @compiled()
@@ -246,25 +258,27 @@ def _reference_and_scale(
     offsets: np.ndarray,
     by_channel: np.ndarray,
 ) -> None:
-    num_samples, num_channels = traces.shape
-    count = len(averaged)
+    num_samples, width = traces.shape[0], np.uint64(traces.shape[1])
+    count = np.uint64(len(averaged))
     row = np.empty(count, np.float32)
+    middles = np.zeros(_LINE, np.float32)
     middle, step = np.float32(0), np.float32(1)
-    for sample in range(num_samples):
-        if count:
-            for index in range(count):
-                row[index] = traces[sample, averaged[index]]
-            previous = middle
-            middle = _median(row, previous, step)
-            step = np.float32(0.9) * step + np.float32(0.1) * abs(middle - previous)
-            if not step < _HUGE:  # not numbers: begin again
-                middle, step = np.float32(0), np.float32(1)
-        for channel in range(num_channels):
-            traces[sample, channel] = (traces[sample, channel] - middle) * gains[channel] + offsets[channel]
     for begin in range(0, num_samples, _LINE):
-        for channel in range(num_channels):
-            for sample in range(begin, min(begin + _LINE, num_samples)):
-                by_channel[channel, sample] = traces[sample, channel]
+        first, length = np.uint64(begin), np.uint64(min(_LINE, num_samples - begin))
+        if count:
+            for at in range(length):
+                for index in range(count):
+                    row[index] = traces[first + at, averaged[index]]
+                previous = middle
+                middle = _median(row, previous, step)
+                step = np.float32(0.9) * step + np.float32(0.1) * abs(middle - previous)
+                if not step < _HUGE:  # not numbers: begin again
+                    middle, step = np.float32(0), np.float32(1)
+                middles[at] = middle
+        for channel in range(width):
+            gain, offset = gains[channel], offsets[channel]
+            for at in range(length):
+                by_channel[channel, first + at] = (traces[first + at, channel] - middles[at]) * gain + offset
 
 
 @compiled()
