@@ -86,6 +86,11 @@ Overwrite = Annotated[
     bool, Parameter(negative="", help="Replace an earlier result of Spikewise at that place")
 ]
 
+Resume = Annotated[
+    bool,
+    Parameter(negative="", help="Go on with a sort that was not finished there, given the same settings"),
+]
+
 
 @app.command
 def sort(
@@ -95,6 +100,7 @@ def sort(
     labels: Path | None = None,
     model: Path | None = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     json: AsJson = False,
     settings: Settings = Settings(),
 ) -> None:
@@ -122,6 +128,7 @@ def sort(
             model=model,
             output=output,
             overwrite=overwrite,
+            resume=resume,
             config=settings,
             progress=progress,
         )
