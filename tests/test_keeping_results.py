@@ -211,11 +211,11 @@ def test_no_space_for_the_sorting(capsys, tetrode, sorted_once, tmp_path, is_the
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 400 kB."""
+    """A file system of 2 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
     )
     if made.returncode:
         pytest.skip("this user may not mount a file system")
