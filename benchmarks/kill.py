@@ -3,8 +3,8 @@
     python benchmarks/kill.py --output bench/kill [--kills 20] [--seed 0] [--cluster local:3]
 
 Each time ``spikewise sort`` runs in a process of its own and gets SIGKILL at a moment that is drawn over the
-length of an undisturbed run; then the same command with ``--resume`` runs to the end. With ``--cluster`` it is
-not the sort that is killed but one of its workers, every ten seconds or as ``--every-s`` says.
+length of an undisturbed run; then the same command with ``--resume`` runs to the end. With ``--cluster`` it
+is not the sort that is killed but one of its workers, every ten seconds or as ``--every-s`` says.
 """
 
 from __future__ import annotations
