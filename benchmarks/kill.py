@@ -24,7 +24,7 @@ import psutil
 
 import spikewise
 
-QUICK = ["--patches-per-unit", "2000", "--unit-steps", "200", "--shard-s", "1", "--chunk-s", "1"]
+QUICK = ["--patches-per-unit", "1000", "--unit-steps", "100", "--shard-s", "1", "--chunk-s", "1"]
 
 
 def command(folder: Path, output: Path, *more: str) -> list[str]:
@@ -63,7 +63,7 @@ def make_scene(folder: Path, duration_s: float) -> None:
     spikewise.save_simulation(scene, folder / "scene", overwrite=True)
 
 
-def measure(folder: Path, kills: int = 20, seed: int = 0, duration_s: float = 30.0) -> dict[str, Any]:
+def measure(folder: Path, kills: int = 20, seed: int = 0, duration_s: float = 24.0) -> dict[str, Any]:
     """Kill so many sorts, and return their hashes beside the undisturbed one."""
     folder.mkdir(parents=True, exist_ok=True)
     make_scene(folder, duration_s)
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("bench/kill"))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--duration-s", type=float, default=30.0)
+    parser.add_argument("--duration-s", type=float, default=24.0)
     parser.add_argument("--cluster", default=None)
     parser.add_argument("--every-s", type=float, default=10.0)
     options = parser.parse_args()

@@ -201,6 +201,19 @@ def test_a_finished_sort_is_not_done_again(capsys, tetrode, trained, tmp_path):
     assert_told(outcome, "is of another sort", "threshold was null and is 0.2", "--overwrite")
 
 
+@pytest.mark.parametrize("names", [(), ("spikewise.log",), ("spikewise.log", "unfinished")])
+def test_a_sort_that_was_ended_before_it_began_is_begun(capsys, tetrode, trained, tmp_path, names):
+    (tmp_path / "out").mkdir()
+    for name in names:
+        (tmp_path / "out" / name).mkdir() if name == "unfinished" else (tmp_path / "out" / name).touch()
+    options = {"--model": trained, "-o": tmp_path / "out"}
+    assert succeed(capsys, "sort", tetrode.recording, options, "--resume").summary["spikes"] > 100
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    outcome = run(capsys, "sort", tetrode.recording, {**options, "-o": tmp_path / "mine"}, "--resume")
+    assert_told(outcome, "exists already")
+
+
 def test_resume_needs_a_folder(tetrode, trained):
     with pytest.raises(spikewise.SpikewiseError, match="without output"):
         spikewise.sort(tetrode.recording, model=trained, resume=True)

@@ -36,10 +36,11 @@ from spikewise.output.result import StoredResult, load_result
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sort_job import PACKAGES, Work, describe_recording, learn_model, run_sort
 from spikewise.sorting.cluster import check_cluster
-from spikewise.sorting.fingerprint import check_same_job, describe_job
+from spikewise.sorting.fingerprint import FileWatch, check_same_job, describe_job
 from spikewise.sorting.log import log_to
 from spikewise.sorting.store import (
     PROVENANCE_FILE,
+    UNFINISHED_FOLDER,
     check_output,
     check_output_file,
     is_finished_result,
@@ -235,6 +236,7 @@ def sort(
         check_model_fits(model, split_groups(recording, model.preprocessing_config.group_by))
     pretrained = open_pretrained(config) if model is None else None
     model_hash, filters_hash = (None if one is None else one.hash() for one in (model, pretrained))
+    watch = FileWatch(recording)
     work = Work(
         recording,
         labels,
@@ -242,6 +244,7 @@ def sort(
         model,
         config,
         describe_job(recording, labels, model_hash, filters_hash, config),
+        watch,
         {"recording": describe_recording(recording, source_path)},
         progress,
     )
@@ -409,6 +412,8 @@ def _finished(folder: Path, job: dict[str, Any]) -> SortingResult:
     """Return the result that is there already, if it is the one that is asked for."""
     stored = load_result(folder)
     check_same_job(stored.provenance.get("job"), job, folder)
+    if (folder / UNFINISHED_FOLDER).exists():  # of a process that was ended while it tidied up
+        Unfinished(folder).remove()
     logger.warning("%s is finished already", folder)
     return SortingResult(stored.sorting, stored.model, stored.provenance, folder)
 

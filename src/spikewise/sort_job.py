@@ -38,7 +38,11 @@ PACKAGES = ("spikeinterface", "torch", "numpy", "scipy", "probeinterface", "neo"
 
 @dataclass(frozen=True)
 class Work:
-    """What a sort is asked to do; `job` tells all that its spikes depend on, `facts` go to the provenance."""
+    """What a sort is asked to do.
+
+    `job` tells all that its spikes depend on, `watch` notices when its files change, `facts` go to the
+    provenance.
+    """
 
     recording: BaseRecording
     labels: BaseSorting | None
@@ -46,6 +50,7 @@ class Work:
     model: Model | None
     config: Config
     job: dict[str, Any]
+    watch: FileWatch
     facts: dict[str, Any]
     progress: ProgressCallback
 
@@ -188,7 +193,7 @@ def _learning_seconds(model: Model) -> float:
 
 def _find(work: Work, model: Model, groups: list[Group], shards: list[Shard], store: ShardStore) -> None:
     """Find the spikes of all shards that are not finished, here or on a cluster."""
-    config, rate, watch = work.config, model.sampling_frequency, FileWatch(work.recording)
+    config, rate, watch = work.config, model.sampling_frequency, work.watch
     if config.sorting.cluster is None:
         find_here(Finder(groups, model, config), shards, store, watch, rate, work.progress)
     elif any(shard not in store for shard in shards):

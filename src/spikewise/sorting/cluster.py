@@ -8,6 +8,7 @@ busy, so that neither the scheduler nor this process holds more than a few resul
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import logging
 import re
@@ -39,7 +40,7 @@ class Cluster:
     @property
     def num_workers(self) -> int:
         """Workers that are there now."""
-        return len(self._client.scheduler_info(n_workers=-1)["workers"])
+        return len(self._client.nthreads())
 
     def map(
         self, function: Callable[[Any, Task], Any], common: Any, tasks: Sequence[Task]
@@ -65,8 +66,12 @@ class Cluster:
             pending[future] = task
             return future
 
-        at_once = max(1, _TASKS_PER_THREAD * sum(self._client.nthreads().values()))
-        completed = as_completed([submit(task) for task in itertools.islice(todo, at_once)])
+        def submit_more() -> list[Any]:
+            """Hand in as much as keeps all workers busy that are there now."""
+            at_once = max(1, _TASKS_PER_THREAD * sum(self._client.nthreads().values()))
+            return [submit(task) for task in itertools.islice(todo, max(0, at_once - len(pending)))]
+
+        completed = as_completed(submit_more())
         try:
             for future in completed:
                 task = pending.pop(future)
@@ -85,8 +90,7 @@ class Cluster:
                         "a scheduler that is there until the end",
                         "start it again, then go on with --resume",
                     ) from error
-                for following in itertools.islice(todo, 1):
-                    completed.add(submit(following))
+                completed.update(submit_more())
                 future.release()
                 yield task, result
         finally:
@@ -130,11 +134,9 @@ def open_cluster(address: str) -> Iterator[Cluster]:
         If Dask is not installed.
     """
     num_local = check_cluster(address)
-    try:
-        import dask
-        from distributed import Client, LocalCluster
-    except ImportError as error:
-        raise MissingExtraError("distributed", "cluster", "a cluster") from error
+    import dask
+    from distributed import Client, LocalCluster
+
     if num_local:
         # Some die for reasons of their own; how often a task may be tried is counted above.
         with (
@@ -165,7 +167,11 @@ def check_cluster(address: str) -> int:
     ------
     SettingError
         If it is neither.
+    MissingExtraError
+        If Dask is not installed.
     """
+    if importlib.util.find_spec("distributed") is None:
+        raise MissingExtraError("distributed", "cluster", "a cluster")
     kind, _, count = address.partition(":")
     if kind == "local" and count.isascii() and count.isdigit() and 0 < int(count) <= 1024:
         return int(count)

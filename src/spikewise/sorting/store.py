@@ -69,7 +69,14 @@ def unfinished_place(path: Path) -> Path | None:
     """Return where the sort into `path` that was begun last and not finished is; None if there is none."""
     beside = path.absolute().parent.glob(f"{glob.escape(path.name)}.new*") if path.name else ()
     begun = [place for place in (path, *beside) if (place / _JOB_FILE).exists()]
-    return max(begun, key=lambda place: (place / _JOB_FILE).stat().st_mtime_ns, default=None)
+    if begun:
+        return max(begun, key=lambda place: (place / _JOB_FILE).stat().st_mtime_ns)
+    return path if _is_just_made(path) else None
+
+
+def _is_just_made(path: Path) -> bool:
+    """Tell whether a sort was ended before it could say what it is of."""
+    return path.is_dir() and {item.name for item in path.iterdir()} <= {LOG_FILE, UNFINISHED_FOLDER}
 
 
 def check_output_file(path: Path | str, overwrite: bool, ending: str | None = None) -> Path:
