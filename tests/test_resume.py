@@ -14,6 +14,7 @@ from spikeinterface.core import load
 import spikewise
 from spikewise.models.checkpoint import load_model
 from spikewise.models.unit_progress import load_progress
+from spikewise.sorting.unfinished import Unfinished
 
 SHORT = {"--shard-s": 1, "--chunk-s": 0.5}
 """Options that cut eight seconds into eight shards."""
@@ -212,6 +213,23 @@ def test_a_sort_that_was_ended_before_it_began_is_begun(capsys, tetrode, trained
     (tmp_path / "mine" / "thesis.tex").write_text("mine")
     outcome = run(capsys, "sort", tetrode.recording, {**options, "-o": tmp_path / "mine"}, "--resume")
     assert_told(outcome, "exists already")
+
+
+def test_a_folder_that_another_process_works_in_is_left_alone(capsys, tetrode, trained, begun):
+    shutil.rmtree(begun / "unfinished" / "shards")  # as if nothing were finished yet
+    with Unfinished(begun).locked():
+        options = {"--model": trained, "-o": begun, **SHORT}
+        outcome = run(capsys, "sort", tetrode.recording, options, "--resume")
+    assert_told(outcome, "Another process is sorting into", "Wait for it")
+    assert (begun / "unfinished" / "job.json").exists()
+    run(capsys, "sort", tetrode.recording, options, "--resume", {"--seed": 4})
+    assert (begun / "unfinished" / "job.json").exists()
+
+
+def test_a_sort_without_a_folder_leaves_no_file_and_has_its_properties(undisturbed):
+    assert undisturbed.folder is None
+    assert len(undisturbed.sorting.get_property("threshold")) == undisturbed.sorting.get_num_units() == 18
+    assert not isinstance(undisturbed.sorting.to_spike_vector(), np.memmap)
 
 
 def test_resume_needs_a_folder(tetrode, trained):

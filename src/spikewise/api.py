@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting
+from spikeinterface.core import BaseRecording, BaseSorting
 from spikeinterface.sorters import installed_sorters
 
 from spikewise import __version__
@@ -38,6 +38,7 @@ from spikewise.sort_job import PACKAGES, Work, describe_recording, learn_model, 
 from spikewise.sorting.cluster import check_cluster
 from spikewise.sorting.fingerprint import FileWatch, check_same_job, describe_job
 from spikewise.sorting.log import log_to
+from spikewise.sorting.merge import in_memory
 from spikewise.sorting.store import (
     PROVENANCE_FILE,
     UNFINISHED_FOLDER,
@@ -253,7 +254,7 @@ def sort(
     if output is None:
         with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
             sorting, used, provenance = run_sort(work, Unfinished(Path(folder)))
-            return SortingResult(NumpySorting.from_sorting(sorting), used, provenance)
+            return SortingResult(in_memory(sorting), used, provenance)
     with output_folder(Path(output), overwrite, resume) as place, log_to(place):
         unfinished = Unfinished(place)
         with unfinished.locked():

@@ -129,40 +129,39 @@ def run_sort(work: Work, state: Unfinished) -> tuple[BaseSorting, Model, dict[st
     sorting_s = earlier_s + time.perf_counter() - started
     if is_given:  # only now, since an error before leaves nothing that is worth keeping
         save_model(model, state.output / MODEL_FILE)
-    recorded_s = work.recording.get_total_duration()
-    return (
-        sorting,
-        model,
-        {
-            "spikewise_version": __version__,
-            "versions": {
-                "python": platform.python_version(),
-                **{name: importlib.metadata.version(name) for name in PACKAGES},
-            },
-            "machine": {
-                "processor": platform.processor() or platform.machine(),
-                **threads_and_device(config),
-            },
-            **work.facts,
-            "job": work.job,
-            "config": _effective_config(config, model),
-            "preprocessing": {group.name: list(group.preprocessed.steps) for group in groups},
-            "labels": model.facts.get("labels"),
-            "model": {"given": is_given, "hash": model.hash(), "facts": model.facts},
-            "result": {
-                "num_units": sorting.get_num_units(),
-                "num_spikes": int(sorting.count_total_num_spikes()),
-                "spikes_hash": spikes_hash(sorting),
-            },
-            "seconds": {
-                "recorded": round(recorded_s, 3),
-                "learning": round(learning_s, 3),
-                "sorting": round(sorting_s, 3),
-                "total": round(learning_s + sorting_s, 3),
-            },
-            "real_time_factor": round(recorded_s / sorting_s, 3),
+    return sorting, model, _provenance(work, model, groups, sorting, (learning_s, sorting_s))
+
+
+def _provenance(
+    work: Work, model: Model, groups: list[Group], sorting: BaseSorting, seconds: tuple[float, float]
+) -> dict[str, Any]:
+    """Return how the spikes were found; `seconds` are those of learning and of sorting."""
+    recorded_s, (learning_s, sorting_s) = work.recording.get_total_duration(), seconds
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    processor = platform.processor() or platform.machine()
+    return {
+        "spikewise_version": __version__,
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {"processor": processor, **threads_and_device(work.config)},
+        **work.facts,
+        "job": work.job,
+        "config": _effective_config(work.config, model),
+        "preprocessing": {group.name: list(group.preprocessed.steps) for group in groups},
+        "labels": model.facts.get("labels"),
+        "model": {"given": work.model is not None, "hash": model.hash(), "facts": model.facts},
+        "result": {
+            "num_units": sorting.get_num_units(),
+            "num_spikes": int(sorting.count_total_num_spikes()),
+            "spikes_hash": spikes_hash(sorting),
         },
-    )
+        "seconds": {
+            "recorded": round(recorded_s, 3),
+            "learning": round(learning_s, 3),
+            "sorting": round(sorting_s, 3),
+            "total": round(learning_s + sorting_s, 3),
+        },
+        "real_time_factor": round(recorded_s / sorting_s, 3),
+    }
 
 
 def _ready(work: Work, state: Unfinished) -> tuple[Model, list[Group]]:

@@ -54,6 +54,18 @@ def merge_shards(
     return sorting
 
 
+def in_memory(sorting: BaseSorting) -> BaseSorting:
+    """Return a sorting that needs no file, with the same units and properties."""
+    copied = make_ordered_sorting(
+        np.array(sorting.to_spike_vector()),
+        sorting.sampling_frequency,
+        sorting.unit_ids,
+        sorting.get_num_segments(),
+    )
+    sorting.copy_metadata(copied)
+    return copied
+
+
 def _in_order(store: ShardStore, shards: Sequence[Shard], model: Model) -> Iterator[np.ndarray]:
     """Yield the spikes of one stretch of time after the other, of all groups together."""
     first_units = np.cumsum([0] + [len(group.unit_ids) for group in model.groups])

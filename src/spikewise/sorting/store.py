@@ -169,19 +169,19 @@ def output_folder(path: Path, overwrite: bool, resume: bool = False) -> Iterator
         if place != path:
             _replace(path, place)
     except BaseException:
-        _tell_what_is_kept(place)
+        _tell_what_is_kept(place, may_remove=begun is None)
         raise
 
 
-def _tell_what_is_kept(place: Path) -> None:
-    """Say what an error left, and how to go on with it; a folder in which nothing is finished is removed."""
+def _tell_what_is_kept(place: Path, may_remove: bool) -> None:
+    """Say what an error left, and how to go on with it; a new folder without anything finished is removed."""
     unfinished, has_model = place / UNFINISHED_FOLDER, (place / MODEL_FILE).exists()
     is_begun = (place / _JOB_FILE).exists()
     if is_begun and (has_model or any(map(_is_worth_keeping, unfinished.iterdir()))):
         logger.warning("what was finished is kept in %s; go on with --resume", place)
     elif has_model:
         logger.warning("what was finished is kept in %s", place)
-    else:
+    elif may_remove:
         shutil.rmtree(place, ignore_errors=True)
 
 
