@@ -2,9 +2,10 @@
 
     python benchmarks/kill.py --output bench/kill [--kills 20] [--seed 0] [--cluster local:3]
 
-Each time ``spikewise sort`` runs in a process of its own and gets SIGKILL at a moment that is drawn over the
-length of an undisturbed run; then the same command with ``--resume`` runs to the end. With ``--cluster`` it
-is not the sort that is killed but one of its workers, every ten seconds or as ``--every-s`` says.
+Each time ``spikewise sort`` runs in a process of its own and gets SIGKILL at a random moment, in turn after the
+beginning of learning, sorting and merging; then the same command with ``--resume`` runs to the end. With
+``--cluster`` it is not the sort that is killed but one of its workers, every ten seconds or as ``--every-s``
+says.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ import psutil
 import spikewise
 
 QUICK = ["--patches-per-unit", "1000", "--unit-steps", "100", "--shard-s", "1", "--chunk-s", "1"]
+
+STAGES = {"train": 8.0, "sort": 2.0, "merge": 0.05}
+"""Stages, and the longest time in seconds after the beginning of each at which it is killed."""
 
 
 def command(folder: Path, output: Path, *more: str) -> list[str]:
@@ -68,9 +72,6 @@ def measure(folder: Path, kills: int = 20, seed: int = 0, duration_s: float = 24
     folder.mkdir(parents=True, exist_ok=True)
     make_scene(folder, duration_s)
     expected = finish(command(folder, folder / "undisturbed", "--overwrite"))
-    started = time.monotonic()
-    finish(command(folder, folder / "undisturbed", "--overwrite"))
-    length = time.monotonic() - started
     random, hashes, stages = np.random.default_rng(seed), [], []
     output = folder / "killed"
     while len(hashes) < kills:
@@ -78,12 +79,14 @@ def measure(folder: Path, kills: int = 20, seed: int = 0, duration_s: float = 24
         process = subprocess.Popen(
             command(folder, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        try:
-            process.wait(timeout=random.uniform(0.25, 1.0) * length)
+        stage, longest_s = list(STAGES.items())[len(hashes) % len(STAGES)]
+        while process.poll() is None and not stage_of(output).startswith(stage):
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, longest_s))
+        if process.poll() is not None:
             continue  # it was quicker
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
         stages.append(stage_of(output))
         hashes.append(finish(command(folder, output, "--resume")))
         print(f"{len(hashes)}: killed in {stages[-1]}, {hashes[-1] == expected}", flush=True)
