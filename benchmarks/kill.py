@@ -2,8 +2,8 @@
 
     python benchmarks/kill.py --output bench/kill [--kills 20] [--seed 0] [--cluster local:3]
 
-Each time ``spikewise sort`` runs in a process of its own and gets SIGKILL at a random moment, in turn after the
-beginning of learning, sorting and merging; then the same command with ``--resume`` runs to the end. With
+Each time ``spikewise sort`` runs in a process of its own and gets SIGKILL at a random moment, in turn after
+the beginning of learning, sorting and merging; then the same command with ``--resume`` runs to the end. With
 ``--cluster`` it is not the sort that is killed but one of its workers, every ten seconds or as ``--every-s``
 says.
 """
