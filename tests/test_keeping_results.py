@@ -195,22 +195,27 @@ def test_no_space_for_the_sorting(capsys, tetrode, sorted_once, tmp_path, is_the
     arguments = ("sort", tetrode.recording, {"--labels": tetrode.truth, **MANY, "-o": output}, "--overwrite")
     with file_limit(size + 2000):
         outcome = run(capsys, *arguments)
-    assert_told(outcome, f"{kept} cannot be written: only a part of it", "has space", "Make room")
-    assert f"what was finished is kept in {kept}" in outcome.err
-    assert {item.name for item in kept.iterdir()} == {"model.safetensors", "spikewise.log"}
+    shards = kept / "unfinished" / "shards"
+    assert_told(outcome, f"{shards} cannot be written: File too large", "has space", "Make room")
+    assert f"what was finished is kept in {kept}; go on with --resume" in outcome.err
+    assert {item.name for item in kept.iterdir()} == {"model.safetensors", "spikewise.log", "unfinished"}
     if is_there:
         assert contents(output) == contents(sorted_once)
     told = succeed(capsys, "sort", tetrode.recording, {"--model": kept, "-o": tmp_path / "again"})
     assert told.summary["spikes"] > 0
+    resumed = succeed(capsys, *arguments, "--resume").summary
+    assert resumed["spikes_hash"] == told.summary["spikes_hash"]
+    assert spikewise.load_model(output).hash() == spikewise.load_model(tmp_path / "again").hash()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["again", "out"]
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 400 kB."""
+    """A file system of 2 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
     )
     if made.returncode:
         pytest.skip("this user may not mount a file system")
@@ -219,7 +224,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="there is no mount")
-def test_a_disk_that_is_full(capsys, small_disk, tetrode, sorted_once):
+def test_a_disk_that_is_full(capsys, small_disk, tmp_path, tetrode, sorted_once):
     def fill(left: int) -> None:
         (small_disk / "filling").unlink(missing_ok=True)
         (small_disk / "filling").write_bytes(bytes(4096 * (free_bytes(small_disk) // 4096 - left // 4096)))
@@ -235,9 +240,16 @@ def test_a_disk_that_is_full(capsys, small_disk, tetrode, sorted_once):
         assert contents(small_disk) == before
     fill(size + 20000)
     outcome = run(capsys, "sort", tetrode.recording, {**many, "-o": outputs["sort"]})
-    assert_told(outcome, "out cannot be written", "has space", "Make room")
+    assert_told(outcome, "cannot be written: No space left on device", "has space", "Make room")
     assert spikewise.load_model(outputs["sort"]).unit_ids == ["0", "1", "2"]
     assert not (outputs["sort"] / "sorting").exists()
+    (small_disk / "filling").unlink()
+    resumed = succeed(capsys, "sort", tetrode.recording, {**many, "-o": outputs["sort"]}, "--resume").summary
+    told = succeed(capsys, "sort", tetrode.recording, {**many, "-o": tmp_path / "whole"}).summary
+    assert resumed["spikes_hash"] == told["spikes_hash"]
+    assert resumed["model_hash"] == told["model_hash"]
+    shutil.rmtree(outputs["sort"])
+    fill(0)
     tells = ("cannot be written", "No space left on device", "A folder on a disk with space", "Choose")
     before = contents(small_disk)
     assert_told(run(capsys, "simulate", {"-o": small_disk / "made", "--duration-s": 1}), *tells)
@@ -302,7 +314,7 @@ def test_an_interrupted_sort_keeps_its_model_and_the_earlier_result(capsys, tetr
     assert outcome.code == 130, outcome.err
     file = kept / "model.safetensors"
     assert f"Training was interrupted. The best model so far is {file}. Sort with --model" in outcome.err
-    assert {item.name for item in kept.iterdir()} == {"model.safetensors", "spikewise.log"}
+    assert {item.name for item in kept.iterdir()} == {"model.safetensors", "spikewise.log", "unfinished"}
     assert contents(output) == contents(sorted_once)
     assert spikewise.load_model(file).facts["interrupted"]
     told = succeed(capsys, "sort", tetrode.recording, {"--model": file, "-o": tmp_path / "again"})

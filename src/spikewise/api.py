@@ -6,18 +6,15 @@ flat names, which are those of the command: ``sort(recording, labels=truth, labe
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import logging
 import platform
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
-from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting
+from spikeinterface.core import BaseRecording, BaseSorting
 from spikeinterface.sorters import installed_sorters
 
 from spikewise import __version__
@@ -28,33 +25,35 @@ from spikewise.data.preprocessing import TraceReader, split_groups
 from spikewise.data.probes import attach_probe, catalogue_names
 from spikewise.data.simulate import Simulation, simulate_recording
 from spikewise.data.waveform_files import SNIPPET_FORMATS
-from spikewise.errors import Interrupted, RecordingError, SettingError
+from spikewise.errors import RecordingError, SettingError
 from spikewise.evaluation.matching import Performance, compare_sortings
-from spikewise.learning import Group, label_groups, learn_group, prepare_groups, threads_and_device
+from spikewise.learning import prepare_groups, threads_and_device
 from spikewise.models.checkpoint import Model, check_model_fits, load_model, save_model
 from spikewise.opening import open_labels, open_recording, open_sorting, settings_from
 from spikewise.output.figures import require_matplotlib
 from spikewise.output.report import write_report
 from spikewise.output.result import StoredResult, load_result
 from spikewise.progress import ProgressCallback, silent
-from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import Spikes, make_detector
+from spikewise.sort_job import PACKAGES, Work, describe_recording, learn_model, run_sort
+from spikewise.sorting.cluster import check_cluster
+from spikewise.sorting.fingerprint import FileWatch, check_same_job, describe_job
 from spikewise.sorting.log import log_to
+from spikewise.sorting.merge import in_memory
 from spikewise.sorting.store import (
-    MODEL_FILE,
     PROVENANCE_FILE,
+    UNFINISHED_FOLDER,
     check_output,
     check_output_file,
+    is_finished_result,
+    load_sorting_folder,
     output_folder,
     save_json,
     save_sorting,
-    spikes_hash,
 )
-from spikewise.transfer import open_pretrained, start_from
+from spikewise.sorting.unfinished import Unfinished
+from spikewise.transfer import open_pretrained
 
 logger = logging.getLogger(__name__)
-
-_PACKAGES = ("spikeinterface", "torch", "numpy", "scipy", "probeinterface", "neo")
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def train(
     recording, _ = open_recording(recording, config.recording)
     labels, source = open_labels(labels, recording)
     with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
-        model, _ = _learn(recording, labels, source, config, Path(folder), progress)
+        model, _ = learn_model(recording, labels, source, config, Unfinished(Path(folder)), progress)
     if output is not None:
         save_model(model, output)
     return model
@@ -178,11 +177,15 @@ def sort(
     model: Model | str | Path | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     config: Config | None = None,
     progress: ProgressCallback = silent,
     **options: Any,
 ) -> SortingResult:
     """Sort a recording: with a model, or with one learnt from labels, or without either.
+
+    With an output folder all that is finished is kept there while the work goes on: a sort that ended before
+    its end goes on with `resume`, and gives the same spikes to the bit.
 
     Parameters
     ----------
@@ -196,6 +199,9 @@ def sort(
         Folder to write the result into.
     overwrite : bool
         Whether an earlier result there may be replaced.
+    resume : bool
+        Whether to go on with a sort that was not finished there; where there is none, it begins, and where it
+        is finished, its result is returned.
     config : Config, optional
         All settings; or give single ones as keyword options.
     progress : callable, optional
@@ -215,22 +221,50 @@ def sort(
     config = settings_from(config, options)
     if labels is not None and model is not None:
         raise SettingError("both labels and a model are given", "one of them, or none", "leave one out")
-    if output is not None:
-        check_output(output, overwrite)
+    if resume and output is None:
+        raise SettingError(
+            "resume is given without output", "the folder to go on in", "name it, or leave it out"
+        )
+    if config.sorting.cluster is not None:
+        check_cluster(config.sorting.cluster)
+    is_finished = resume and is_finished_result(Path(output or ""))
+    if output is not None and not is_finished:
+        check_output(output, overwrite, resume)
     recording, source_path = open_recording(recording, config.recording)
     labels, label_source = open_labels(labels, recording)
     if model is not None:
         model = model if isinstance(model, Model) else load_model(model)
         check_model_fits(model, split_groups(recording, model.preprocessing_config.group_by))
-    facts = {"recording": _describe_recording(recording, source_path)}
+    pretrained = open_pretrained(config) if model is None else None
+    model_hash, filters_hash = (None if one is None else one.hash() for one in (model, pretrained))
+    watch = FileWatch(recording)
+    work = Work(
+        recording,
+        labels,
+        label_source,
+        model,
+        config,
+        describe_job(recording, labels, model_hash, filters_hash, config),
+        watch,
+        {"recording": describe_recording(recording, source_path)},
+        progress,
+    )
+    if is_finished:
+        return _finished(Path(output or ""), work.job)
     if output is None:
         with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
-            return _sort(recording, (labels, label_source), model, config, Path(folder), progress, facts)
-    with output_folder(Path(output), overwrite) as place, log_to(place):
-        result = _sort(recording, (labels, label_source), model, config, place, progress, facts)
-        save_sorting(result.sorting, place)
-        save_json(result.provenance, place / PROVENANCE_FILE)
-    return SortingResult(result.sorting, result.model, result.provenance, Path(output))
+            sorting, used, provenance = run_sort(work, Unfinished(Path(folder)))
+            return SortingResult(in_memory(sorting), used, provenance)
+    with output_folder(Path(output), overwrite, resume) as place, log_to(place):
+        unfinished = Unfinished(place)
+        with unfinished.locked():
+            unfinished.begin(work.job)
+            sorting, used, provenance = run_sort(work, unfinished)
+            save_sorting(sorting, place)
+            save_json(provenance, place / PROVENANCE_FILE)
+    Unfinished(Path(output)).remove()
+    stored = load_sorting_folder(Path(output))
+    return SortingResult(stored, used, provenance, Path(output))
 
 
 def evaluate(
@@ -343,7 +377,7 @@ def simulate(*, config: SimulationConfig | None = None, **options: Any) -> Simul
 def describe_installation() -> dict[str, Any]:
     """Return what is installed, which device is used, and what can be read."""
     installed = {}
-    for name in (*_PACKAGES, "MEArec", "pynwb", "matplotlib", "PyWavelets", "scikit-fuzzy"):
+    for name in (*PACKAGES, "MEArec", "pynwb", "matplotlib", "PyWavelets", "scikit-fuzzy"):
         try:
             installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -369,158 +403,20 @@ def describe(recording: BaseRecording | str | Path, config: RecordingConfig | No
     opened, path = open_recording(recording, config or RecordingConfig())
     groups = split_groups(opened, "auto")
     return {
-        **_describe_recording(opened, path),
+        **describe_recording(opened, path),
         "duration_s": round(opened.get_total_duration(), 3),
         "groups": {name: f"{part.get_num_channels()} channels" for name, part in groups.items()},
     }
 
 
-def _learn(
-    recording: BaseRecording,
-    labels: BaseSorting | None,
-    source: str,
-    config: Config,
-    folder: Path,
-    progress: ProgressCallback,
-) -> tuple[Model, list[Group]]:
-    """Prepare all groups, label them, and train a network for each that has units."""
-    started = time.perf_counter()
-    groups = prepare_groups(recording, config)
-    pretrained = open_pretrained(config)
-    starts = {} if pretrained is None else start_from(pretrained, groups, config)
-    label_sets, label_facts = label_groups(groups, recording, labels, source, config, folder)
-    labels_s = time.perf_counter() - started
-    models, facts = [], []
-    for group in groups:
-        if group.name not in label_sets:
-            logger.warning("group %s has no units and is not sorted", group.name)
-            continue
-        start = starts.get(group.name)
-        model, group_facts = learn_group(group, label_sets[group.name], config, progress, start)
-        models.append(model)
-        facts.append(group_facts)
-        if group_facts["interrupted"]:
-            break
-    return Model(
-        groups=tuple(models),
-        sampling_frequency=float(recording.get_sampling_frequency()),
-        network_config=dataclasses.replace(config.network, design=config.design),
-        preprocessing_config=config.preprocessing,
-        detection_config=config.detection,
-        facts={
-            "labels": {**label_facts, "labels_per_unit": config.labels.labels_per_unit},
-            "labels_s": round(labels_s, 3),
-            "training": config.training.resolved().to_dict(),
-            "units": config.units.to_dict(),
-            "transfer": config.transfer.to_dict(),
-            "pretrained_hash": None if pretrained is None else pretrained.hash(),
-            "groups": facts,
-            "interrupted": any(group_facts["interrupted"] for group_facts in facts),
-        },
-    ), groups
-
-
-def _sort(
-    recording: BaseRecording,
-    labels: tuple[BaseSorting | None, str],
-    model: Model | None,
-    config: Config,
-    folder: Path,
-    progress: ProgressCallback,
-    facts: dict[str, Any],
-) -> SortingResult:
-    """Learn a model if there is none, then find the spikes of each group."""
-    started, is_given = time.perf_counter(), model is not None
-    if model is None:
-        model, groups = _learn(recording, *labels, config, folder, progress)
-        save_model(model, folder / MODEL_FILE)
-        if model.facts["interrupted"]:
-            raise Interrupted(
-                "training was interrupted",
-                f"the best model so far is {folder / MODEL_FILE}",
-                "sort with --model and that file, or train again",
-            )
-    else:
-        groups = prepare_groups(recording, config, model)
-    learning_s = time.perf_counter() - started
-    started = time.perf_counter()
-    by_name = {group.name: group for group in groups}
-    found = [_detect_group(by_name[part.name], part, model, config, progress) for part in model.groups]
-    sorting = _merge_groups(found, model)
-    sorting_s = time.perf_counter() - started
-    if is_given:  # only now, since an error before leaves nothing that is worth keeping
-        save_model(model, folder / MODEL_FILE)
-    recorded_s = recording.get_total_duration()
-    provenance = {
-        "spikewise_version": __version__,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
-        "machine": {"processor": platform.processor() or platform.machine(), **threads_and_device(config)},
-        **facts,
-        "config": _effective_config(config, model),
-        "preprocessing": {name: list(group.preprocessed.steps) for name, group in by_name.items()},
-        "labels": model.facts.get("labels"),
-        "model": {"given": is_given, "hash": model.hash(), "facts": model.facts},
-        "result": {
-            "num_units": sorting.get_num_units(),
-            "num_spikes": int(sorting.count_total_num_spikes()),
-            "spikes_hash": spikes_hash(sorting),
-        },
-        "seconds": {
-            "recorded": round(recorded_s, 3),
-            "learning": round(learning_s, 3),
-            "sorting": round(sorting_s, 3),
-            "total": round(learning_s + sorting_s, 3),
-        },
-        "real_time_factor": round(recorded_s / sorting_s, 3),
-    }
-    return SortingResult(sorting, model, provenance)
-
-
-def _detect_group(
-    group: Group, part: Any, model: Model, config: Config, progress: ProgressCallback
-) -> list[Spikes]:
-    thresholds = part.thresholds
-    if config.detection.threshold is not None:
-        thresholds = np.full_like(thresholds, config.detection.threshold)
-    detector = make_detector(
-        part.network, thresholds, model.sampling_frequency, model.detection_config, config.sorting
-    )
-    stage = "sort" if len(model.groups) == 1 else f"sort group {group.name}"
-    return detect_in_chunks(detector, group.reader, config.sorting.chunk_s, progress, stage)
-
-
-def _merge_groups(found: list[list[Spikes]], model: Model) -> BaseSorting:
-    """Join the spikes of all groups in one sorting, in order of time, then unit."""
-    first_units = np.cumsum([0] + [len(group.unit_ids) for group in model.groups])
-    samples, units = [], []
-    for segments in zip(*found, strict=True):
-        sample_index = np.concatenate([spikes.sample_index for spikes in segments])
-        unit_index = np.concatenate(
-            [spikes.unit_index + first for spikes, first in zip(segments, first_units, strict=False)]
-        )
-        order = np.lexsort((unit_index, sample_index))
-        samples.append(sample_index[order])
-        units.append(unit_index[order])
-    sorting = NumpySorting.from_samples_and_labels(
-        samples, units, model.sampling_frequency, unit_ids=np.arange(len(model.unit_ids))
-    ).rename_units(model.unit_ids)
-    sorting.set_property("threshold", np.concatenate([group.thresholds for group in model.groups]))
-    names = [name for group in model.groups for name in [group.name] * len(group.unit_ids)]
-    sorting.set_property("group", np.array(names))
-    return sorting
-
-
-def _effective_config(config: Config, model: Model) -> dict[str, Any]:
-    """Return the settings that were in force: a model brings its own for the network and the traces."""
-    return {
-        **config.to_dict(),
-        "network": model.network_config.to_dict(),
-        "preprocessing": model.preprocessing_config.to_dict(),
-        "training": model.facts.get("training"),
-    }
+def _finished(folder: Path, job: dict[str, Any]) -> SortingResult:
+    """Return the result that is there already, if it is the one that is asked for."""
+    stored = load_result(folder)
+    check_same_job(stored.provenance.get("job"), job, folder)
+    if (folder / UNFINISHED_FOLDER).exists():  # of a process that was ended while it tidied up
+        Unfinished(folder).remove()
+    logger.warning("%s is finished already", folder)
+    return SortingResult(stored.sorting, stored.model, stored.provenance, folder)
 
 
 def _readers_of(result: StoredResult, recording: BaseRecording) -> dict[str, TraceReader]:
@@ -534,14 +430,3 @@ def _readers_of(result: StoredResult, recording: BaseRecording) -> dict[str, Tra
         )
     check_model_fits(result.model, split_groups(recording, result.model.preprocessing_config.group_by))
     return {group.name: group.reader for group in prepare_groups(recording, Config(), result.model)}
-
-
-def _describe_recording(recording: BaseRecording, path: str | None) -> dict[str, Any]:
-    return {
-        "path": path,
-        "sampling_frequency": float(recording.get_sampling_frequency()),
-        "num_channels": recording.get_num_channels(),
-        "num_segments": recording.get_num_segments(),
-        "num_samples": [recording.get_num_samples(index) for index in range(recording.get_num_segments())],
-        "dtype": str(recording.get_dtype()),
-    }

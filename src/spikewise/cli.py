@@ -1,7 +1,8 @@
 """The command: parse, call, print; no logic.
 
 Results go to standard output, and with ``--json`` its last line is one JSON object; progress, warnings and
-errors go to standard error. Exit codes: 0 done, 2 something given cannot be used, 130 interrupted.
+errors go to standard error. Exit codes: 0 done, 1 some of many recordings failed, 2 something given cannot be
+used, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -9,32 +10,19 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
 from spikewise import __version__
 from spikewise.bench_cli import bench
-from spikewise.config import (
-    BootstrapConfig,
-    Config,
-    DetectionConfig,
-    EvaluationConfig,
-    LabelsConfig,
-    NetworkConfig,
-    PreprocessingConfig,
-    RecordingConfig,
-    SimulationConfig,
-    SortingConfig,
-    TrainingConfig,
-    TransferConfig,
-    UnitsConfig,
-)
+from spikewise.config import EvaluationConfig, RecordingConfig, SimulationConfig
 from spikewise.console import WarningsToConsole, fail, out, print_json, progress_bars, say
 from spikewise.errors import Interrupted, SpikewiseError
+from spikewise.many_cli import sort_many
+from spikewise.options import AsJson, Overwrite, Reading, Resume, Settings, flat
 from spikewise.papers_cli import papers
 from spikewise.waveform_cli import waveforms
 
@@ -52,39 +40,7 @@ app = App(
 app.command(waveforms)
 app.command(papers)
 app.command(bench)
-
-_ORDER = ["Reading", "Labels", "Bootstrap", "Preprocessing", "Network", "Training", "Detection", "Running"]
-_GROUPS = {name: Group(name, sort_key=10 + index) for index, name in enumerate(_ORDER)}
-
-
-def _flat(group: str) -> Parameter:
-    return Parameter(name="*", group=_GROUPS.get(group) or Group(group))
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Settings(Config):
-    """All settings as flat options: each kind is a group of the help page."""
-
-    recording: Annotated[RecordingConfig, _flat("Reading")] = field(default_factory=RecordingConfig)
-    labels: Annotated[LabelsConfig, _flat("Labels")] = field(default_factory=LabelsConfig)
-    bootstrap: Annotated[BootstrapConfig, _flat("Bootstrap")] = field(default_factory=BootstrapConfig)
-    preprocessing: Annotated[PreprocessingConfig, _flat("Preprocessing")] = field(
-        default_factory=PreprocessingConfig
-    )
-    network: Annotated[NetworkConfig, _flat("Network")] = field(default_factory=NetworkConfig)
-    units: Annotated[UnitsConfig, _flat("Units")] = field(default_factory=UnitsConfig)
-    training: Annotated[TrainingConfig, _flat("Training")] = field(default_factory=TrainingConfig)
-    transfer: Annotated[TransferConfig, _flat("Transfer")] = field(default_factory=TransferConfig)
-    detection: Annotated[DetectionConfig, _flat("Detection")] = field(default_factory=DetectionConfig)
-    sorting: Annotated[SortingConfig, _flat("Running")] = field(default_factory=SortingConfig)
-
-
-Reading = Annotated[RecordingConfig, _flat("Reading")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line")]
-Overwrite = Annotated[
-    bool, Parameter(negative="", help="Replace an earlier result of Spikewise at that place")
-]
+app.command(sort_many)
 
 
 @app.command
@@ -95,6 +51,7 @@ def sort(
     labels: Path | None = None,
     model: Path | None = None,
     overwrite: Overwrite = False,
+    resume: Resume = False,
     json: AsJson = False,
     settings: Settings = Settings(),
 ) -> None:
@@ -122,6 +79,7 @@ def sort(
             model=model,
             output=output,
             overwrite=overwrite,
+            resume=resume,
             config=settings,
             progress=progress,
         )
@@ -278,7 +236,7 @@ def evaluate(
     csv: Path | None = None,
     overwrite: Overwrite = False,
     reading: Reading = RecordingConfig(),
-    comparing: Annotated[EvaluationConfig, _flat("Comparison")] = EvaluationConfig(),
+    comparing: Annotated[EvaluationConfig, flat("Comparison")] = EvaluationConfig(),
 ) -> None:
     """Compare a sorting with the truth: a table of units, and pooled scores.
 
@@ -331,7 +289,7 @@ def report(
     overwrite: Overwrite = False,
     json: AsJson = False,
     reading: Reading = RecordingConfig(),
-    comparing: Annotated[EvaluationConfig, _flat("Comparison")] = EvaluationConfig(),
+    comparing: Annotated[EvaluationConfig, flat("Comparison")] = EvaluationConfig(),
 ) -> None:
     """Write what a sort found as one HTML page: traces, spikes, units, scores, provenance.
 
@@ -379,7 +337,7 @@ def simulate(
     output: Annotated[Path, Parameter(alias="-o")],
     overwrite: Overwrite = False,
     json: AsJson = False,
-    simulation: Annotated[SimulationConfig, _flat("Simulation")] = SimulationConfig(),
+    simulation: Annotated[SimulationConfig, flat("Simulation")] = SimulationConfig(),
 ) -> None:
     """Make a recording whose spikes are known: OUTPUT/recording and OUTPUT/truth.
 

@@ -334,6 +334,18 @@ class SortingConfig(Settings):
     chunk_s: float = setting(
         4.0, "Length of the chunks; it changes memory and speed, never the spikes", unit="s", minimum=0.001
     )
+    shard_s: float = setting(
+        20.0,
+        "Length of what is saved at once, and of what a worker of a cluster is given at once; it never "
+        "changes the spikes",
+        unit="s",
+        minimum=0.1,
+    )
+    cluster: str | None = setting(
+        None,
+        "Find the spikes on a Dask cluster: local:N for N processes of this machine, or the address of a "
+        "scheduler, such as tcp://host:8786",
+    )
     device: Device = setting("auto", "Where the network runs; auto: the GPU where there is one")
     sparse: bool = setting(
         True,

@@ -7,6 +7,8 @@ given, what is allowed, and what to do. The command prints it without a tracebac
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class SpikewiseError(Exception):
     """A mistake in what was given, or a limit of this machine.
@@ -28,6 +30,10 @@ class SpikewiseError(Exception):
         self.allowed = allowed
         self.remedy = remedy
         super().__init__(" ".join(_sentence(part) for part in (given, allowed, remedy)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let the error travel between processes with its three parts."""
+        return _again, (type(self), self.given, self.allowed, self.remedy)
 
 
 class SettingError(SpikewiseError, ValueError):
@@ -72,6 +78,16 @@ class Interrupted(SpikewiseError):
     exit_code = 130
 
 
+class SomeFailed(SpikewiseError):
+    """Of many recordings some could not be sorted; the others are."""
+
+    exit_code = 1
+
+
+class ClusterError(SpikewiseError, RuntimeError):
+    """A cluster cannot be reached, or its workers cannot do the work."""
+
+
 class MissingExtraError(SpikewiseError, ImportError):
     """An optional package is not installed.
 
@@ -91,6 +107,13 @@ class MissingExtraError(SpikewiseError, ImportError):
             f"it comes with the extra {extra!r}",
             f"install it with: pip install 'spikewise[{extra}]'",
         )
+
+
+def _again(kind: type[SpikewiseError], *parts: str) -> SpikewiseError:
+    """Make an error that came from another process; its own parameters may be others than the three parts."""
+    error = kind.__new__(kind)
+    SpikewiseError.__init__(error, *parts)
+    return error
 
 
 def _sentence(part: str) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from spikeinterface.core import BaseRecording, BaseSorting
+from spikeinterface.core import BaseRecording, BaseSorting, NumpyFolderSorting
 
 from spikewise.config import Config, NetworkConfig, TrainingConfig
 from spikewise.data.bootstrap import bootstrap_labels
+from spikewise.data.files import sync_tree
 from spikewise.data.label_cleaning import clean_labels
 from spikewise.data.labels import KeptSpikes, LabelSet, kept_spikes, make_label_set, split_labels_by_group
 from spikewise.data.preprocessing import Preprocessed, TraceReader, preprocess_recording, split_groups
@@ -32,6 +33,7 @@ from spikewise.progress import ProgressCallback
 from spikewise.sorting.detect import choose_device, label_radius_samples, make_detector
 from spikewise.sorting.store import BOOTSTRAP_FOLDER, writing
 from spikewise.sorting.thresholds import DEFAULT_THRESHOLD, choose_thresholds
+from spikewise.sorting.unfinished import Unfinished
 from spikewise.unit_learning import UnitLearner
 
 logger = logging.getLogger(__name__)
@@ -97,12 +99,13 @@ def label_groups(
     labels: BaseSorting | None,
     source: str,
     config: Config,
-    folder: Path,
+    state: Unfinished,
 ) -> tuple[dict[str, LabelSet], dict[str, Any]]:
     """Return the labels of each group, and the facts about where they came from.
 
     Given labels are shared out by where their mean waveforms are largest; without labels each group is sorted
-    by the bootstrap sorter, and unit ids count on from group to group; its labels are written to ``folder``.
+    by the bootstrap sorter, and unit ids count on from group to group; its labels are written to the output
+    folder, and a group that has them there is not sorted again.
     """
     if labels is not None:
         label_set = make_label_set(labels, recording, config.labels, source)
@@ -111,39 +114,20 @@ def label_groups(
     label_sets: dict[str, LabelSet] = {}
     facts: dict[str, Any] = {"source": f"bootstrap {config.bootstrap.bootstrap}", "groups": {}}
     next_id = 0
-    for group in groups:
+    for index, group in enumerate(groups):
         try:
-            bootstrap = bootstrap_labels(
-                group.recording,
-                config.bootstrap,
-                group.preprocessed.recording,
-                seed=config.training.seed,
-                folder=folder,
-                silenced_channel_ids=group.preprocessed.silenced_channel_ids,
-            )
+            kept = _kept_labels(state, index, group) or _bootstrap_group(state, index, group, config, next_id)
         except BootstrapError as error:
             if len(groups) == 1:
-                raise _with_log_kept(error, folder / f"bootstrap_{config.bootstrap.bootstrap}.log") from error
+                raise _with_log_kept(
+                    error, state.output / f"bootstrap_{config.bootstrap.bootstrap}.log"
+                ) from error
             logger.warning("group %s gives no labels: %s", group.name, error)
             facts["groups"][group.name] = {"error": str(error)}
             continue
-        cleaned, mended = clean_labels(bootstrap.label_set, group.reader)
-        num_units = cleaned.sorting.get_num_units()
-        label_sets[group.name] = _renumber(cleaned, next_id)
-        with writing(folder):
-            label_sets[group.name].sorting.save(folder=folder / BOOTSTRAP_FOLDER / group.name)
-        next_id += num_units
-        facts["interval_s"] = list(bootstrap.label_set.seconds())
-        facts["groups"][group.name] = {
-            "sorter": bootstrap.sorter,
-            "sorter_version": bootstrap.sorter_version,
-            "seconds": round(bootstrap.seconds, 3),
-            "num_units_found": bootstrap.num_found,
-            "num_units_kept": num_units,
-            "num_units_split": mended["split"],
-            "num_units_merged": mended["merged"],
-            "dropped": bootstrap.dropped,
-        }
+        label_sets[group.name], facts["groups"][group.name] = kept
+        next_id += label_sets[group.name].sorting.get_num_units()
+        facts["interval_s"] = list(label_sets[group.name].seconds())
     if not label_sets:
         raise BootstrapError(
             f"{config.bootstrap.bootstrap} found no unit in any of the {len(groups)} groups",
@@ -151,6 +135,56 @@ def label_groups(
             "give labels with --labels, or try another sorter with --bootstrap",
         )
     return label_sets, facts
+
+
+def _bootstrap_group(
+    state: Unfinished, index: int, group: Group, config: Config, first_id: int
+) -> tuple[LabelSet, dict[str, Any]]:
+    """Let the bootstrap sorter make the labels of a group, keep them, and return them as they are kept."""
+    bootstrap = bootstrap_labels(
+        group.recording,
+        config.bootstrap,
+        group.preprocessed.recording,
+        seed=config.training.seed,
+        folder=state.output,
+        silenced_channel_ids=group.preprocessed.silenced_channel_ids,
+    )
+    cleaned, mended = clean_labels(bootstrap.label_set, group.reader)
+    label_set = _renumber(cleaned, first_id)
+    facts = {
+        "sorter": bootstrap.sorter,
+        "sorter_version": bootstrap.sorter_version,
+        "seconds": round(bootstrap.seconds, 3),
+        "num_units_found": bootstrap.num_found,
+        "num_units_kept": label_set.sorting.get_num_units(),
+        "num_units_split": mended["split"],
+        "num_units_merged": mended["merged"],
+        "dropped": bootstrap.dropped,
+    }
+    place = state.output / BOOTSTRAP_FOLDER / group.name
+    partial = place.with_name(f"{group.name}.partial")
+    with writing(state.output):
+        for left in (partial, place):  # of a process that was ended
+            shutil.rmtree(left, ignore_errors=True)
+        label_set.sorting.save(folder=partial)
+        sync_tree(partial)
+        partial.rename(place)
+    interval = {name: getattr(label_set, name) for name in _INTERVAL}
+    state.save({**interval, "facts": facts}, state.labels_name(index))
+    return _kept_labels(state, index, group) or (label_set, facts)
+
+
+_INTERVAL = ("start_frame", "stop_frame", "source", "segment_starts")
+
+
+def _kept_labels(state: Unfinished, index: int, group: Group) -> tuple[LabelSet, dict[str, Any]] | None:
+    """Return the labels that the bootstrap sorter made of a group before; None if it did not."""
+    kept = state.read(state.labels_name(index))
+    if kept is None:
+        return None
+    sorting = NumpyFolderSorting(state.output / BOOTSTRAP_FOLDER / group.name)
+    interval = {name: kept[name] for name in _INTERVAL} | {"segment_starts": tuple(kept["segment_starts"])}
+    return LabelSet(sorting=sorting, **interval), kept["facts"]
 
 
 def _with_log_kept(error: BootstrapError, log_file: Path) -> BootstrapError:
@@ -172,10 +206,12 @@ def learn_group(
     config: Config,
     progress: ProgressCallback,
     start: Start | Backbone | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[GroupModel, dict[str, Any]]:
     """Train the network of one group, from `start` if it is given, and choose its thresholds.
 
-    What training starts from are the weights of another dense network, or temporal filters.
+    What training starts from are the weights of another dense network, or temporal filters. With the design
+    neighbourhood it goes on from `checkpoint`, where that is there, and writes it.
 
     Returns
     -------
@@ -193,7 +229,10 @@ def learn_group(
     started = time.perf_counter()
     if config.design == "neighbourhood":
         backbone = start if isinstance(start, Backbone) else None
-        network, facts = _learn_units(group, label_set, spikes, blocks, window, config, progress, backbone)
+        learner = UnitLearner(
+            group.reader, group.recording.get_channel_locations(), window, config, checkpoint
+        )
+        network, facts = _learn_units(learner, group, label_set, spikes, blocks, progress, backbone)
     else:
         weights = start if isinstance(start, Start) else None
         network, facts = _learn_dense(group, label_set, spikes, blocks, window, config, progress, weights)
@@ -222,20 +261,18 @@ def learn_group(
 
 
 def _learn_units(
+    learner: UnitLearner,
     group: Group,
     label_set: LabelSet,
     spikes: KeptSpikes,
     blocks: list[Block],
-    window: int,
-    config: Config,
     progress: ProgressCallback,
     backbone: Backbone | None,
 ) -> tuple[WindowedNetwork, dict[str, Any]]:
     """Learn each unit on its own, on filters that fit any probe."""
-    learner = UnitLearner(group.reader, group.recording.get_channel_locations(), window, config)
     learnt = learner.learn(spikes, blocks, backbone, progress)
     if learnt is None:
-        raise _nothing_to_learn(group, label_set, window)
+        raise _nothing_to_learn(group, label_set, learner.shape.window_samples)
     return learnt.network, {
         "num_training_spikes": learnt.num_labelled,
         "num_confident_spikes": learnt.num_confident,

@@ -10,10 +10,12 @@ that do not hold the unit.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from spikewise.errors import SettingError
 from spikewise.models.backbone_file import FEATURES, which_set
 from spikewise.models.gates import block_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
+from spikewise.models.unit_progress import UnitProgress, load_progress
 from spikewise.models.unit_training import (
     PatchSet,
     UnitTraining,
@@ -89,10 +92,20 @@ class UnitLearner:
     window_samples : int
         Length of the network's window.
     config : Config
+    checkpoint : Path, optional
+        File that says how far learning is: it goes on from there.
     """
 
-    def __init__(self, traces: Traces, channel_positions_um: np.ndarray, window_samples: int, config: Config):
+    def __init__(
+        self,
+        traces: Traces,
+        channel_positions_um: np.ndarray,
+        window_samples: int,
+        config: Config,
+        checkpoint: Path | None = None,
+    ):
         self.traces = traces
+        self.checkpoint = checkpoint
         self.positions = np.asarray(channel_positions_um, dtype=float)
         self.config = config
         radius = label_radius_samples(config.detection, traces.sampling_frequency)
@@ -171,19 +184,23 @@ class UnitLearner:
         maker = self.patches(stored, known, suspected)
         if backbone is None:
             backbone = self._backbone_from(maker, progress)
-        network = self._network(maker, backbone)
-        losses: list[float] = []
-        held_out_losses: list[float] = []
-        num_known: list[int] = []
-        for number in range(rounds):
+        network, done = self._network(maker, backbone), load_progress(self.checkpoint)
+        if done.previous:
+            network.load_state_dict(done.previous)
+            network.eval()
+        losses, held_out_losses, num_known = done.train_loss, done.held_out_loss, done.num_known
+        for number in range(done.number, rounds):
             if number:
                 found, uncertain = self._look(network, stored, training, progress)
                 known = [np.union1d(a, b) for a, b in zip(labelled, found, strict=True)]
                 suspected = [np.union1d(a, b) for a, b in zip(labelled, uncertain, strict=True)]
                 maker = self.patches(stored, known, suspected)
+            before = UnitProgress(
+                number, [], losses, held_out_losses, num_known, {}, network.state_dict() if number else {}
+            )
             learnt = self._network(maker, backbone)
             try:
-                loss = train_units(learnt, maker, self._training(number, len(known)), progress)
+                loss = self._learn_round(learnt, maker, before, done, progress)
             except KeyboardInterrupt:
                 logger.warning("training was interrupted in round %d; what was learnt is kept", number + 1)
                 kept = network if number else learnt.eval()
@@ -192,9 +209,9 @@ class UnitLearner:
                     kept, losses + no_loss, held_out_losses + no_loss, num_labelled, num_known, True
                 )
             network = learnt.eval()
-            losses.append(float(np.mean(loss)))
-            held_out_losses.append(self._held_out_loss(network, maker, held_out, labelled))
-            num_known.append(sum(map(len, known)))
+            losses = [*losses, float(np.mean(loss))]
+            held_out_losses = [*held_out_losses, self._held_out_loss(network, maker, held_out, labelled)]
+            num_known = [*num_known, sum(map(len, known))]
             logger.info(
                 "round %d: %d spikes, loss %.4f, held out %.4f",
                 number + 1,
@@ -203,6 +220,30 @@ class UnitLearner:
                 held_out_losses[-1],
             )
         return LearntUnits(network, losses, held_out_losses, num_labelled, num_known, False)
+
+    def _learn_round(
+        self,
+        network: NeighbourhoodNetwork,
+        maker: PatchMaker,
+        before: UnitProgress,
+        done: UnitProgress,
+        progress: ProgressCallback,
+    ) -> list[float]:
+        """Learn the units of a round in place, after those that are done, and keep them block by block."""
+        learnt: list[float] = []
+        if before.number == done.number and done.network:
+            network.load_state_dict(done.network)
+            learnt = done.unit_losses
+
+        def keep(unit_losses: list[float]) -> None:
+            if self.checkpoint is not None:
+                state = dataclasses.replace(
+                    before, unit_losses=list(unit_losses), network=network.state_dict()
+                )
+                state.save(self.checkpoint)
+
+        training = self._training(before.number, network.num_units)
+        return train_units(network, maker, training, progress, learnt, keep)
 
     def _training(self, number: int, num_units: int) -> UnitTraining:
         """Return the settings of a round: those before the last get half of the effort."""

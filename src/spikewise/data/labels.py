@@ -106,7 +106,14 @@ def make_sorting(
 ) -> BaseSorting:
     """Return an in-memory sorting of spikes in any order, with segments that hold no spike too."""
     order = np.lexsort((spikes["unit_index"], spikes["sample_index"], spikes["segment_index"]))
-    sorting = NumpySorting(spikes[order], sampling_frequency, unit_ids)
+    return make_ordered_sorting(spikes[order], sampling_frequency, unit_ids, num_segments)
+
+
+def make_ordered_sorting(
+    spikes: np.ndarray, sampling_frequency: float, unit_ids: np.ndarray, num_segments: int
+) -> BaseSorting:
+    """Return a sorting of spikes in order, which are not copied, with segments that hold no spike too."""
+    sorting = NumpySorting(spikes, sampling_frequency, unit_ids)
     # NumpySorting ends with the last segment that holds a spike.
     for segment_index in range(sorting.get_num_segments(), num_segments):
         sorting.add_sorting_segment(SpikeVectorSortingSegment(spikes[:0], segment_index, unit_ids))

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from spikewise.data.files import sync_folder
 from spikewise.errors import CheckpointError, OutputError
 
 _HEADER_KEY = "spikewise"
@@ -22,6 +23,7 @@ _COMMANDS = {
     "recording": "`spikewise train` or `spikewise sort`",
     "waveforms": "`spikewise waveforms train`",
     "backbone": "`spikewise pretrain`",
+    "training": "a training that was not finished",
 }
 
 
@@ -42,6 +44,7 @@ def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor], descriptio
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):  # the first error is the one to tell
             partial.unlink(missing_ok=True)
@@ -60,7 +63,7 @@ def read_tensors(
     Parameters
     ----------
     path : str or Path
-    kind : {"recording", "waveforms", "backbone"}
+    kind : {"recording", "waveforms", "backbone", "training"}
         What it must be a model of.
     format_version : int
         The version of the layout that the caller reads.

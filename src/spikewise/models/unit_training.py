@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,25 +66,42 @@ def train_units(
     patches: Patches,
     training: UnitTraining,
     progress: ProgressCallback = silent,
+    learnt: Sequence[float] = (),
+    keep: Callable[[list[float]], None] | None = None,
 ) -> list[float]:
     """Learn the networks of all units in place, and fit their gates; the backbone stays as it is.
 
-    Where it is interrupted, the units that are not learnt yet stay silent.
+    Where it is interrupted, the units that are not learnt yet stay silent. Units are learnt in blocks that
+    share nothing, so that it goes on after any of them as if it had never stopped.
+
+    Parameters
+    ----------
+    network : NeighbourhoodNetwork
+    patches : Patches
+    training : UnitTraining
+    progress : callable
+    learnt : sequence of float
+        Losses of the first units, if these are learnt already.
+    keep : callable, optional
+        Called after each block with the losses of the units that are learnt.
 
     Returns
     -------
     list of float
         The loss of each unit over the last steps.
     """
-    losses: list[float] = []
+    losses = list(learnt)
     num_units = network.num_units
-    with torch.no_grad():
-        network.units.bias.fill_(_SILENT)
-        network.gate_level.fill_(-OPEN)
-    for first in range(0, num_units, _UNITS_AT_ONCE):
+    if not losses:
+        with torch.no_grad():
+            network.units.bias.fill_(_SILENT)
+            network.gate_level.fill_(-OPEN)
+    for first in range(len(losses), num_units, _UNITS_AT_ONCE):
         progress("train", first, num_units, "")
         units = range(first, min(first + _UNITS_AT_ONCE, num_units))
         losses += _train_block(network, patches, units, training)
+        if keep is not None:
+            keep(losses)
     progress("train", num_units, num_units, "")
     return losses
 

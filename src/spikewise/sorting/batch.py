@@ -1,6 +1,8 @@
-"""Long recordings, chunk by chunk: memory depends on the chunk, never on the recording."""
+"""Long recordings, stretch by stretch: memory depends on the chunk, never on the recording."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from spikewise.data.labels import Traces
 from spikewise.progress import ProgressCallback, silent
@@ -35,17 +37,48 @@ def detect_in_chunks(
         One for each segment.
     """
     rate = traces.sampling_frequency
-    chunk = max(1, round(chunk_s * rate))
     total = sum(traces.num_samples(index) for index in range(traces.num_segments)) / rate
     done, found, segments = 0.0, 0, []
+
+    def tell(num_samples: int, num_spikes: int) -> None:
+        nonlocal done, found
+        done, found = done + num_samples / rate, found + num_spikes
+        progress(stage, done, total, f"{found} spikes")
+
     for segment_index in range(traces.num_segments):
-        known: dict[int, Asked] = {}
-        parts, num_samples = [], traces.num_samples(segment_index)
-        for start in range(0, num_samples, chunk):
-            stop = min(start + chunk, num_samples)
-            parts.append(detector.find(traces, segment_index, start, stop, known))
-            done += (stop - start) / rate
-            found += len(parts[-1])
-            progress(stage, done, total, f"{found} spikes")
-        segments.append(Spikes.concatenate(parts))
+        stretch = (segment_index, 0, traces.num_samples(segment_index))
+        segments.append(find_in_stretch(detector, traces, stretch, chunk_s, {}, tell))
     return segments
+
+
+def find_in_stretch(
+    detector: Detector,
+    traces: Traces,
+    stretch: tuple[int, int, int],
+    chunk_s: float,
+    known: dict[int, Asked],
+    tell: Callable[[int, int], None],
+) -> Spikes:
+    """Find the spikes of a stretch of a segment; they are the same whatever was found before.
+
+    Parameters
+    ----------
+    detector : SpikeDetector
+    traces : Traces
+    stretch : (int, int, int)
+        Segment, first sample, and the sample after the last.
+    chunk_s : float
+        Length of the chunks.
+    known : dict
+        Tiles of this segment that are computed already: see :meth:`SparseDetector.find`. They only save time.
+    tell : callable
+        Told the samples and the spikes of each chunk.
+    """
+    segment_index, first, last = stretch
+    chunk = max(1, round(chunk_s * traces.sampling_frequency))
+    parts = []
+    for start in range(first, last, chunk):
+        stop = min(start + chunk, last)
+        parts.append(detector.find(traces, segment_index, start, stop, known))
+        tell(stop - start, len(parts[-1]))
+    return Spikes.concatenate(parts)

@@ -1,0 +1,199 @@
+"""Shards: the spikes of stretches of a recording, each on disk whole or not at all.
+
+A recording is cut on a fixed grid of ``shard_s`` seconds, group by group and segment by segment. What is
+found in one stretch is written to a file of its own: under a temporary name, flushed to the disk, renamed,
+and only then recorded as a line of the manifest, with its SHA-256. So whatever ends the work, at any moment,
+a shard that the manifest tells of is whole; a last line that was torn off tells nothing, and a file that is
+not as recorded counts as missing. One process writes; samples are those of the segment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spikewise.data.files import sync_folder
+from spikewise.errors import OutputError
+from spikewise.sorting.detect import Spikes
+from spikewise.sorting.store import writing
+
+logger = logging.getLogger(__name__)
+
+MANIFEST_FILE = "manifest.jsonl"
+SPIKE_DTYPE = np.dtype([("sample_index", "<i8"), ("unit_index", "<i4"), ("response", "<f4")])
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """A stretch of one group of channels, ``start <= sample_index < stop``."""
+
+    group_index: int
+    segment_index: int
+    start: int
+    stop: int
+
+    @property
+    def file_name(self) -> str:
+        """Name of its file."""
+        return f"{self.group_index}-{self.segment_index}-{self.start}-{self.stop}.npy"
+
+
+def plan_shards(num_groups: int, num_samples: Sequence[int], length: int) -> list[Shard]:
+    """Cut a recording: all shards, in the order of group, segment, time.
+
+    Parameters
+    ----------
+    num_groups : int
+    num_samples : sequence of int
+        Length of each segment.
+    length : int
+        Samples of a shard; the last of a segment may be shorter.
+    """
+    return [
+        Shard(group_index, segment_index, start, min(start + length, total))
+        for group_index in range(num_groups)
+        for segment_index, total in enumerate(num_samples)
+        for start in range(0, total, length)
+    ]
+
+
+class ShardStore:
+    """The shards of one sort, in a folder of their own.
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it is missing. What an earlier process left there is checked.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+        self._entries: dict[Shard, dict[str, Any]] = {}
+        for shard, entry in self._read_manifest():
+            if self._is_whole(shard, entry):
+                self._entries[shard] = entry
+            else:
+                logger.warning("the shard %s is not as it was recorded: it is found again", shard.file_name)
+
+    def __contains__(self, shard: Shard) -> bool:
+        """Tell whether a shard is finished."""
+        return shard in self._entries
+
+    def __len__(self) -> int:
+        """Return how many shards are finished."""
+        return len(self._entries)
+
+    def num_spikes(self, shard: Shard) -> int:
+        """Return the number of spikes of a finished shard."""
+        return self._entries[shard]["num_spikes"]
+
+    @property
+    def seconds(self) -> float:
+        """How long finding the finished shards took in all."""
+        return sum(entry["seconds"] for entry in self._entries.values())
+
+    def write(self, shard: Shard, spikes: Spikes, seconds: float) -> None:
+        """Write the spikes of a shard, and record it when they are safe.
+
+        Raises
+        ------
+        OutputError
+            If they cannot be written; shards that are recorded stay valid.
+        """
+        table = np.empty(len(spikes), SPIKE_DTYPE)
+        for name in SPIKE_DTYPE.names or ():
+            table[name] = getattr(spikes, name)
+        buffer = io.BytesIO()
+        np.save(buffer, table, allow_pickle=False)
+        content = buffer.getvalue()
+        path = self.folder / shard.file_name
+        partial = path.with_name(path.name + ".partial")
+        entry = {
+            "num_spikes": len(spikes),
+            "seconds": round(seconds, 4),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        with writing(self.folder):
+            try:
+                _write_through(partial, content, "wb")
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+            sync_folder(self.folder)
+            line = json.dumps({**asdict(shard), **entry})
+            # The line before it may have been torn off; a new line keeps this one apart.
+            _write_through(self.folder / MANIFEST_FILE, f"\n{line}\n".encode(), "ab")
+        self._entries[shard] = entry
+
+    def read(self, shard: Shard) -> np.ndarray:
+        """Return the spikes of a finished shard, as an array of :data:`SPIKE_DTYPE`."""
+        return np.load(self.folder / shard.file_name, allow_pickle=False)
+
+    def _read_manifest(self) -> list[tuple[Shard, dict[str, Any]]]:
+        path = self.folder / MANIFEST_FILE
+        if not path.exists():
+            return []
+        found = []
+        for line in path.read_bytes().splitlines():
+            entry = _entry(line)
+            if entry is not None:
+                found.append(entry)
+        return found
+
+    def _is_whole(self, shard: Shard, entry: dict[str, Any]) -> bool:
+        """Tell whether the file of a shard is the one that was recorded."""
+        path = self.folder / shard.file_name
+        size = entry["num_spikes"] * SPIKE_DTYPE.itemsize
+        try:
+            if not size <= path.stat().st_size <= size + 4096:  # before it is read
+                return False
+            content = path.read_bytes()
+        except OSError:
+            return False
+        return hashlib.sha256(content).hexdigest() == entry["sha256"]
+
+
+def _entry(line: bytes) -> tuple[Shard, dict[str, Any]] | None:
+    """Return what a line of the manifest tells, None where it is torn or not one of ours."""
+    try:
+        facts = json.loads(line)
+        places = [facts[name] for name in ("group_index", "segment_index", "start", "stop")]
+        entry = {name: facts[name] for name in ("num_spikes", "seconds", "sha256")}
+    except (ValueError, TypeError, KeyError):
+        return None
+    counts = [*places, entry["num_spikes"]]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        return None
+    if not isinstance(entry["seconds"], int | float) or not isinstance(entry["sha256"], str):
+        return None
+    return Shard(*places), entry
+
+
+def _write_through(path: Path, content: bytes, mode: str) -> None:
+    """Write to a file and wait until the disk has it."""
+    with open(path, mode) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_whole(store: ShardStore, shards: Sequence[Shard]) -> None:
+    """Raise unless all shards are finished."""
+    missing = [shard for shard in shards if shard not in store]
+    if missing:
+        raise OutputError(
+            f"{len(missing)} of {len(shards)} shards are missing in {store.folder}",
+            "every stretch of the recording",
+            "go on with --resume",
+        )
