@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from spikewise.registration import register_sorter
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -105,6 +107,9 @@ __all__ = [
     "train",
     "train_waveforms",
 ]
+
+
+register_sorter()  # run_sorter("spikewise", ...), whether SpikeInterface is imported already or later
 
 
 def __getattr__(name: str) -> Any:
