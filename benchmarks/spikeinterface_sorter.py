@@ -1,17 +1,17 @@
 """Spikewise beside other sorters in SpikeInterface, without labels, on its own generator's recording.
 
 ``python benchmarks/spikeinterface_sorter.py OUT [--seed 0]`` runs each with ``run_sorter`` and its defaults, compares
-with ``compare_sorter_to_ground_truth``, prints a table, and writes OUT/results.json.
+with ``compare_sorter_to_ground_truth``, prints a table, and writes OUT/results.json. What an earlier run into the
+same OUT has finished is read, not run again.
 """
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import spikeinterface.comparison as sc
 import spikeinterface.core as si
-from spikeinterface.sorters import run_sorter
+from spikeinterface.sorters import read_sorter_folder, run_sorter
 
 import spikewise  # noqa: F401  registers the sorter
 
@@ -20,9 +20,12 @@ SORTERS = ("lupin", "tridesclous2", "spikewise")
 
 def judge(recording: si.BaseRecording, truth: si.BaseSorting, sorter: str, folder: Path) -> dict:
     """Run one sorter and return its scores."""
-    started = time.perf_counter()
-    found = run_sorter(sorter, recording, folder=folder, remove_existing_folder=True)
-    seconds = time.perf_counter() - started
+    log = folder / "spikeinterface_log.json"
+    if log.exists() and json.loads(log.read_text()).get("run_time"):
+        found = read_sorter_folder(folder)
+    else:
+        found = run_sorter(sorter, recording, folder=folder, remove_existing_folder=True)
+    seconds = json.loads(log.read_text())["run_time"]
     compared = sc.compare_sorter_to_ground_truth(truth, found, exhaustive_gt=True)
     by_unit = compared.get_performance()
     pooled = compared.get_performance(method="pooled_with_average")
@@ -51,11 +54,15 @@ def main() -> None:
     recording, truth = si.generate_ground_truth_recording(
         durations=[given.duration_s], num_channels=32, num_units=20, seed=given.seed
     )
-    recording = recording.save(folder=given.output / "recording", overwrite=True, n_jobs=1, progress_bar=False)
-    results = [judge(recording, truth, sorter, given.output / sorter) for sorter in given.sorters]
+    folder = given.output / "recording"
+    if not folder.exists():
+        recording.save(folder=folder, n_jobs=1, progress_bar=False)
+    recording, results = si.load(folder), []
     facts = {"seed": given.seed, "duration_s": given.duration_s, "num_channels": 32, "num_units": 20}
-    (given.output / "results.json").write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")
-    for row in results:
+    for sorter in given.sorters:
+        row = judge(recording, truth, sorter, given.output / sorter)
+        results.append(row)
+        (given.output / "results.json").write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")
         print(
             f"{row['sorter']:<14} accuracy {row['accuracy']:.4f}, precision {row['precision']:.4f}, recall "
             f"{row['recall']:.4f}, {row['num_units']} units, {row['well_detected']} of 20 well detected, "

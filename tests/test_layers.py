@@ -11,20 +11,20 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikewise"
 LAYERS = [
     {"cli"},
     {"waveform_cli"},
-    {"papers_cli", "bench_cli"},
+    {"papers_cli", "bench_cli", "export_cli", "spikeinterface_sorter"},
     {"console"},
     {"esort_papers"},
     {"speed", "speed_scene"},
     {"esort_runs"},
     {"api", "waveform_api", "pretraining", "__init__"},
-    {"channel_sorting"},
+    {"channel_sorting", "exporting"},
     {"learning", "transfer", "channel_learning"},
     {"unit_learning", "opening"},
     {"output", "evaluation"},
     {"sorting"},
     {"models"},
     {"data"},
-    {"config", "waveform_config", "settings", "errors", "seeds", "progress", "threads", "compiling"},
+    {"config", "waveform_config", "export_config", "registration", "settings", "errors", "seeds", "progress", "threads", "compiling"},
 ]
 
 

@@ -35,6 +35,7 @@ from spikewise.config import (
 )
 from spikewise.console import WarningsToConsole, fail, out, print_json, progress_bars, say
 from spikewise.errors import Interrupted, SpikewiseError
+from spikewise.export_cli import export
 from spikewise.papers_cli import papers
 from spikewise.waveform_cli import waveforms
 
@@ -52,6 +53,7 @@ app = App(
 app.command(waveforms)
 app.command(papers)
 app.command(bench)
+app.command(export)
 
 _ORDER = ["Reading", "Labels", "Bootstrap", "Preprocessing", "Network", "Training", "Detection", "Running"]
 _GROUPS = {name: Group(name, sort_key=10 + index) for index, name in enumerate(_ORDER)}

@@ -6,8 +6,8 @@ that all channels share, on the channels near its unit. Memory depends on the nu
 of the recording. Phy reads raw traces from the recording's own file where it can.
 
 Conventions: Phy knows one time axis, in which segments lie end to end (global frames), and units by a number from 0,
-here the unit's index in the sorting; ``cluster_unit_id.tsv`` tells their ids. Templates are scaled to a largest value
-of 1 and amplitudes are in microvolts, so that their product is the waveform. Templates and features are sparse:
+here the unit's index in the sorting; ``cluster_unit_id.tsv`` tells their ids. Templates and amplitudes are in
+microvolts; the amplitude of a spike is the size of its unit's template, scaled to fit the spike best. Templates and features are sparse:
 ``template_ind.npy`` and ``pc_feature_ind.npy`` name the channels, the one with the largest amplitude first and -1
 where a unit has fewer. Phy's format: https://phy.readthedocs.io/en/latest/sorting_user_guide.
 """
@@ -69,12 +69,14 @@ class PhyExport:
 class _Units:
     """Templates of all units, and the channels of each.
 
-    ``templates`` is (num_units, num_samples, num_near) in units of noise; ``near`` (num_units, num_near) holds the
-    channels in the group's traces, -1 where there are no more; ``recorded`` the same in the recording; ``peak`` is
-    the largest amplitude of each unit in microvolts; ``components`` (num_samples, num_components).
+    ``templates`` is (num_units, num_samples, num_near) in units of noise, ``scale`` (num_units, num_near) the
+    microvolts of such a unit; ``near`` (num_units, num_near) holds the channels in the group's traces, -1 where there
+    are no more, ``recorded`` the same in the recording; ``peak`` is the largest amplitude of each unit in microvolts;
+    ``components`` is (num_samples, num_components).
     """
 
     templates: np.ndarray
+    scale: np.ndarray
     near: np.ndarray
     recorded: np.ndarray
     peak: np.ndarray
@@ -175,7 +177,7 @@ def _measure_units(
     width = min(config.phy_channels, max(len(group.channel_index) for group in groups))
     templates = np.zeros((num_units, length, width), dtype=np.float32)
     near, recorded = (np.full((num_units, width), -1) for _ in range(2))
-    peak, similarity = np.ones(num_units), np.eye(num_units)
+    scale, peak, similarity = np.zeros((num_units, width)), np.zeros(num_units), np.eye(num_units)
     shapes = []
     chosen = _spikes_for_templates(frames, unit_index, recording, config)
     for group in groups:
@@ -193,9 +195,10 @@ def _measure_units(
             near[unit, : len(channels)] = channels
             recorded[unit, : len(channels)] = group.channel_index[channels]
             templates[unit, :, : len(channels)] = mean[:, channels]
+            scale[unit, : len(channels)] = group.scale[channels]
             peak[unit] = size_uV.max()
     components = _principal_components(np.concatenate(shapes), config.components)
-    return _Units(templates, near, recorded, peak, similarity, components)
+    return _Units(templates, scale, near, recorded, peak, similarity, components)
 
 
 def _spikes_for_templates(
@@ -273,8 +276,7 @@ def _write_spikes(folder: Path, frames: np.ndarray, unit_index: np.ndarray) -> N
 
 
 def _write_units(folder: Path, sorting: BaseSorting, units: _Units, groups: Sequence[SortedGroup]) -> None:
-    largest = abs(units.templates).max(axis=(1, 2), keepdims=True)
-    np.save(folder / "templates.npy", units.templates / np.where(largest > 0, largest, 1))
+    np.save(folder / "templates.npy", (units.templates * units.scale[:, None]).astype(np.float32))
     np.save(folder / "template_ind.npy", units.recorded)
     np.save(folder / "similar_templates.npy", units.similarity.astype(np.float32))
     np.save(folder / "pc_feature_ind.npy", units.recorded)
