@@ -24,7 +24,18 @@ LAYERS = [
     {"sorting"},
     {"models"},
     {"data"},
-    {"config", "waveform_config", "export_config", "registration", "settings", "errors", "seeds", "progress", "threads", "compiling"},
+    {
+        "config",
+        "waveform_config",
+        "export_config",
+        "registration",
+        "settings",
+        "errors",
+        "seeds",
+        "progress",
+        "threads",
+        "compiling",
+    },
 ]
 
 

@@ -39,7 +39,9 @@ class PhyConfig(Settings):
         16, "Channels of templates and features: so many, nearest to the unit's largest", minimum=1
     )
     components: int = setting(3, "Principal components of each channel", minimum=2, maximum=10)
-    before_ms: float = setting(1.0, "Start of the templates before the spike", unit="ms", minimum=0.2, maximum=5)
+    before_ms: float = setting(
+        1.0, "Start of the templates before the spike", unit="ms", minimum=0.2, maximum=5
+    )
     after_ms: float = setting(1.7, "End of the templates after the spike", unit="ms", minimum=0.2, maximum=5)
     template_spikes: int = setting(200, "Spikes of each unit that make its template, at most", minimum=10)
 
@@ -51,13 +53,18 @@ class AnalyzerConfig(Settings):
     spikes_per_unit: int = setting(
         500, "Spikes of each unit whose waveforms are kept, drawn at random", minimum=2
     )
-    before_ms: float = setting(1.0, "Start of the waveforms before the spike", unit="ms", minimum=0.2, maximum=5)
+    before_ms: float = setting(
+        1.0, "Start of the waveforms before the spike", unit="ms", minimum=0.2, maximum=5
+    )
     after_ms: float = setting(2.0, "End of the waveforms after the spike", unit="ms", minimum=0.2, maximum=5)
     radius_um: float = setting(
         100.0, "Waveforms are kept of channels so near to the unit's largest", unit="um", minimum=0.0
     )
     components: int = setting(
-        0, "Principal components of each channel, for the metrics that need them; 0: none", minimum=0, maximum=20
+        0,
+        "Principal components of each channel, for the metrics that need them; 0: none",
+        minimum=0,
+        maximum=20,
     )
     jobs: int = setting(1, "Processes that read the recording", minimum=1)
     seed: int = setting(0, "Seed of the spikes that are drawn", minimum=0, maximum=2**31 - 1)

@@ -214,6 +214,13 @@ def sorted_groups(result: StoredResult, recording: BaseRecording) -> list[Sorted
 
 
 def _stored(result: Any) -> StoredResult:
+    """Return a result, whose units tell their group and threshold."""
     if isinstance(result, str | Path):
-        return load_result(result)
-    return StoredResult(result.sorting, result.model, result.provenance)
+        stored = load_result(result)
+    else:
+        stored = StoredResult(result.sorting, result.model, result.provenance)
+    groups = stored.model.groups
+    names = [group.name for group in groups for _ in group.unit_ids]
+    stored.sorting.set_property("group", np.array(names))
+    stored.sorting.set_property("threshold", np.concatenate([group.thresholds for group in groups]))
+    return stored

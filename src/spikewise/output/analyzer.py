@@ -20,8 +20,8 @@ from spikeinterface.core import (
     ChannelSparsity,
     SortingAnalyzer,
     create_sorting_analyzer,
-    estimate_sparsity,
 )
+from spikeinterface.core.template_tools import estimate_main_channel_from_recording
 
 from spikewise.config import PreprocessingConfig
 from spikewise.data.channels import SilencedRecording, ids_of
@@ -73,19 +73,31 @@ def make_analyzer(
     counts = np.array(list(sorting.count_num_spikes_per_unit(outputs="dict").values()))
     kept = np.flatnonzero(counts > 0)
     if not len(kept):
-        raise OutputError("no unit of the sorting has a spike", "at least one spike", "sort with a lower --threshold")
+        raise OutputError(
+            "no unit of the sorting has a spike", "at least one spike", "sort with a lower --threshold"
+        )
     if len(kept) < len(counts):
         left_out = ", ".join(map(str, sorting.unit_ids[counts == 0]))
         logger.warning("units without a spike are left out of the analyzer: %s", left_out)
     sorting = sorting.select_units(sorting.unit_ids[kept])
     conditioned = condition(recording, groups, preprocessing, silenced)
-    sparsity = _sparsity(sorting, conditioned, groups, kept, config)
+    main_channels = estimate_main_channel_from_recording(
+        conditioned,
+        sorting,
+        peak_sign="both",
+        peak_mode="extremum",
+        seed=config.seed,
+        n_jobs=config.jobs,
+        progress_bar=False,
+    )
+    sparsity = _sparsity(sorting, conditioned, groups, kept, main_channels, config)
     analyzer = create_sorting_analyzer(
         sorting,
         conditioned,
         format="memory" if folder is None else "binary_folder",
         folder=folder,
         sparsity=sparsity,
+        main_channel_indices=main_channels,
         return_in_uV=conditioned.has_scaleable_traces(),
     )
     steps = _extensions(config)
@@ -151,11 +163,16 @@ def _sparsity(
     recording: BaseRecording,
     groups: Sequence[SortedGroup],
     kept: np.ndarray,
+    main_channels: np.ndarray,
     config: AnalyzerConfig,
 ) -> ChannelSparsity:
     """Return the channels near each unit's largest, and of its own group."""
-    near = estimate_sparsity(
-        sorting, recording, method="radius", radius_um=config.radius_um, n_jobs=config.jobs, progress_bar=False
+    near = ChannelSparsity.from_radius_and_main_channel(
+        sorting.unit_ids,
+        recording.channel_ids,
+        main_channels,
+        recording.get_channel_locations(),
+        config.radius_um,
     )
     if len(groups) == 1:
         return near

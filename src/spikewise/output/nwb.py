@@ -11,6 +11,7 @@ end. Mean waveforms are in volts, on the electrodes that the unit's row names, o
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting, SortingAnalyzer
 
 from spikewise import __version__
@@ -28,6 +30,8 @@ from spikewise.sorting.store import writing
 
 if TYPE_CHECKING:
     from pynwb import NWBFile
+
+logger = logging.getLogger(__name__)
 
 OWN_TABLE = "spikewise_units"
 _NOTE = "spikewise_provenance"
@@ -150,10 +154,17 @@ def _new_file(config: NwbConfig) -> NWBFile:
     from pynwb import NWBFile
     from pynwb.file import Subject
 
+    missing = [name for name in ("subject_id", "species", "age") if getattr(config, name) is None]
+    if missing:
+        logger.warning("the NWB file lacks what archives such as DANDI ask for: %s", ", ".join(missing))
     subject = None
     if config.subject_id is not None:
         subject = Subject(
-            subject_id=config.subject_id, species=config.species, sex=config.sex, age=config.age
+            subject_id=config.subject_id,
+            species=config.species,
+            sex=config.sex,
+            age=config.age,
+            description="The animal that was recorded from.",
         )
     return NWBFile(
         session_description=config.session_description,
@@ -234,7 +245,10 @@ def _on_one_clock(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting
     spikes = sorting.to_spike_vector()
     frames = spikes["sample_index"] + np.array(segment_starts(recording))[spikes["segment_index"]]
     joined = NumpySorting.from_samples_and_labels(
-        [frames], [sorting.unit_ids[spikes["unit_index"]]], sorting.sampling_frequency, unit_ids=sorting.unit_ids
+        [frames],
+        [sorting.unit_ids[spikes["unit_index"]]],
+        sorting.sampling_frequency,
+        unit_ids=sorting.unit_ids,
     )
     for name in sorting.get_property_keys():
         joined.set_property(name, sorting.get_property(name))
@@ -246,12 +260,14 @@ def _set_metrics(sorting: BaseSorting, analyzer: SortingAnalyzer) -> dict[str, s
     descriptions = {
         "threshold": "Least response, of that to a perfect spike, at which the network finds a spike.",
         "group": "Group of channels that the unit was sorted on.",
+        "main_channel_id": "Channel on which the unit is largest.",
     }
     for name in ("quality_metrics", "template_metrics"):
         extension = analyzer.get_extension(name)
         told = extension.get_metric_column_descriptions()
         for column, values in extension.get_data().items():
             if values.notna().any():
-                sorting.set_property(column, values.to_numpy(dtype=float))
+                whole = pd.api.types.is_integer_dtype(values) and values.notna().all()
+                sorting.set_property(column, values.to_numpy(dtype=int if whole else float))
                 descriptions[column] = told.get(column, f"{column} of SpikeInterface's {name}")
     return descriptions

@@ -120,7 +120,9 @@ def write_phy(
     """
     if folder.exists():
         raise OutputError(
-            f"{folder} exists already", "a new name, since the folder may hold curated units", "choose another"
+            f"{folder} exists already",
+            "a new name, since the folder may hold curated units",
+            "choose another",
         )
     frames, unit_index = _spikes_in_order(sorting, recording)
     partial = folder.with_name(folder.name + ".partial")
