@@ -1,8 +1,8 @@
 """Spikewise beside other sorters in SpikeInterface, without labels, on its own generator's recording.
 
-``python benchmarks/spikeinterface_sorter.py OUT [--seed 0]`` runs each with ``run_sorter`` and its defaults, compares
-with ``compare_sorter_to_ground_truth``, prints a table, and writes OUT/results.json. What an earlier run into the
-same OUT has finished is read, not run again.
+``python benchmarks/spikeinterface_sorter.py OUT [--seed 0]`` runs each with ``run_sorter`` and its defaults,
+compares with ``compare_sorter_to_ground_truth``, prints a table, and writes OUT/results.json. What an earlier
+run into the same OUT has finished is read, not run again.
 """
 
 import argparse

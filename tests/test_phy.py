@@ -1,4 +1,4 @@
-"""A folder for Phy: what it holds is true, Phy loads it, and what a person changed in it trains the next model."""
+"""A folder for Phy: what it holds is true, Phy loads it, and what was changed in it trains a model."""
 
 import csv
 import os
@@ -29,7 +29,7 @@ def scene(tmp_path_factory) -> Simulated:
 
 @pytest.fixture(scope="module")
 def faulty(scene) -> Path:
-    """A sort as a sorter's mistakes make it: a unit in two halves, the echo of another, and one that is nothing."""
+    """A sort with a sorter's mistakes: a unit in two halves, the echo of another, and nothing at all."""
     truth = load(scene.truth)
     trains = {str(unit): truth.get_unit_spike_train(unit, end_frame=12 * 30000) for unit in truth.unit_ids}
     first = max(trains, key=lambda unit: len(trains[unit]))

@@ -115,9 +115,7 @@ def test_a_kept_model_is_not_learnt_again(recording, tetrode, tmp_path, monkeypa
     first = sort_with(recording, tetrode, tmp_path / "one", **cache)
     (model,) = (tmp_path / "cache").iterdir()
     written = model.stat().st_mtime_ns
-    second = sort_with(
-        recording, tetrode, tmp_path / "two", chunk_s=1.0, **cache
-    )  # how it is cut is no matter
+    second = sort_with(recording, tetrode, tmp_path / "two", chunk_s=1.0, **cache)
     assert np.array_equal(first.to_spike_vector(), second.to_spike_vector())
     assert [model.stat().st_mtime_ns] == [file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()]
     assert model.stat().st_mtime_ns == written

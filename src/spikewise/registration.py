@@ -1,9 +1,9 @@
 """Making SpikeInterface know the sorter ``spikewise``, without importing SpikeInterface.
 
-SpikeInterface keeps its sorters in two plain collections of ``spikeinterface.sorters.sorterlist``, and importing
-that takes seconds. So ``import spikewise`` leaves a note in ``sys.meta_path``: once, and when, that module is
-imported, by whomever, the sorter is added and the note is taken away. Where the module is there already, the
-sorter is added at once.
+SpikeInterface keeps its sorters in two plain collections of ``spikeinterface.sorters.sorterlist``, and
+importing that takes seconds. So ``import spikewise`` leaves a note in ``sys.meta_path``: once, and when, that
+module is imported, by whomever, the sorter is added and the note is taken away. Where the module is there
+already, the sorter is added at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SORTER_MODULE = "spikewise.spikeinterface_sorter"
 
 
 def register_sorter() -> None:
-    """Add the sorter ``spikewise`` to those of SpikeInterface, now or when its list of sorters is imported."""
+    """Add the sorter ``spikewise`` to those of SpikeInterface, now or when their list is imported."""
     if SORTER_LIST in sys.modules:
         _add_to(sys.modules[SORTER_LIST])
     elif not any(isinstance(finder, _SorterListFinder) for finder in sys.meta_path):

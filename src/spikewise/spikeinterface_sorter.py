@@ -1,8 +1,8 @@
 """Spikewise as a sorter of SpikeInterface: ``run_sorter("spikewise", recording, labels=...)``.
 
-All settings of training and sorting are its parameters, by the same names as in Python and on the command line.
-The folder of SpikeInterface holds a result of Spikewise, ``sorter_output``, which ``spikewise report`` reads.
-:mod:`spikewise.registration` makes SpikeInterface know the sorter.
+All settings of training and sorting are its parameters, by the same names as in Python and on the command
+line. The folder of SpikeInterface holds a result of Spikewise, ``sorter_output``, which ``spikewise report``
+reads. :mod:`spikewise.registration` makes SpikeInterface know the sorter.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class SpikewiseSorter(BaseSorter):
     def _check_params(
         cls, recording: BaseRecording, output_folder: Path, params: dict[str, Any]
     ) -> dict[str, Any]:
-        """Refuse what cannot be used before anything runs, and write labels that are an object to a folder."""
+        """Refuse what cannot be used before anything runs; write labels that are an object to a folder."""
         from spikewise.data.probes import attach_probe
 
         if isinstance(params["labels"], BaseSorting):

@@ -1,8 +1,8 @@
 """A SortingAnalyzer of SpikeInterface with all that its quality metrics, and curation built on them, ask for.
 
-Its traces are filtered and referenced as for sorting, by SpikeInterface itself, so that an analyzer in a folder opens
-without Spikewise, and keep the raw gain, so that amplitudes are microvolts. Units without a spike have neither
-template nor metrics, and are left out.
+Its traces are filtered and referenced as for sorting, by SpikeInterface itself, so that an analyzer in a
+folder opens without Spikewise, and keep the raw gain, so that amplitudes are microvolts. Units without a
+spike have neither template nor metrics, and are left out.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Units in an NWB file, through neuroconv: spike times, mean waveforms, electrodes, metrics, where they came from.
+"""Units in an NWB file, through neuroconv: spike times, waveforms, electrodes, metrics, provenance.
 
-A new file, or one that is there and gets the units added. Where that has a units table already, it is left as it is,
-and the units go to a table of their own, ``processing/ecephys/spikewise_units``. What the units were made with is
-kept as JSON in ``scratch/spikewise_provenance``.
+A new file, or one that is there and gets the units added. Where that has a units table already, it is left as
+it is, and the units go to a table of their own, ``processing/ecephys/spikewise_units``. What the units were
+made with is kept as JSON in ``scratch/spikewise_provenance``.
 
-Conventions: spike times are seconds of the recording's clock; where a recording has several segments they lie end to
-end. Mean waveforms are in volts, on the electrodes that the unit's row names, of which the first is the largest.
+Conventions: spike times are seconds of the recording's clock; where a recording has several segments they lie
+end to end. Mean waveforms are in volts, on the electrodes that the unit's row names, of which the first is
+the largest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import logging
 import uuid
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,7 @@ def _start_time(config: NwbConfig) -> datetime:
             f"session_start_time is {text!r}", "it must be a date and time such as 2026-03-01T14:00:00+01:00",
             "change it",
         ) from error  # fmt: skip
-    return start if start.tzinfo else start.replace(tzinfo=timezone.utc)
+    return start if start.tzinfo else start.replace(tzinfo=UTC)
 
 
 def _new_file(config: NwbConfig) -> NWBFile:
@@ -219,7 +220,7 @@ def _add(
 
 
 def _waveforms(analyzer: SortingAnalyzer, rows: list[int]) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """Return means and standard deviations (num_units, num_samples, num_near) in volts, and their electrodes."""
+    """Return means and deviations (num_units, num_samples, num_near) in volts, and their electrodes."""
     templates = analyzer.get_extension("templates")
     means, sds = (templates.get_templates(operator=name) for name in ("average", "std"))
     positions = analyzer.get_channel_locations()

@@ -1,15 +1,16 @@
 """A folder for Phy's template GUI, written in one pass over the recording.
 
-A template is the mean of some spikes of a unit, preprocessed as for sorting. Then the traces are read once, from
-start to end: each spike is projected on its unit's template, which gives its amplitude, and on principal components
-that all channels share, on the channels near its unit. Memory depends on the number of units, never on the length
-of the recording. Phy reads raw traces from the recording's own file where it can.
+A template is the mean of some spikes of a unit, preprocessed as for sorting. Then the traces are read once,
+from start to end: each spike is projected on its unit's template, which gives its amplitude, and on principal
+components that all channels share, on the channels near its unit. Memory depends on the number of units,
+never on the length of the recording. Phy reads raw traces from the recording's own file where it can.
 
-Conventions: Phy knows one time axis, in which segments lie end to end (global frames), and units by a number from 0,
-here the unit's index in the sorting; ``cluster_unit_id.tsv`` tells their ids. Templates and amplitudes are in
-microvolts; the amplitude of a spike is the size of its unit's template, scaled to fit the spike best. Templates and features are sparse:
-``template_ind.npy`` and ``pc_feature_ind.npy`` name the channels, the one with the largest amplitude first and -1
-where a unit has fewer. Phy's format: https://phy.readthedocs.io/en/latest/sorting_user_guide.
+Conventions: Phy knows one time axis, in which segments lie end to end (global frames), and units by a number
+from 0, here the unit's index in the sorting; ``cluster_unit_id.tsv`` tells their ids. Templates and
+amplitudes are in microvolts; the amplitude of a spike is the size of its unit's template, scaled to fit the
+spike best. Templates and features are sparse: ``template_ind.npy`` and ``pc_feature_ind.npy`` name the
+channels, the one with the largest amplitude first and -1 where a unit has fewer. Phy's format:
+https://phy.readthedocs.io/en/latest/sorting_user_guide.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ class _Units:
     """Templates of all units, and the channels of each.
 
     ``templates`` is (num_units, num_samples, num_near) in units of noise, ``scale`` (num_units, num_near) the
-    microvolts of such a unit; ``near`` (num_units, num_near) holds the channels in the group's traces, -1 where there
-    are no more, ``recorded`` the same in the recording; ``peak`` is the largest amplitude of each unit in microvolts;
-    ``components`` is (num_samples, num_components).
+    microvolts of such a unit; ``near`` (num_units, num_near) holds the channels in the group's traces, -1
+    where there are no more, ``recorded`` the same in the recording; ``peak`` is the largest amplitude of each
+    unit in microvolts; ``components`` is (num_samples, num_components).
     """
 
     templates: np.ndarray
@@ -229,7 +230,7 @@ def _mean_waveforms(
     recording: BaseRecording,
     window: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (num_units, num_samples, num_channels) means, and a (num_spikes, num_samples) waveform of each spike.
+    """Return means (num_units, num_samples, num_channels) and a waveform (num_samples) of each spike.
 
     That waveform is on the channel where the spike itself is largest.
     """
@@ -263,7 +264,7 @@ def _similarity(templates: np.ndarray, max_lag: int) -> np.ndarray:
 
 
 def _principal_components(shapes: np.ndarray, num_components: int) -> np.ndarray:
-    """Return (num_samples, num_components) directions of largest variance; the mean shape lies on their plus side."""
+    """Return (num_samples, num_components) directions of largest variance, along the mean shape."""
     _, _, rows = np.linalg.svd(shapes, full_matrices=False)
     components = np.zeros((shapes.shape[1], num_components), dtype=np.float32)
     found = rows[:num_components].T

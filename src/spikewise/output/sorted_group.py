@@ -1,4 +1,4 @@
-"""What is written of a sorted group of channels: its units, its traces, where its channels are in the recording."""
+"""What is written of a sorted group of channels: its units, its traces, its place in the recording."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SortedGroup:
     positions_um : ndarray
         (num_channels, 2) positions of the channels.
     scale : ndarray
-        (num_channels,) microvolts of a noise standard deviation, or raw units where the recording does not tell its
-        gain; 0 for silenced channels.
+        (num_channels,) microvolts of a noise standard deviation, or raw units where the recording does not
+        tell its gain; 0 for silenced channels.
     unit_index : ndarray of int
         (num_units,) index of each of its units in the sorting.
     """
