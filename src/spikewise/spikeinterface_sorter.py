@@ -88,7 +88,9 @@ class SpikewiseSorter(BaseSorter):
         from spikewise.data.probes import attach_probe
 
         if isinstance(params["labels"], BaseSorting):
-            params["labels"] = params["labels"].save(folder=Path(output_folder) / "labels").folder
+            folder = Path(output_folder) / "labels"
+            params["labels"].save(folder=folder)
+            params["labels"] = folder
         for name in ("labels", "model", "cache_folder", "pretrained"):  # a worker may stand in another folder
             if isinstance(params[name], str | Path) and params[name] != "none":
                 params[name] = str(Path(params[name]).absolute())
