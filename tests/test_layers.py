@@ -11,7 +11,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikewise"
 LAYERS = [
     {"cli"},
     {"waveform_cli"},
-    {"papers_cli", "bench_cli", "many_cli"},
+    {"papers_cli", "bench_cli", "many_cli", "export_cli", "spikeinterface_sorter"},
     {"options"},
     {"console"},
     {"esort_papers"},
@@ -19,6 +19,7 @@ LAYERS = [
     {"esort_runs"},
     {"many"},
     {"api", "waveform_api", "pretraining", "__init__"},
+    {"exporting"},
     {"channel_sorting", "sort_job"},
     {"finding"},
     {"learning", "transfer", "channel_learning"},
@@ -27,7 +28,18 @@ LAYERS = [
     {"sorting"},
     {"models"},
     {"data"},
-    {"config", "waveform_config", "settings", "errors", "seeds", "progress", "threads", "compiling"},
+    {
+        "config",
+        "waveform_config",
+        "export_config",
+        "registration",
+        "settings",
+        "errors",
+        "seeds",
+        "progress",
+        "threads",
+        "compiling",
+    },
 ]
 
 

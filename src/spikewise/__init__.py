@@ -8,16 +8,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from spikewise.registration import register_sorter
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from spikewise.api import SortingResult, evaluate, load_recording, report, simulate, sort, train
     from spikewise.channel_sorting import ChannelResult, sort_channel
-    from spikewise.config import Config, RecordingConfig
+    from spikewise.config import Config, EvaluationConfig, RecordingConfig
     from spikewise.data.simulate import Simulation, save_simulation
     from spikewise.data.waveforms import Snippets, load_snippets
     from spikewise.errors import SpikewiseError
     from spikewise.evaluation.matching import Performance
+    from spikewise.export_config import AnalyzerConfig, NwbConfig, PhyConfig
+    from spikewise.exporting import analyze, export_nwb, export_phy
     from spikewise.models.checkpoint import Model, load_model, save_model
     from spikewise.models.waveform_classifier import (
         Classification,
@@ -35,12 +39,16 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "AnalyzerConfig": "export_config",
     "ChannelResult": "channel_sorting",
     "ChannelSortingConfig": "waveform_config",
     "Classification": "models.waveform_classifier",
     "Config": "config",
+    "EvaluationConfig": "config",
     "Model": "models.checkpoint",
+    "NwbConfig": "export_config",
     "Performance": "evaluation.matching",
+    "PhyConfig": "export_config",
     "RecordingConfig": "config",
     "Simulation": "data.simulate",
     "Snippets": "data.waveforms",
@@ -51,8 +59,11 @@ _HOMES = {
     "WaveClusConfig": "waveform_config",
     "WaveformClassifier": "models.waveform_classifier",
     "WaveformTrainingConfig": "waveform_config",
+    "analyze": "exporting",
     "classify_waveforms": "waveform_api",
     "evaluate": "api",
+    "export_nwb": "exporting",
+    "export_phy": "exporting",
     "load_classifier": "models.waveform_classifier",
     "load_model": "models.checkpoint",
     "load_recording": "api",
@@ -71,12 +82,16 @@ _HOMES = {
 }
 
 __all__ = [
+    "AnalyzerConfig",
     "ChannelResult",
     "ChannelSortingConfig",
     "Classification",
     "Config",
+    "EvaluationConfig",
     "Model",
+    "NwbConfig",
     "Performance",
+    "PhyConfig",
     "RecordingConfig",
     "Simulation",
     "Snippets",
@@ -87,8 +102,11 @@ __all__ = [
     "WaveClusConfig",
     "WaveformClassifier",
     "WaveformTrainingConfig",
+    "analyze",
     "classify_waveforms",
     "evaluate",
+    "export_nwb",
+    "export_phy",
     "load_classifier",
     "load_model",
     "load_recording",
@@ -105,6 +123,9 @@ __all__ = [
     "train",
     "train_waveforms",
 ]
+
+
+register_sorter()  # run_sorter("spikewise", ...), whether SpikeInterface is imported already or later
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from spikewise.bench_cli import bench
 from spikewise.config import EvaluationConfig, RecordingConfig, SimulationConfig
 from spikewise.console import WarningsToConsole, fail, out, print_json, progress_bars, say
 from spikewise.errors import Interrupted, SpikewiseError
+from spikewise.export_cli import export
 from spikewise.many_cli import sort_many
 from spikewise.options import AsJson, Overwrite, Reading, Resume, Settings, flat
 from spikewise.papers_cli import papers
@@ -41,6 +42,7 @@ app.command(waveforms)
 app.command(papers)
 app.command(bench)
 app.command(sort_many)
+app.command(export)
 
 
 @app.command

@@ -24,7 +24,7 @@ from spikeinterface.core import (
 from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.core.zarrextractors import ZarrSortingExtractor
 
-from spikewise.data.labels import check_labels, make_sorting
+from spikewise.data.labels import check_labels, make_sorting, segment_starts
 from spikewise.errors import LabelsError, MissingExtraError
 
 logger = logging.getLogger(__name__)
@@ -183,9 +183,12 @@ def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
         logger.warning("%s has no params.py with sample_rate: the recording's frequency is assumed", folder)
         frequency = _needed(recording, folder).sampling_frequency
     spikes = np.zeros(kept.sum(), dtype=minimum_spike_dtype)
-    spikes["sample_index"] = np.rint(times[kept])
+    starts = np.array([0] if recording is None else segment_starts(recording))
+    frames = np.rint(times[kept]).astype(np.int64)  # segments lie end to end
+    spikes["segment_index"] = np.maximum(0, np.searchsorted(starts, frames, side="right") - 1)
+    spikes["sample_index"] = frames - starts[spikes["segment_index"]]
     unit_ids, spikes["unit_index"] = np.unique(clusters[kept].astype(np.int64), return_inverse=True)
-    return make_sorting(spikes, frequency, unit_ids, 1)
+    return make_sorting(spikes, frequency, unit_ids, len(starts))
 
 
 def _phy_groups(folder: Path) -> dict[int, str]:
