@@ -33,8 +33,7 @@ from spikewise.evaluation.matching import Performance, compare_sortings
 from spikewise.learning import Group, label_groups, learn_group, prepare_groups, threads_and_device
 from spikewise.models.checkpoint import Model, check_model_fits, load_model, save_model
 from spikewise.opening import open_labels, open_recording, open_sorting, settings_from
-from spikewise.output.figures import require_matplotlib
-from spikewise.output.report import write_report
+from spikewise.output.report import require_plotly, write_report
 from spikewise.output.result import StoredResult, load_result
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.batch import detect_in_chunks
@@ -299,7 +298,7 @@ def report(
     SpikewiseError
         If the result is not whole, or something else that was given cannot be used.
     """
-    require_matplotlib()
+    require_plotly()
     output = check_output_file(output, overwrite)
     settings = config or EvaluationConfig.from_dict(options)
     stored = (
@@ -309,7 +308,7 @@ def report(
     )
     opened = None if recording is None else open_recording(recording, RecordingConfig())[0]
     readers = None if opened is None else _readers_of(stored, opened)
-    performance = None
+    performance, true_spikes = None, None
     if truth is not None:
         true_spikes = open_sorting(truth, opened)
         performance = compare_sortings(true_spikes, stored.sorting, settings, stored.num_samples)
@@ -317,6 +316,7 @@ def report(
         stored,
         output,
         readers=readers,
+        truth=true_spikes,
         performance=performance,
         interval_s=settings.interval,
         overwrite=overwrite,
@@ -343,7 +343,7 @@ def simulate(*, config: SimulationConfig | None = None, **options: Any) -> Simul
 def describe_installation() -> dict[str, Any]:
     """Return what is installed, which device is used, and what can be read."""
     installed = {}
-    for name in (*_PACKAGES, "MEArec", "pynwb", "matplotlib", "PyWavelets", "scikit-fuzzy"):
+    for name in (*_PACKAGES, "MEArec", "pynwb", "plotly", "spikeinterface-gui", "matplotlib", "PyWavelets", "scikit-fuzzy"):
         try:
             installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -214,6 +214,9 @@ def learn_group(
         "name": group.name,
         "num_units": len(spikes.unit_ids),
         "num_labels": int(spikes.is_positive.sum()),
+        "num_labels_of_units": np.bincount(
+            spikes.unit_index[spikes.is_positive], minlength=len(spikes.unit_ids)
+        ).tolist(),
         "preprocessing": list(group.preprocessed.steps),
         "training_s": round(learnt - started, 3),
         "thresholds_s": round(time.perf_counter() - learnt, 3),
