@@ -35,6 +35,7 @@ from spikewise.config import (
 )
 from spikewise.console import WarningsToConsole, fail, out, print_json, progress_bars, say
 from spikewise.errors import Interrupted, SpikewiseError
+from spikewise.gui_cli import gui
 from spikewise.papers_cli import papers
 from spikewise.waveform_cli import waveforms
 
@@ -52,6 +53,7 @@ app = App(
 app.command(waveforms)
 app.command(papers)
 app.command(bench)
+app.command(gui)
 
 _ORDER = ["Reading", "Labels", "Bootstrap", "Preprocessing", "Network", "Training", "Detection", "Running"]
 _GROUPS = {name: Group(name, sort_key=10 + index) for index, name in enumerate(_ORDER)}
@@ -114,6 +116,7 @@ def sort(
         A model of `spikewise train` or of an earlier sort.
     """
     from spikewise import api
+    from spikewise.sorting.store import REPORT_FILE
 
     with progress_bars() as progress:
         result = api.sort(
@@ -132,7 +135,7 @@ def sort(
         f"{found['num_units']} units, {found['num_spikes']} spikes in {seconds['recorded']:.1f} s",
         f"learning took {seconds['learning']:.1f} s, sorting {seconds['sorting']:.1f} s "
         f"({factor:.2g} times real time)",
-        f"result in {output}",
+        f"result in {output}" + (f", with {REPORT_FILE}" if (output / REPORT_FILE).exists() else ""),
     )
     if json:
         print_json(

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
+from plotly.offline import get_plotlyjs
 from spikeinterface.core import BaseSorting
 
 from spikewise.data.preprocessing import TraceReader
-from spikewise.errors import MissingExtraError
 from spikewise.output.figures import colour_of
 from spikewise.output.measures import (
     MAX_WAVEFORM_SPIKES,
@@ -76,17 +76,6 @@ class UnitRow:
     verdict: str
 
 
-def require_plotly() -> None:
-    """Raise unless the plotting library of the page is there.
-
-    Raises
-    ------
-    MissingExtraError
-        If plotly is not installed.
-    """
-    _plotting_library()
-
-
 def write_report(
     result: StoredResult,
     path: Path | str,
@@ -122,14 +111,11 @@ def write_report(
 
     Raises
     ------
-    MissingExtraError
-        If plotly is not installed.
     OutputError
         If the file exists and `overwrite` is not set, or it cannot be written.
     RecordingError
         If the traces cannot be read.
     """
-    library = _plotting_library()
     path = check_output_file(path, overwrite)
     units = measure_units(result, readers)
     samples, similarity = None, None
@@ -167,26 +153,21 @@ def write_report(
             "similarity": LEAST_SIMILARITY,
         },
         data=compress(data),
-        library=compress(library),
+        library=compress(get_plotlyjs()),
         style=_page_file("report.css"),
         scripts=[_page_file(name) for name in SCRIPTS],
     )
     partial = path.with_name(path.name + ".partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(page, encoding="utf-8")
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
     logger.info("report of %d units written to %s, %d bytes", len(units), path, len(page.encode()))
     return path
-
-
-def _plotting_library() -> str:
-    """Return Plotly's script."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtraError("plotly", "report", "a report") from error
-    return get_plotlyjs()
 
 
 def _page_file(name: str) -> str:

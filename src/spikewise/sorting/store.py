@@ -2,7 +2,7 @@
 
 ``sorting/`` (a SpikeInterface folder), ``model.safetensors``, ``provenance.json``, ``spikewise.log``, and
 where another sorter made the labels ``bootstrap/<group>/`` (a SpikeInterface folder of them); for a single
-channel ``spikes.csv`` too, with the probability of each spike.
+channel ``spikes.csv`` too, with the probability of each spike. ``report.html`` tells of it all.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ PROVENANCE_FILE = "provenance.json"
 LOG_FILE = "spikewise.log"
 BOOTSTRAP_FOLDER = "bootstrap"
 SPIKES_FILE = "spikes.csv"
+REPORT_FILE = "report.html"
 _MARKS = {MODEL_FILE, PROVENANCE_FILE, LOG_FILE}
-_OURS = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, SPIKES_FILE}
+_OURS = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, SPIKES_FILE, REPORT_FILE}
 
 
 def check_output(path: Path | str, overwrite: bool) -> Path:

@@ -63,6 +63,8 @@ function hasDepth() {
   });
 }
 
+const LEGEND = { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" };
+
 const AMPLITUDES = [
   [0, "#440154"], [0.25, "#3b528b"], [0.5, "#21918c"], [0.75, "#5ec962"], [1, "#fde725"],
 ];
@@ -162,7 +164,7 @@ chart("confusion", () => {
     const found = columns.map((column) => common[row][column] / units[row].num_truth);
     return [...found, units[row].fn / units[row].num_truth];
   });
-  const names = [...columns.map((column) => plain(tested[column])), "missed"];
+  const names = [...columns.map((column) => plain(tested[column])), "none"];
   const label = `Confusion of ${rows.length} true units with ${tested.length} units.`;
   const trueNames = rows.map((row) => plain(units[row].truth_unit));
   return heatmap(values, names, trueNames, ["unit found", "true unit"], label, "found, true: %{text}: %{z:.3f}<extra></extra>");
@@ -203,7 +205,7 @@ chart("accuracy-units", () => {
     hovertemplate: `true unit %{x}: %{y:.3f} ${name}<extra></extra>`,
   }));
   const x = axis("true unit, by accuracy", { type: "category", showticklabels: names.length <= 40, showgrid: false });
-  const more = { barmode: "relative", showlegend: true, legend: { orientation: "h", y: 1.15 }, margin: { l: 44, r: 10, t: 24, b: 36 } };
+  const more = { barmode: "relative", showlegend: true, legend: LEGEND, margin: { l: 44, r: 10, t: 44, b: 36 } };
   return { traces, layout: layout(x, axis("of its spikes"), more), label: `Spikes found, missed and false of ${units.length} true units.` };
 });
 
@@ -221,7 +223,7 @@ chart("losses", () => {
     ];
   });
   const kept = trainings.map((training) => training.best_epoch + 1).join(", ");
-  const more = { showlegend: true, legend: { orientation: "h", y: 1.15 }, margin: { l: 44, r: 10, t: 24, b: 36 } };
+  const more = { showlegend: true, legend: LEGEND, margin: { l: 44, r: 10, t: 44, b: 36 } };
   const x = axis(step, { dtick: Math.max(1, Math.ceil(Math.max(...trainings.map((t) => t.held_out_loss.length)) / 12)) });
   return { traces, layout: layout(x, axis("loss", { rangemode: "tozero" }), more), label: `Loss by ${step} in training and held out; kept: ${kept}.` };
 });

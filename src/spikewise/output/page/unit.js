@@ -71,7 +71,7 @@ function onProbe(indices) {
     hoverinfo: "skip",
     type: "scatter",
   });
-  const pad = { x: 0.75 * size.x, y: size.y };
+  const pad = { x: 0.6 * size.x, y: 1.1 * size.y };
   const extent = (k, by) => [Math.min(...places.map((p) => p[k])) - by, Math.max(...places.map((p) => p[k])) + by];
   const x = axis("", { ...BARE, range: extent(0, pad.x) });
   const y = axis("", { ...BARE, range: extent(1, pad.y) });
@@ -181,7 +181,8 @@ chart("unit-responses", () => {
   ];
   const line = { color: colour("ink"), width: 1.5, dash: "dot" };
   const shapes = [{ type: "line", x0: unit.threshold, x1: unit.threshold, y0: 0, y1: 1, yref: "paper", line }];
-  const y = axis("peaks", { type: "log", dtick: 1, rangemode: "tozero" });
+  const decades = Math.max(1, Math.ceil(Math.log10(Math.max(...counts, 1) + 1)));
+  const y = axis("peaks", { type: "log", dtick: 1, range: [-0.3, decades] });
   const above = counts.filter((_, k) => centres[k] > unit.threshold).reduce((a, b) => a + b, 0);
   return {
     traces,
