@@ -162,7 +162,7 @@ def measure_units(result: StoredResult, readers: Mapping[str, TraceReader] | Non
                     num_spikes=num_spikes,
                     rate_hz=num_spikes / duration_s,
                     violations_percent=_violations_percent(trains[index], rate),
-                    violations_ratio=_violations_ratio(trains[index], rate, duration_s),
+                    violations_ratio=_violations_ratio(trains[index], rate, sum(result.num_samples)),
                     presence_ratio=_presence_ratio(trains[index], result.num_samples, rate),
                     correlogram=correlograms[index],
                 )
@@ -187,10 +187,11 @@ def _violations_percent(train: list[np.ndarray], rate: float) -> float | None:
     return float(100 * np.mean(intervals < REFRACTORY_MS / 1000 * rate))
 
 
-def _violations_ratio(train: list[np.ndarray], rate: float, duration_s: float) -> float | None:
+def _violations_ratio(train: list[np.ndarray], rate: float, num_samples: int) -> float | None:
     if sum(map(len, train)) < 2:
         return None
-    ratio, _, _ = isi_violations([frames / rate for frames in train], duration_s, REFRACTORY_MS / 1000)
+    # In frames, where intervals are exact; the ratio has no unit.
+    ratio, _, _ = isi_violations(train, num_samples, REFRACTORY_MS / 1000 * rate)
     return float(ratio)
 
 

@@ -161,7 +161,9 @@ def _judge(
     elif ratio is not None and ratio <= MOST_REFRACTORY:
         verdict = "split"
     both = sorting.select_units(np.asarray(sorting.unit_ids)[list(pair)])
-    correlograms, _ = compute_correlograms(both, window_ms=2 * CORRELOGRAM_MS, bin_ms=CORRELOGRAM_BIN_MS)
+    correlograms, _ = compute_correlograms(
+        both, window_ms=2 * CORRELOGRAM_MS, bin_ms=CORRELOGRAM_BIN_MS, method="numpy"
+    )
     return UnitPair(pair[0], pair[1], similarity, shared, ratio, verdict, correlograms[0, 1])
 
 

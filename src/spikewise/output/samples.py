@@ -1,6 +1,7 @@
 """A bounded number of spikes, each with its amplitude and depth, and the network's responses: what shows drift and doubt.
 
-The recording is looked at in whole seconds, evenly spread, so that hours cost no more than a minute. In a part
+The recording is looked at in whole seconds, evenly spread, so that hours cost no more than a minute; spikes at
+the edge of a second are passed over, so that the seconds beside it need not be read. In a part
 of them the network is asked again, and every peak of its response is kept, whether or not it became a spike:
 the gap between the two kinds is how sure a unit is. Amplitudes are in standard deviations of the noise.
 """
@@ -16,7 +17,13 @@ from spikeinterface.metrics.quality.misc_metrics import amplitude_cutoff
 from spikewise.config import SortingConfig
 from spikewise.data.preprocessing import TraceReader
 from spikewise.models.checkpoint import GroupModel
-from spikewise.output.measures import MeanWaveform, UnitMeasures, spread
+from spikewise.output.measures import (
+    WAVEFORM_AFTER_MS,
+    WAVEFORM_BEFORE_MS,
+    MeanWaveform,
+    UnitMeasures,
+    spread,
+)
 from spikewise.output.result import StoredResult
 from spikewise.sorting.detect import make_detector
 
@@ -102,7 +109,8 @@ def sample_spikes(
     seconds = _whole_seconds(result.num_samples, rate)
     seen = [seconds[index] for index in spread(len(seconds), MAX_SECONDS_SAMPLED)]
     asked = {seen[index] for index in spread(len(seen), MAX_SECONDS_ASKED)}
-    rows = _choose_rows(result, seen)
+    margin = round((WAVEFORM_BEFORE_MS + WAVEFORM_AFTER_MS) / 1000 * rate)
+    rows = _choose_rows(result, [(segment, start + margin, stop - margin) for segment, start, stop in seen])
     spikes = result.sorting.to_spike_vector()[rows]
     offsets = np.cumsum([0, *result.num_samples])
     found = _Found(len(spikes), len(units))
@@ -153,13 +161,13 @@ def _whole_seconds(num_samples: list[int], rate: float) -> list[tuple[int, int, 
 
 
 def _choose_rows(result: StoredResult, seconds: list[tuple[int, int, int]]) -> np.ndarray:
-    """Return which spikes are looked at: of each unit some of those in these seconds, unit after unit."""
+    """Return which spikes are looked at: of each unit some of those in these stretches, unit after unit."""
     spikes = result.sorting.to_spike_vector()
     inside = np.zeros(len(spikes), dtype=bool)
     segment_ends = np.searchsorted(spikes["segment_index"], np.arange(len(result.num_samples) + 1))
     for segment, start, stop in seconds:
         first, end = segment_ends[segment], segment_ends[segment + 1]
-        low, high = first + np.searchsorted(spikes["sample_index"][first:end], [start, stop])
+        low, high = first + np.searchsorted(spikes["sample_index"][first:end], [start, max(start, stop)])
         inside[low:high] = True
     rows = np.flatnonzero(inside)
     rows = rows[np.argsort(spikes["unit_index"][rows], kind="stable")]
@@ -225,15 +233,14 @@ class _Found:
         if len(here) == 0:
             return
         segment, start, stop = second
-        margin = max((len(shape.waveform.values) for shape in shapes.values() if shape), default=0)
         jitter = max(1, round(_PEAK_JITTER_MS / 1000 * reader.sampling_frequency))
-        traces = reader.read(segment, start - margin, stop + margin)
+        traces = reader.read(segment, start, stop)
         for unit in np.unique(spikes["unit_index"][here]):
             shape = shapes[int(unit)]
             if shape is None:
                 continue
             mine = here[spikes["unit_index"][here] == unit]
-            frames = spikes["sample_index"][mine].astype(np.int64) - start + margin
+            frames = spikes["sample_index"][mine].astype(np.int64) - start
             around = np.arange(-jitter, jitter + 1)
             at = frames[:, None, None] + shape.samples[:, None] + around  # spikes, channels, samples
             deflections = (traces[at, shape.channels[:, None]] * shape.signs[:, None]).max(axis=2)

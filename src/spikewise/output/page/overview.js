@@ -65,9 +65,11 @@ function hasDepth() {
 
 const LEGEND = { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" };
 
-const AMPLITUDES = [
-  [0, "#440154"], [0.25, "#3b528b"], [0.5, "#21918c"], [0.75, "#5ec962"], [1, "#fde725"],
-];
+// The larger the further from the page.
+const AMPLITUDES = {
+  light: [[0, "#7ad151"], [0.33, "#22a884"], [0.6, "#2a788e"], [1, "#440154"]],
+  dark: [[0, "#4a4f8f"], [0.33, "#2a8f8e"], [0.66, "#5ec962"], [1, "#fde725"]],
+};
 
 chart("raster", () => {
   const { data } = page;
@@ -81,10 +83,9 @@ chart("raster", () => {
   const amplitude = data.spikes && unpack(data.spikes.amplitude);
   const height = { depth: () => unpack(data.spikes.depth_um), amplitude: () => amplitude, units: () => units }[view]();
   const largest = amplitude && [...rows.map((row) => amplitude[row])].sort((a, b) => a - b)[Math.floor(rows.length * 0.97)];
-  const dark = document.documentElement.dataset.theme === "dark";
   const byAmplitude = {
     color: view === "depth" ? rows.map((row) => amplitude[row]) : undefined,
-    colorscale: dark ? AMPLITUDES : AMPLITUDES.map(([at], k) => [at, AMPLITUDES[AMPLITUDES.length - 1 - k][1]]),
+    colorscale: AMPLITUDES[document.documentElement.dataset.theme],
     cmin: 0,
     cmax: largest,
     colorbar: { title: { text: "noise s.d.", side: "right" }, thickness: 10, len: 0.7, outlinewidth: 0 },
