@@ -47,4 +47,6 @@ def wait_until(browser, script: str, timeout_s: float = 60.0):
 
 def console_errors(browser) -> list[str]:
     """Return what the page complained about since the last call."""
-    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    return [
+        entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
+    ]

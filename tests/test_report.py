@@ -301,7 +301,9 @@ def test_a_moment_ends_within_the_recording():
     traces = np.zeros((999, 3))
     traces[[100, 600, 650]] = 9.0
     readers = {"0": ArrayTraces(traces, sampling_frequency=RATE)}
-    assert [moment.start_s for moment in choose_moments(result, measure_units(result, readers), readers)] == [0.0]
+    assert [moment.start_s for moment in choose_moments(result, measure_units(result, readers), readers)] == [
+        0.0
+    ]
 
 
 def test_a_moment_of_few_channels_keeps_the_largest_units(monkeypatch):
@@ -363,7 +365,7 @@ def test_units_stand_out_from_the_light_and_the_dark_page_and_text_is_readable()
 
 
 def wide_case(amplitudes, frames, shape=(0.5, 1.0, 0.5), lengths=(40000,)):
-    """One unit on three channels that lie 20 um apart; each spike is one sample of `shape` times its amplitude."""
+    """One unit on three channels 20 um apart; a spike is one sample of `shape` times its amplitude."""
     traces = np.zeros((sum(lengths), 3))
     for frame, amplitude in zip(frames, amplitudes, strict=True):
         traces[frame] = -amplitude * np.asarray(shape)
@@ -552,7 +554,7 @@ def test_the_page_needs_nothing_but_itself(stored, tmp_path):
 
 
 def test_what_is_packed_is_what_was_measured(tmp_path):
-    result, units, readers = wide_case([8.0, 10.0, 12.0], [500, 9000, 35000])
+    result, _, readers = wide_case([8.0, 10.0, 12.0], [500, 9000, 35000])
     data = page_json(write_report(result, tmp_path / "r.html", readers=readers))
     assert data["duration_s"] == 4.0
     assert data["units"][0] | {"correlogram": None} == {
@@ -587,7 +589,10 @@ def test_without_recording_the_page_says_what_is_missing(stored, tmp_path):
     assert "Mean waveform" not in page.text
     data = page_json(path)
     assert data["spikes"] is data["waveforms"] is data["similarity"] is None
-    assert len(unpack(data["trains"]["time_s"])) == load_result(stored / "sorted").sorting.count_total_num_spikes()
+    assert (
+        len(unpack(data["trains"]["time_s"]))
+        == load_result(stored / "sorted").sorting.count_total_num_spikes()
+    )
 
 
 def test_a_result_in_memory_gives_the_same_page_as_its_folder(stored, tmp_path):

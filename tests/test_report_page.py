@@ -5,7 +5,6 @@ import pytest
 from browser import chromium, console_errors, resize, wait_until
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
 
 import spikewise
 from spikewise import api
@@ -18,6 +17,7 @@ from test_report import RATE, ArrayTraces, NumpySorting, group_model, small_resu
 
 NAMES = ["<b>a</b>", "b", "c", "10", "9"]
 COUNTS = [40, 30, 20, 10, 5]
+ALL_CHARTS = "return [...document.querySelectorAll('.chart')].map(chart => chart.id)"
 SIZES = [6.0, 9.0, 12.0, 20.0, 15.0]
 
 
@@ -90,30 +90,37 @@ def label_of(browser, chart: str) -> str:
     return wait_until(browser, f"return document.getElementById('{chart}').getAttribute('aria-label')")
 
 
+def click(browser, selector: str):
+    """Click an element in the middle of the window, where the head of the page does not cover it."""
+    element = browser.find_element(By.CSS_SELECTOR, selector)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    element.click()
+    return element
+
+
 def press(browser, key) -> None:
     ActionChains(browser).send_keys(key).perform()
 
 
 def test_every_chart_draws_and_the_console_stays_silent(page):
-    charts = page.execute_script("return [...document.querySelectorAll('.chart')].map(chart => chart.id)")
+    charts = page.execute_script(ALL_CHARTS)
     assert len(charts) == 16
     for chart in charts:
         assert label_of(page, chart)
-        drawn = f"return document.querySelectorAll('#{chart} .trace, #{chart} .hm image, #{chart} .point').length"
-        assert wait_until(page, drawn) > 0, chart
+        parts = ", ".join(f"#{chart} {kind}" for kind in (".trace", ".hm image", ".point"))
+        assert wait_until(page, f"return document.querySelectorAll('{parts}').length") > 0, chart
     assert console_errors(page) == []
     assert page.execute_script("return document.querySelectorAll('#table b').length") == 0
 
 
 def test_the_table_holds_all_units_and_sorts_by_number_and_name(page):
     assert shown(page) == NAMES
-    header = page.find_element(By.CSS_SELECTOR, "[data-sort=snr]")
-    header.click()
+    header = click(page, "[data-sort=snr]")
     assert shown(page) == ["<b>a</b>", "b", "c", "9", "10"]
     assert header.find_element(By.XPATH, "..").get_attribute("aria-sort") == "ascending"
     header.click()
     assert shown(page) == ["10", "9", "c", "b", "<b>a</b>"]
-    page.find_element(By.CSS_SELECTOR, "[data-sort=unit]").click()
+    click(page, "[data-sort=unit]")
     assert shown(page)[:2] == ["9", "10"]  # numbers by size, not as text
 
 
@@ -141,7 +148,7 @@ def test_units_are_chosen_by_click_and_key_in_the_order_of_the_table(page):
     press(page, "k")
     press(page, "k")
     assert chosen(page) == "Unit <b>a</b>"
-    page.find_element(By.CSS_SELECTOR, "tr[data-index='3'] button").click()
+    click(page, "tr[data-index='3'] button")
     assert chosen(page) == "Unit 10"
     assert page.execute_script("return document.querySelectorAll('tr[aria-current]').length") == 1
     facts = page.find_element(By.ID, "unit-facts").text.split("\n")
@@ -157,7 +164,7 @@ def test_moments_are_stepped_through_by_button_and_key(page):
     first = label_of(page, "moment-traces")
     drawn = "return document.querySelector('#moment-traces').data[0].y.slice(0, 50).join()"
     before = page.execute_script(drawn)
-    page.find_element(By.ID, "moment-next").click()
+    click(page, "#moment-next")
     second = label_of(page, "moment-traces")
     assert second != first
     assert page.execute_script(drawn) != before
@@ -178,14 +185,14 @@ def test_the_page_turns_dark_and_its_charts_with_it(page):
         " document.getElementById('unit-correlogram').layout.font.color]"
     )
     assert page.execute_script(look) == ["rgb(255, 255, 255)", "#1a1f27"]
-    page.find_element(By.ID, "theme").click()
+    click(page, "#theme")
     assert page.execute_script(look) == ["rgb(21, 24, 29)", "#e5e8ed"]
     assert page.find_element(By.ID, "theme").text == "Light"
 
 
 def test_the_pair_with_one_waveform_is_listed_and_drawn(page):
     rows = page.find_elements(By.CSS_SELECTOR, "#pair-rows tr")
-    assert [row.find_element(By.TAG_NAME, "th").text for row in rows] == ["10 – 9"]
+    assert [row.find_element(By.TAG_NAME, "th").text for row in rows] == ["10 \N{EN DASH} 9"]
     assert label_of(page, "pair-probe") == "Mean waveforms of units 10 and 9."
 
 
@@ -193,12 +200,12 @@ def test_the_pair_with_one_waveform_is_listed_and_drawn(page):
 def test_a_telephone_shows_all_without_scrolling_to_the_side(page, theme):
     resize(page, 390)
     if theme == "dark":
-        page.find_element(By.ID, "theme").click()
-    for chart in page.execute_script("return [...document.querySelectorAll('.chart')].map(chart => chart.id)"):
+        click(page, "#theme")
+    for chart in page.execute_script(ALL_CHARTS):
         label_of(page, chart)
     assert page.execute_script("return document.documentElement.scrollWidth") == 390
-    wide = page.execute_script("return [...document.querySelectorAll('.chart svg')].map(svg => svg.clientWidth)")
-    assert max(wide) <= 390
+    widths = "return [...document.querySelectorAll('.chart svg')].map(svg => svg.clientWidth)"
+    assert max(page.execute_script(widths)) <= 390
 
 
 def test_a_report_without_the_recording_draws_what_it_has(opened, tmp_path):

@@ -265,7 +265,16 @@ def simulate(*, config: SimulationConfig | None = None, **options: Any) -> Simul
 def describe_installation() -> dict[str, Any]:
     """Return what is installed, which device is used, and what can be read."""
     installed = {}
-    for name in (*_PACKAGES, "MEArec", "pynwb", "plotly", "spikeinterface-gui", "matplotlib", "PyWavelets", "scikit-fuzzy"):
+    for name in (
+        *_PACKAGES,
+        "MEArec",
+        "pynwb",
+        "plotly",
+        "spikeinterface-gui",
+        "matplotlib",
+        "PyWavelets",
+        "scikit-fuzzy",
+    ):
         try:
             installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -362,7 +362,7 @@ class GuiConfig(Settings):
 
     interval: tuple[float, float] | None = setting(
         None,
-        "Start and end of the time that is looked at, for example that whose labels are to train; default: all",
+        "Start and end of the time looked at, for example that whose labels are to train; default: all",
         unit="s",
     )
     address: str = setting("localhost", "Address at which the page is served")

@@ -1,8 +1,8 @@
-"""A result in spikeinterface-gui, in the browser, with its curation saved where ``train --labels`` reads it.
+"""A result in spikeinterface-gui, in the browser; its curation is saved where ``train --labels`` reads it.
 
-What the browser shows is a SortingAnalyzer in memory, of the whole recording or of an interval, such as the one
-whose labels are to train. Only the whole result is ever curated: what is decided about an interval's spikes is
-translated to the spikes of the whole.
+What the browser shows is a SortingAnalyzer in memory, of the whole recording or of an interval, such as that
+whose labels are to train. Only the whole result is ever curated: what is decided about an interval's spikes
+is translated to the spikes of the whole.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ def prepare_gui(
         import panel
         import spikeinterface_gui  # noqa: F401
     except ImportError as error:
-        raise MissingExtraError(error.name or "spikeinterface-gui", "gui", "labelling in a browser") from error
-    from bokeh.util.browser import view  # noqa: F401  # fails early where the browser part is missing
+        raise MissingExtraError(
+            error.name or "spikeinterface-gui", "gui", "labelling in a browser"
+        ) from error
     from spikeinterface_gui.backend_panel import find_free_port
 
     config = config or GuiConfig()
@@ -152,7 +153,9 @@ def make_analyzer(
 
     if sorting.count_total_num_spikes() == 0:
         raise OutputError(
-            "the result has no spike here", "at least one spike to look at", "choose another interval, or result"
+            "the result has no spike here",
+            "at least one spike to look at",
+            "choose another interval, or result",
         )
     steps = len(_EXTENSIONS) + 1
     progress("prepare", 0, steps, "analyzer")
@@ -197,8 +200,8 @@ def _frames(
     duration_s = lengths[0] / sorting.sampling_frequency
     if len(lengths) > 1 or not 0 <= interval[0] < min(interval[1], duration_s):
         raise SettingError(
-            f"the interval is {interval[0]:g} to {interval[1]:g} s of a recording of {len(lengths)} segments, "
-            f"the first of {duration_s:g} s",
+            f"the interval is {interval[0]:g} to {interval[1]:g} s of a recording of {len(lengths)} "
+            f"segments, the first of {duration_s:g} s",
             "an interval within a recording of one segment",
             "give --interval START END in seconds, or leave it out",
         )

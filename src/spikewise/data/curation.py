@@ -1,6 +1,6 @@
 """What a person decided about the units of a sorting: merges, splits, removals and labels by hand.
 
-The file is SpikeInterface's curation format (JSON, version 2), which spikeinterface-gui and other tools write.
+The file is in SpikeInterface's curation format (JSON), which spikeinterface-gui and other tools write.
 A unit that is removed, or labelled as noise, is left out; merged and split units get new ids.
 """
 

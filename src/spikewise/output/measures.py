@@ -197,7 +197,7 @@ def _violations_ratio(train: list[np.ndarray], rate: float, num_samples: int) ->
 
 def _presence_ratio(train: list[np.ndarray], num_samples: list[int], rate: float) -> float:
     starts = np.cumsum([0, *num_samples])
-    frames = np.concatenate([frames + start for frames, start in zip(train, starts[:-1], strict=True)])
+    frames = np.concatenate([frames + start for frames, start in zip(train, starts, strict=False)])
     num_bins = max(10, int(starts[-1] / rate / PRESENCE_BIN_S))
     return float(presence_ratio(frames, bin_edges=np.linspace(0, starts[-1], num_bins + 1)))
 

@@ -1,7 +1,7 @@
 """Moments of the recording: a few milliseconds of traces with the spikes found in them.
 
-The first that is chosen is where the most units fire, each further one where the most units fire that were not
-seen yet, so that a few moments show many units; when all were seen, it starts anew.
+The first that is chosen is where the most units fire, each further one where the most units fire that were
+not seen yet, so that a few moments show many units; when all were seen, it starts anew.
 """
 
 from __future__ import annotations

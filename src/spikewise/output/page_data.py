@@ -116,7 +116,7 @@ def page_data(
 
 
 def channel_places(groups: Sequence[GroupModel]) -> dict[str, np.ndarray]:
-    """Return where the channels of each group are drawn, (num_channels, 2) um: side by side where they overlap."""
+    """Return where the channels of each group are drawn, (num_channels, 2) um, none over another."""
     places: dict[str, np.ndarray] = {}
     for group in groups:
         own = np.asarray(group.channel_positions_um, dtype=float)[:, :2].copy()
@@ -147,7 +147,7 @@ def _unit(unit: UnitMeasures, places: np.ndarray) -> dict[str, Any]:
 
 
 def _waveforms(units: list[UnitMeasures], samples: SpikeSamples) -> dict[str, Any]:
-    """Return the mean on the channels nearest to each unit, its spread and single ones on the main channel."""
+    """Return the mean near each unit, and its spread and single waveforms on the main channel."""
     waveforms = [unit.waveform for unit in units if unit.waveform is not None]
     if not waveforms:
         return {"channels": [], "num_samples": 0}

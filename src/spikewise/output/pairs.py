@@ -1,9 +1,9 @@
 """Units that resemble each other, and whether two of them may be one: found twice, or split.
 
-Similarity is the cosine of two mean waveforms at the best lag; it is that of SpikeInterface's "template_similarity"
-up to the choice of channels, without its compiling, which would take longer than all the rest. Of each pair that is
-alike the spikes are compared: those that lie within :data:`SHARED_MS` of a spike of the other are found
-twice; and where two units are parts of one, they keep out of each other's refractory period as one unit does.
+Similarity is the cosine of two mean waveforms at the best lag, each on the channels that see it. (That of
+SpikeInterface takes ten seconds to compile, longer than all the rest of a report.) Of each pair that is alike
+the spikes are compared: those that lie within :data:`SHARED_MS` of a spike of the other are found twice; and
+where two units are parts of one, they keep out of each other's refractory period as one unit does.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class UnitPair:
         Unit indices.
     similarity : float
     shared : float
-        Fraction of the spikes of the smaller unit that a spike of the other accompanies, less what chance gives.
+        Fraction of the spikes of the smaller unit that the other has too, less what chance gives.
     refractory : float or None
-        Pairs of spikes between :data:`SHARED_MS` and the refractory period apart, over those that chance gives;
-        None where chance gives too few.
+        Pairs of spikes between :data:`SHARED_MS` and the refractory period apart, over those that chance
+        gives; None where chance gives too few.
     verdict : str
         ``duplicate``: spikes are found twice; ``split``: probably parts of one unit; ``alike``: neither.
     correlogram : ndarray, shape (num_bins,)
@@ -146,7 +146,7 @@ def _judge(
     within_reach = within_refractory = 0
     expected = 0.0  # spikes of the large unit that chance puts within a frame's width of all of the small one
     num_shared = 0
-    for a, b, length in zip(trains[small], trains[large], num_samples, strict=True):
+    for a, b, length in zip(trains[small], trains[large], num_samples, strict=False):
         near, wide = _count_within(a, b, reach), _count_within(a, b, refractory)
         num_shared += int(np.count_nonzero(near))
         within_reach, within_refractory = within_reach + int(near.sum()), within_refractory + int(wide.sum())

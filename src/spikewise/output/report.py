@@ -1,8 +1,8 @@
 """The report of a sort: one HTML file that needs nothing else, to look at and to send around.
 
-The page is the template ``page/report.html.jinja`` with its style and scripts beside it. The table of units is
-written here; what is drawn, Plotly draws in the browser from what :mod:`spikewise.output.page_data` packs, and
-only what is looked at. What is read and drawn is bounded, and the page says where it is.
+The page is the template ``page/report.html.jinja`` with its style and scripts beside it. The table of units
+is written here; what is drawn, Plotly draws in the browser from what :mod:`spikewise.output.page_data` packs,
+and only what is looked at. What is read and drawn is bounded, and the page says where it is.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""A bounded number of spikes, each with its amplitude and depth, and the network's responses: what shows drift and doubt.
+"""A bounded number of spikes, each with amplitude and depth, and the network's responses: drift and doubt.
 
-The recording is looked at in whole seconds, evenly spread, so that hours cost no more than a minute; spikes at
-the edge of a second are passed over, so that the seconds beside it need not be read. In a part
+The recording is looked at in whole seconds, evenly spread, so that hours cost no more than a minute; spikes
+at the edge of a second are passed over, so that the seconds beside it need not be read. In a part
 of them the network is asked again, and every peak of its response is kept, whether or not it became a spike:
 the gap between the two kinds is how sure a unit is. Amplitudes are in standard deviations of the noise.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -172,7 +173,7 @@ def _choose_rows(result: StoredResult, seconds: list[tuple[int, int, int]]) -> n
     rows = np.flatnonzero(inside)
     rows = rows[np.argsort(spikes["unit_index"][rows], kind="stable")]
     ends = np.searchsorted(spikes["unit_index"][rows], np.arange(result.sorting.get_num_units() + 1))
-    parts = [rows[first:end] for first, end in zip(ends[:-1], ends[1:], strict=True)]
+    parts = [rows[first:end] for first, end in itertools.pairwise(ends)]
     return np.concatenate(
         [np.zeros(0, np.int64), *(part[spread(len(part), MAX_SAMPLED_SPIKES)] for part in parts)]
     )

@@ -274,9 +274,11 @@ chart("moment-traces", () => {
       x: times[sample], y: Math.max(...samples.map((s) => level(channel, s))), text: `<b>${plain(unit.id)}</b>`, showarrow: false, yanchor: "bottom", font: { color: unit.colour, size: 11 },
     });
   }
+  const lowest = range(size).map((sample) => level(channels - 1, sample));
+  const highest = range(size).map((sample) => level(0, sample));
   const y = axis(`channel (${told(spacing, 0)} noise s.d. apart)`, {
     tickvals: range(channels).map((channel) => -spacing * channel), ticktext: moment.channels.map(plain), showgrid: false,
-    range: [-spacing * (channels - 0.3), spacing * 0.75],
+    range: [Math.min(...lowest, -spacing * (channels - 0.5)) - 0.05 * spacing, Math.max(...highest, spacing / 2) + 0.35 * spacing],
   });
   const units = firing(moment);
   return {

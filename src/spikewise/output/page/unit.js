@@ -46,13 +46,14 @@ function onProbe(indices) {
   const largest = Math.max(1e-6, ...shown.flat().map((part) => part.values.reduce((a, v) => Math.max(a, Math.abs(v)), 0)));
   const times = waveformTimes();
   const width = (0.8 * size.x) / (times[times.length - 1] - times[0]);
+  const centre = (times[0] + times[times.length - 1]) / 2;
   const traces = shown.map((parts, k) => {
     const x = [];
     const y = [];
     for (const { channel, values } of parts.filter((part) => channels.includes(part.channel))) {
       const [left, middle] = group.positions[channel];
       values.forEach((value, s) => {
-        x.push(left + times[s] * width);
+        x.push(left + (times[s] - centre) * width);
         y.push(middle + (value / largest) * size.y * 0.9);
       });
       x.push(null);
@@ -62,7 +63,7 @@ function onProbe(indices) {
     return { x, y, mode: "lines", line, hoverinfo: "skip", type: "scatter" };
   });
   traces.push({
-    x: places.map((place) => place[0] + times[0] * width),
+    x: places.map((place) => place[0] + (times[0] - centre) * width),
     y: places.map((place) => place[1]),
     text: channels.map((channel) => plain(group.channel_ids[channel])),
     mode: "text",
