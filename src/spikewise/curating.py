@@ -32,7 +32,6 @@ _EXTENSIONS: dict[str, dict[str, Any]] = {
     "templates": {"operators": ["average", "std"]},
     "unit_locations": {"method": "center_of_mass"},
     "correlograms": {},
-    "template_similarity": {},
     "spike_amplitudes": {},
     "quality_metrics": {
         "metric_names": ["num_spikes", "firing_rate", "presence_ratio", "snr", "isi_violation"],

@@ -85,8 +85,10 @@ class StoredResult:
         groups = self.model.facts.get("groups")
         if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
             return None
-        counts = [count for group in groups for count in group.get("num_labels_of_units", [])]
-        return counts if len(counts) == len(self.model.unit_ids) else None
+        parts = [group.get("num_labels_of_units") for group in groups]
+        counts = [count for part in parts if isinstance(part, list) for count in part]
+        is_known = len(counts) == len(self.model.unit_ids) and all(_is_a(count, int) for count in counts)
+        return counts if is_known else None
 
     @property
     def trainings(self) -> list[dict[str, Any]]:
