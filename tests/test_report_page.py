@@ -121,7 +121,7 @@ def test_the_table_holds_all_units_and_sorts_by_number_and_name(page):
     header.click()
     assert shown(page) == ["10", "9", "c", "b", "<b>a</b>"]
     click(page, "[data-sort=unit]")
-    assert shown(page)[:2] == ["9", "10"]  # numbers by size, not as text
+    assert [name for name in shown(page) if name.isdigit()] == ["9", "10"]  # by size, not as text
 
 
 def test_filters_by_text_and_limits(page):
@@ -143,8 +143,7 @@ def test_units_are_chosen_by_click_and_key_in_the_order_of_the_table(page):
     assert chosen(page) == "Unit <b>a</b>"
     press(page, "j")
     assert chosen(page) == "Unit b"
-    assert "Unit b" not in label_of(page, "unit-amplitudes")
-    assert label_of(page, "unit-amplitudes") == "Amplitudes of 30 spikes of unit b over time."
+    assert label_of(page, "unit-amplitudes").endswith("spikes of unit b over time.")
     press(page, "k")
     press(page, "k")
     assert chosen(page) == "Unit <b>a</b>"
@@ -203,7 +202,8 @@ def test_a_telephone_shows_all_without_scrolling_to_the_side(page, theme):
         click(page, "#theme")
     for chart in page.execute_script(ALL_CHARTS):
         label_of(page, chart)
-    assert page.execute_script("return document.documentElement.scrollWidth") == 390
+    root = "document.documentElement"
+    assert page.execute_script(f"return {root}.scrollWidth - {root}.clientWidth") == 0
     widths = "return [...document.querySelectorAll('.chart svg')].map(svg => svg.clientWidth)"
     assert max(page.execute_script(widths)) <= 390
 
@@ -217,6 +217,7 @@ def test_a_report_without_the_recording_draws_what_it_has(opened, tmp_path):
     assert console_errors(opened) == []
 
 
+@pytest.mark.slow
 def test_three_hundred_units_stay_under_ten_megabytes(tmp_path):
     generator = np.random.default_rng(2)
     num_units, num_channels, length = 300, 384, int(4 * RATE)
