@@ -89,6 +89,7 @@ def test_train_then_sort_with_the_model(capsys, tetrode, tmp_path):
         "model.safetensors",
         "provenance.json",
         "spikewise.log",
+        "report.html",
     }
 
 

@@ -11,7 +11,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikewise"
 LAYERS = [
     {"cli"},
     {"waveform_cli"},
-    {"papers_cli", "bench_cli", "many_cli", "export_cli", "spikeinterface_sorter"},
+    {"papers_cli", "bench_cli", "many_cli", "export_cli", "gui_cli", "spikeinterface_sorter"},
     {"options"},
     {"console"},
     {"esort_papers"},
@@ -20,7 +20,7 @@ LAYERS = [
     {"many"},
     {"api", "waveform_api", "pretraining", "__init__"},
     {"exporting"},
-    {"channel_sorting", "sort_job"},
+    {"channel_sorting", "sort_job", "reporting", "curating"},
     {"finding"},
     {"learning", "transfer", "channel_learning"},
     {"unit_learning", "opening"},

@@ -21,19 +21,18 @@ from spikewise import __version__
 from spikewise.config import Bootstrap, Config, EvaluationConfig, RecordingConfig, SimulationConfig
 from spikewise.data import recordings
 from spikewise.data.label_files import LABEL_FORMATS
-from spikewise.data.preprocessing import TraceReader, split_groups
+from spikewise.data.preprocessing import split_groups
 from spikewise.data.probes import attach_probe, catalogue_names
 from spikewise.data.simulate import Simulation, simulate_recording
 from spikewise.data.waveform_files import SNIPPET_FORMATS
-from spikewise.errors import RecordingError, SettingError
+from spikewise.errors import SettingError
 from spikewise.evaluation.matching import Performance, compare_sortings
-from spikewise.learning import prepare_groups, threads_and_device
+from spikewise.learning import threads_and_device
 from spikewise.models.checkpoint import Model, check_model_fits, load_model, save_model
 from spikewise.opening import open_labels, open_recording, open_sorting, settings_from
-from spikewise.output.figures import require_matplotlib
-from spikewise.output.report import write_report
-from spikewise.output.result import StoredResult, load_result
+from spikewise.output.result import load_result
 from spikewise.progress import ProgressCallback, silent
+from spikewise.reporting import Report, report, report_of_sort
 from spikewise.sort_job import PACKAGES, Work, describe_recording, learn_model, run_sort
 from spikewise.sorting.cluster import check_cluster
 from spikewise.sorting.fingerprint import FileWatch, check_same_job, describe_job
@@ -52,6 +51,9 @@ from spikewise.sorting.store import (
 )
 from spikewise.sorting.unfinished import Unfinished
 from spikewise.transfer import open_pretrained
+
+__all__ = ["Report", "SortingResult", "describe", "describe_installation", "evaluate", "load_recording"]
+__all__ += ["report", "simulate", "sort", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,25 +101,6 @@ def load_recording(path: str | Path, config: RecordingConfig | None = None, **op
     """
     config = config or RecordingConfig.from_dict(options)
     return attach_probe(recordings.load_recording(path, config), config.probe)
-
-
-@dataclass(frozen=True)
-class Report:
-    """A written report.
-
-    Attributes
-    ----------
-    path : Path
-        The HTML file.
-    provenance : dict
-        That of the result it tells of.
-    performance : Performance or None
-        The comparison with the truth, if that was given.
-    """
-
-    path: Path
-    provenance: dict[str, Any]
-    performance: Performance | None
 
 
 def train(
@@ -196,7 +179,7 @@ def sort(
     model : Model, str, Path or None
         A trained model, or where it is.
     output : str or Path, optional
-        Folder to write the result into.
+        Folder to write the result into, with a report (``report=False``: without).
     overwrite : bool
         Whether an earlier result there may be replaced.
     resume : bool
@@ -262,6 +245,8 @@ def sort(
             sorting, used, provenance = run_sort(work, unfinished)
             save_sorting(sorting, place)
             save_json(provenance, place / PROVENANCE_FILE)
+            if config.sorting.report:
+                report_of_sort(recording, sorting, used, provenance, place, progress)
     Unfinished(Path(output)).remove()
     stored = load_sorting_folder(Path(output))
     return SortingResult(stored, used, provenance, Path(output))
@@ -296,68 +281,6 @@ def evaluate(
     return compare_sortings(open_sorting(truth, opened), open_sorting(sorting, opened), settings)
 
 
-def report(
-    result: SortingResult | str | Path,
-    output: str | Path,
-    *,
-    recording: BaseRecording | str | Path | None = None,
-    truth: BaseSorting | str | Path | None = None,
-    overwrite: bool = False,
-    config: EvaluationConfig | None = None,
-    **options: Any,
-) -> Report:
-    """Write what a sort found as one HTML page.
-
-    Parameters
-    ----------
-    result : SortingResult, str or Path
-        What :func:`sort` gave, or its output folder.
-    output : str or Path
-        File to write, for example ``report.html``.
-    recording : BaseRecording, str or Path, optional
-        The recording that was sorted; without it no trace and no waveform is drawn.
-    truth : BaseSorting, str or Path, optional
-        True spikes to compare with; without them no score is shown.
-    overwrite : bool
-        Whether a file there may be replaced.
-    config : EvaluationConfig, optional
-        How to compare; or give single settings as keyword options.
-
-    Returns
-    -------
-    Report
-        The file, and the comparison with the truth.
-
-    Raises
-    ------
-    SpikewiseError
-        If the result is not whole, or something else that was given cannot be used.
-    """
-    require_matplotlib()
-    output = check_output_file(output, overwrite)
-    settings = config or EvaluationConfig.from_dict(options)
-    stored = (
-        StoredResult(result.sorting, result.model, result.provenance)
-        if isinstance(result, SortingResult)
-        else load_result(result)
-    )
-    opened = None if recording is None else open_recording(recording, RecordingConfig())[0]
-    readers = None if opened is None else _readers_of(stored, opened)
-    performance = None
-    if truth is not None:
-        true_spikes = open_sorting(truth, opened)
-        performance = compare_sortings(true_spikes, stored.sorting, settings, stored.num_samples)
-    path = write_report(
-        stored,
-        output,
-        readers=readers,
-        performance=performance,
-        interval_s=settings.interval,
-        overwrite=overwrite,
-    )
-    return Report(path, stored.provenance, performance)
-
-
 def simulate(*, config: SimulationConfig | None = None, **options: Any) -> Simulation:
     """Make a recording whose spikes are known.
 
@@ -377,7 +300,16 @@ def simulate(*, config: SimulationConfig | None = None, **options: Any) -> Simul
 def describe_installation() -> dict[str, Any]:
     """Return what is installed, which device is used, and what can be read."""
     installed = {}
-    for name in (*PACKAGES, "MEArec", "pynwb", "matplotlib", "PyWavelets", "scikit-fuzzy"):
+    for name in (
+        *PACKAGES,
+        "MEArec",
+        "pynwb",
+        "plotly",
+        "spikeinterface-gui",
+        "matplotlib",
+        "PyWavelets",
+        "scikit-fuzzy",
+    ):
         try:
             installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -417,16 +349,3 @@ def _finished(folder: Path, job: dict[str, Any]) -> SortingResult:
         Unfinished(folder).remove()
     logger.warning("%s is finished already", folder)
     return SortingResult(stored.sorting, stored.model, stored.provenance, folder)
-
-
-def _readers_of(result: StoredResult, recording: BaseRecording) -> dict[str, TraceReader]:
-    """Return the traces of each group of a result, preprocessed as for its model."""
-    lengths = [recording.get_num_samples(index) for index in range(recording.get_num_segments())]
-    if lengths != result.num_samples:
-        raise RecordingError(
-            f"the recording has segments of {lengths} samples",
-            f"the result is of a recording with segments of {result.num_samples}",
-            "give the recording that was sorted, or none",
-        )
-    check_model_fits(result.model, split_groups(recording, result.model.preprocessing_config.group_by))
-    return {group.name: group.reader for group in prepare_groups(recording, Config(), result.model)}

@@ -22,6 +22,7 @@ from spikewise.config import EvaluationConfig, RecordingConfig, SimulationConfig
 from spikewise.console import WarningsToConsole, fail, out, print_json, progress_bars, say
 from spikewise.errors import Interrupted, SpikewiseError
 from spikewise.export_cli import export
+from spikewise.gui_cli import gui
 from spikewise.many_cli import sort_many
 from spikewise.options import AsJson, Overwrite, Reading, Resume, Settings, flat
 from spikewise.papers_cli import papers
@@ -43,6 +44,7 @@ app.command(papers)
 app.command(bench)
 app.command(sort_many)
 app.command(export)
+app.command(gui)
 
 
 @app.command
@@ -73,6 +75,7 @@ def sort(
         A model of `spikewise train` or of an earlier sort.
     """
     from spikewise import api
+    from spikewise.sorting.store import REPORT_FILE
 
     with progress_bars() as progress:
         result = api.sort(
@@ -92,7 +95,7 @@ def sort(
         f"{found['num_units']} units, {found['num_spikes']} spikes in {seconds['recorded']:.1f} s",
         f"learning took {seconds['learning']:.1f} s, sorting {seconds['sorting']:.1f} s "
         f"({factor:.2g} times real time)",
-        f"result in {output}",
+        f"result in {output}" + (f", with {REPORT_FILE}" if (output / REPORT_FILE).exists() else ""),
     )
     if json:
         print_json(

@@ -352,6 +352,7 @@ class SortingConfig(Settings):
         "Ask the network of a unit only where something happens near it; switched off, it is asked "
         "everywhere, which takes many times longer (design neighbourhood, on the CPU)",
     )
+    report: bool = setting(True, "Write report.html beside the result, to look at in a browser")
 
 
 @dataclass(frozen=True)
@@ -365,6 +366,20 @@ class EvaluationConfig(Settings):
     match_score: float = setting(
         0.5, "Least accuracy of two units that are matched", minimum=0.0, maximum=1.0
     )
+
+
+@dataclass(frozen=True)
+class GuiConfig(Settings):
+    """How a result is shown in a browser to be curated."""
+
+    interval: tuple[float, float] | None = setting(
+        None,
+        "Start and end of the time looked at, for example that whose labels are to train; default: all",
+        unit="s",
+    )
+    address: str = setting("localhost", "Address at which the page is served")
+    port: int = setting(0, "Port of the page; 0 takes a free one", minimum=0, maximum=65535)
+    show: bool = setting(True, "Open the page in the browser")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from spikeinterface.core import BaseRecording, SortingAnalyzer
 
-from spikewise.config import Config, RecordingConfig
-from spikewise.data.preprocessing import split_groups
-from spikewise.errors import OutputError, RecordingError
+from spikewise.config import RecordingConfig
+from spikewise.errors import OutputError
 from spikewise.export_config import AnalyzerConfig, NwbConfig, PhyConfig
-from spikewise.learning import Group, prepare_groups
-from spikewise.models.checkpoint import check_model_fits
+from spikewise.learning import groups_of
 from spikewise.opening import open_recording
 from spikewise.output.analyzer import make_analyzer
 from spikewise.output.nwb import NwbExport, check_nwb_settings, require_neuroconv, write_nwb
@@ -22,25 +20,6 @@ from spikewise.output.result import StoredResult, load_result
 from spikewise.output.sorted_group import SortedGroup
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.store import check_output_file, writing
-
-
-def groups_of(result: StoredResult, recording: BaseRecording) -> list[Group]:
-    """Return the groups of the recording that was sorted, preprocessed as for the result's model.
-
-    Raises
-    ------
-    RecordingError, CheckpointError
-        If it is another recording: of another length, or with other channels.
-    """
-    lengths = [recording.get_num_samples(index) for index in range(recording.get_num_segments())]
-    if lengths != result.num_samples:
-        raise RecordingError(
-            f"the recording has segments of {lengths} samples",
-            f"the result is of a recording with segments of {result.num_samples}",
-            "give the recording that was sorted",
-        )
-    check_model_fits(result.model, split_groups(recording, result.model.preprocessing_config.group_by))
-    return prepare_groups(recording, Config(), result.model)
 
 
 def export_phy(

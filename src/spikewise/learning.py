@@ -24,11 +24,12 @@ from spikewise.data.labels import KeptSpikes, LabelSet, kept_spikes, make_label_
 from spikewise.data.preprocessing import Preprocessed, TraceReader, preprocess_recording, split_groups
 from spikewise.data.training_set import Block, TrainingSet, split_interval
 from spikewise.errors import BootstrapError, LabelsError, RecordingError, SettingError
-from spikewise.models.checkpoint import GroupModel, Model
+from spikewise.models.checkpoint import GroupModel, Model, check_model_fits
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.neighbourhood import Backbone
 from spikewise.models.training import Start, train_network
 from spikewise.models.windowed import WindowedNetwork
+from spikewise.output.result import StoredResult
 from spikewise.progress import ProgressCallback
 from spikewise.sorting.detect import choose_device, label_radius_samples, make_detector
 from spikewise.sorting.store import BOOTSTRAP_FOLDER, writing
@@ -91,6 +92,25 @@ def _check_length(recording: BaseRecording, network: NetworkConfig) -> None:
             f"at least {window}, since the network's window lasts {network.window_ms:g} ms",
             "give a longer recording",
         )
+
+
+def groups_of(result: StoredResult, recording: BaseRecording) -> list[Group]:
+    """Return the groups of the recording that was sorted, preprocessed as for the result's model.
+
+    Raises
+    ------
+    RecordingError, CheckpointError
+        If it is another recording: of another length, or with other channels.
+    """
+    lengths = [recording.get_num_samples(index) for index in range(recording.get_num_segments())]
+    if lengths != result.num_samples:
+        raise RecordingError(
+            f"the recording has segments of {lengths} samples",
+            f"the result is of a recording with segments of {result.num_samples}",
+            "give the recording that was sorted",
+        )
+    check_model_fits(result.model, split_groups(recording, result.model.preprocessing_config.group_by))
+    return prepare_groups(recording, Config(), result.model)
 
 
 def label_groups(
@@ -253,6 +273,9 @@ def learn_group(
         "name": group.name,
         "num_units": len(spikes.unit_ids),
         "num_labels": int(spikes.is_positive.sum()),
+        "num_labels_of_units": np.bincount(
+            spikes.unit_index[spikes.is_positive], minlength=len(spikes.unit_ids)
+        ).tolist(),
         "preprocessing": list(group.preprocessed.steps),
         "training_s": round(learnt - started, 3),
         "thresholds_s": round(time.perf_counter() - learnt, 3),

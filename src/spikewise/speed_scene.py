@@ -43,7 +43,7 @@ from spikewise.sorting.store import MODEL_FILE, check_output_file, save_json, wr
 
 PROBE = "neuropixels-1.0"
 SCENE, SIMULATION_FILE, NOTE_FILE, PROBE_FILE = "scene", "simulation.json", "model.json", "probe.json"
-ON_CPU = Config(sorting=SortingConfig(device="cpu"))
+ON_CPU = Config(sorting=SortingConfig(device="cpu", report=False))
 
 
 @dataclass(frozen=True)

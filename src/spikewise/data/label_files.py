@@ -24,6 +24,7 @@ from spikeinterface.core import (
 from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.core.zarrextractors import ZarrSortingExtractor
 
+from spikewise.data.curation import CURATION_FILE, apply_curation_file
 from spikewise.data.labels import check_labels, make_sorting, segment_starts
 from spikewise.errors import LabelsError, MissingExtraError
 
@@ -33,7 +34,7 @@ CSV_COLUMNS = "sample_index,unit_id or time_s,unit_id, and optionally segment_in
 LABEL_FORMATS = {
     "Phy": "Phy or Kilosort folder (spike_times.npy); units of the group noise are left out",
     "SpikeInterface": "SpikeInterface sorting (folder, .zarr, .npz), analyzer or sorter folder",
-    "Spikewise": "folder made by spikewise sort",
+    "Spikewise": "folder made by spikewise sort; its curation.json (spikewise gui) is applied",
     "NWB": "NWB file (.nwb) with a units table",
     "MEArec": "MEArec recording (.h5): its true spike trains",
     "CSV": f"file (.csv) with the columns {CSV_COLUMNS}",
@@ -141,6 +142,8 @@ def _find_format(path: Path) -> tuple[str, Reader, Path]:
             return "SpikeInterface", _read_npz, path / "sorting_cached.npz"
         if (path / ".zgroup").is_file() or (path / "zarr.json").is_file():
             return "SpikeInterface", _read_zarr, path
+        if (path / CURATION_FILE).is_file() and (path / "sorting").is_dir():
+            return "Spikewise", _read_curated, path
         for name in ("sorting", "sorter_output", "truth"):
             if (path / name).is_dir():
                 return _find_format(path / name)
@@ -223,6 +226,12 @@ def _read_numpy_folder(folder: Path, recording: BaseRecording | None) -> BaseSor
     spikes = np.load(folder / "spikes.npy", allow_pickle=False).astype(minimum_spike_dtype)
     num_segments = int(info["num_segments"])
     return make_sorting(spikes, float(info["sampling_frequency"]), np.array(info["unit_ids"]), num_segments)
+
+
+def _read_curated(folder: Path, recording: BaseRecording | None) -> BaseSorting:
+    """Read a result with what was decided by hand; the sorting itself is never changed."""
+    _, read, place = _find_format(folder / "sorting")
+    return apply_curation_file(read(place, recording), folder / CURATION_FILE)
 
 
 def _read_npz(file: Path, recording: BaseRecording | None) -> BaseSorting:

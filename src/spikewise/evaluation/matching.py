@@ -62,6 +62,9 @@ class Performance:
         Pooled: from the sums of tp, fp and fn over the truth units.
     accuracy_all_spikes : float
         As `accuracy`, with the spikes of the unmatched tested units as false positives too.
+    common : pandas.DataFrame
+        Numbers of matched spikes of each true unit (the index) with each tested unit (the columns), whether
+        or not they are partners: the confusion matrix.
     """
 
     units: pd.DataFrame
@@ -71,9 +74,10 @@ class Performance:
     precision: float
     recall: float
     accuracy_all_spikes: float
+    common: pd.DataFrame
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as a dictionary of JSON types; NaN becomes None."""
+        """Return everything but the confusion matrix as a dictionary of JSON types; NaN becomes None."""
         rows = self.units.reset_index().to_dict(orient="records")
         return {
             "accuracy": self.accuracy,
@@ -307,6 +311,7 @@ def _performance(
         precision=num_tp / max(num_tp + num_fp, 1),
         recall=num_tp / (num_tp + num_fn),
         accuracy_all_spikes=num_tp / (num_tp + num_fp + num_fn + num_unmatched),
+        common=pd.DataFrame(counts.pairs_in_a, units.index, pd.Index(tested_ids, name="tested_unit")),
     )
 
 

@@ -1,7 +1,8 @@
 """What can be said of each unit and of its spikes: the numbers behind a report.
 
 Times of spikes are frames of a segment. Traces and waveforms are those that the network sees, in standard
-deviations of each channel's noise. On long recordings a bounded part is read, chosen without chance.
+deviations of each channel's noise. On long recordings a bounded part is read, chosen without chance. The
+quality metrics are those of SpikeInterface.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from spikeinterface.core import BaseSorting
+from spikeinterface.metrics.quality.misc_metrics import isi_violations, presence_ratio
 from spikeinterface.postprocessing import compute_auto_correlograms
 
 from spikewise.data.preprocessing import TraceReader
@@ -24,8 +26,9 @@ CORRELOGRAM_BIN_MS = 1.0
 WAVEFORM_BEFORE_MS, WAVEFORM_AFTER_MS = 1.0, 2.0
 MAX_WAVEFORM_SPIKES = 100
 """Spikes of a unit whose mean is taken, at most."""
-MAX_SECONDS_READ = 60
+MAX_SECONDS_READ = 20
 """Seconds of the recording in which spikes for the mean waveforms are looked for."""
+PRESENCE_BIN_S = 60.0
 RARE_UNIT_SPIKES = 5
 """Spikes that are read of a unit that fires in none of these seconds."""
 
@@ -38,6 +41,8 @@ class MeanWaveform:
     ----------
     values : ndarray, shape (num_samples, num_channels)
         All channels of the unit's group; the spike is at `num_before`.
+    spread : ndarray, shape (num_samples, num_channels)
+        Standard deviation over the spikes.
     num_before : int
         Samples before the spike.
     num_spikes : int
@@ -45,6 +50,7 @@ class MeanWaveform:
     """
 
     values: np.ndarray
+    spread: np.ndarray
     num_before: int
     num_spikes: int
 
@@ -77,6 +83,11 @@ class UnitMeasures:
     violations_percent : float or None
         Percentage of the intervals between spikes that are shorter than :data:`REFRACTORY_MS`; None if there
         is no interval.
+    violations_ratio : float or None
+        Rate of these intervals relative to the unit's own rate (Hill et al. 2011, J Neurosci 31:8699): 0.1
+        means that about as many spikes come from elsewhere as if a tenth as busy a unit were mixed in.
+    presence_ratio : float
+        Fraction of :data:`PRESENCE_BIN_S` bins, or of ten bins in a shorter recording, in which it fires.
     correlogram : ndarray, shape (num_bins,)
         Numbers of pairs of spikes at each lag from -:data:`CORRELOGRAM_MS` to it.
     waveform : MeanWaveform or None
@@ -91,8 +102,22 @@ class UnitMeasures:
     num_spikes: int
     rate_hz: float
     violations_percent: float | None
+    violations_ratio: float | None
+    presence_ratio: float
     correlogram: np.ndarray
     waveform: MeanWaveform | None = None
+
+    @property
+    def main_channel(self) -> int | None:
+        """Index of the channel of the largest deflection in the group; None where there is no waveform."""
+        if self.waveform is None or not self.waveform.peaks.any():
+            return None
+        return int(self.waveform.main_channels(1)[0])
+
+    @property
+    def snr(self) -> float | None:
+        """Largest deflection of the mean waveform over the noise of its channel."""
+        return None if self.waveform is None else float(self.waveform.peaks.max())
 
 
 def measure_units(result: StoredResult, readers: Mapping[str, TraceReader] | None) -> list[UnitMeasures]:
@@ -121,7 +146,7 @@ def measure_units(result: StoredResult, readers: Mapping[str, TraceReader] | Non
         sorting, window_ms=2 * CORRELOGRAM_MS, bin_ms=CORRELOGRAM_BIN_MS
     )
     one_threshold = result.one_threshold
-    trains = _spike_trains(sorting)
+    trains = spike_trains(sorting)
     units: list[UnitMeasures] = []
     for group in result.model.groups:
         for unit_id, threshold in zip(group.unit_ids, group.thresholds, strict=True):
@@ -137,17 +162,19 @@ def measure_units(result: StoredResult, readers: Mapping[str, TraceReader] | Non
                     num_spikes=num_spikes,
                     rate_hz=num_spikes / duration_s,
                     violations_percent=_violations_percent(trains[index], rate),
+                    violations_ratio=_violations_ratio(trains[index], rate, sum(result.num_samples)),
+                    presence_ratio=_presence_ratio(trains[index], result.num_samples, rate),
                     correlogram=correlograms[index],
                 )
             )
     if readers is None:
         return units
-    waveforms = _mean_waveforms(trains, [readers[unit.group.name] for unit in units])
+    waveforms = mean_waveforms(trains, [readers[unit.group.name] for unit in units])
     return [replace(unit, waveform=waveform) for unit, waveform in zip(units, waveforms, strict=True)]
 
 
-def _spike_trains(sorting: BaseSorting) -> list[list[np.ndarray]]:
-    """Return the frames of each unit's spikes in each segment."""
+def spike_trains(sorting: BaseSorting) -> list[list[np.ndarray]]:
+    """Return the frames of each unit's spikes in each segment, a list for each unit."""
     sorting.precompute_spike_trains()
     segments = range(sorting.get_num_segments())
     return [[sorting.get_unit_spike_train(i, segment_index=s) for s in segments] for i in sorting.unit_ids]
@@ -160,20 +187,50 @@ def _violations_percent(train: list[np.ndarray], rate: float) -> float | None:
     return float(100 * np.mean(intervals < REFRACTORY_MS / 1000 * rate))
 
 
-def _mean_waveforms(trains: list[list[np.ndarray]], readers: list[TraceReader]) -> list[MeanWaveform | None]:
-    """Return the mean waveform of each unit; spikes are read in order of time, group after group."""
+def _violations_ratio(train: list[np.ndarray], rate: float, num_samples: int) -> float | None:
+    if sum(map(len, train)) < 2:
+        return None
+    # In frames, where intervals are exact; the ratio has no unit.
+    ratio, _, _ = isi_violations(train, num_samples, REFRACTORY_MS / 1000 * rate)
+    return float(ratio)
+
+
+def _presence_ratio(train: list[np.ndarray], num_samples: list[int], rate: float) -> float:
+    starts = np.cumsum([0, *num_samples])
+    frames = np.concatenate([frames + start for frames, start in zip(train, starts, strict=False)])
+    num_bins = max(10, int(starts[-1] / rate / PRESENCE_BIN_S))
+    return float(presence_ratio(frames, bin_edges=np.linspace(0, starts[-1], num_bins + 1)))
+
+
+def mean_waveforms(trains: list[list[np.ndarray]], readers: list[TraceReader]) -> list[MeanWaveform | None]:
+    """Return the mean waveform of each unit over a few of its spikes.
+
+    Parameters
+    ----------
+    trains : list of lists of ndarray
+        Frames of the spikes of each unit in each segment.
+    readers : list of TraceReader
+        The traces in which each unit is read; spikes are read in order of time, one reader after the other.
+    """
     rate = readers[0].sampling_frequency if readers else 1.0
     before, after = round(WAVEFORM_BEFORE_MS / 1000 * rate), round(WAVEFORM_AFTER_MS / 1000 * rate)
     chosen = _choose_spikes(trains, round(rate))
-    sums = [np.zeros((before + after, reader.num_channels)) for reader in readers]
+    sums, squares = ([np.zeros((before + after, r.num_channels)) for r in readers] for _ in range(2))
     for reader in dict.fromkeys(readers):
         mine = [unit for unit, other in enumerate(readers) if other is reader]
         for segment, frame, unit in sorted((s, f, own) for own in mine for s, f in chosen[own]):
-            sums[unit] += reader.read(segment, frame - before, frame + after)
+            waveform = reader.read(segment, frame - before, frame + after)
+            sums[unit] += waveform
+            squares[unit] += np.square(waveform, dtype=np.float64)
     return [
-        MeanWaveform(total / len(spikes), before, len(spikes)) if spikes else None
-        for total, spikes in zip(sums, chosen, strict=True)
+        _mean_waveform(total, square, before, len(spikes)) if spikes else None
+        for total, square, spikes in zip(sums, squares, chosen, strict=True)
     ]
+
+
+def _mean_waveform(total: np.ndarray, squares: np.ndarray, before: int, num_spikes: int) -> MeanWaveform:
+    mean = total / num_spikes
+    return MeanWaveform(mean, np.sqrt(np.maximum(squares / num_spikes - mean**2, 0)), before, num_spikes)
 
 
 def _choose_spikes(trains: list[list[np.ndarray]], second: int) -> list[list[tuple[int, int]]]:

@@ -1,35 +1,40 @@
 """The report of a sort: one HTML file that needs nothing else, to look at and to send around.
 
-The page is the template ``report.html.jinja``; its numbers come from :mod:`spikewise.output.measures`, its
-pictures from :mod:`spikewise.output.figures`. What is drawn is bounded, and the page says where it is.
+The page is the template ``page/report.html.jinja`` with its style and scripts beside it. The table of units
+is written here; what is drawn, Plotly draws in the browser from what :mod:`spikewise.output.page_data` packs,
+and only what is looked at. What is read and drawn is bounded, and the page says where it is.
 """
 
 from __future__ import annotations
 
 import importlib.resources
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
+from plotly.offline import get_plotlyjs
+from spikeinterface.core import BaseSorting
 
 from spikewise.data.preprocessing import TraceReader
-from spikewise.output.figures import (
-    MAX_RASTER_SPIKES,
-    NARROW,
-    WIDE,
-    colour_of,
-    draw_losses,
-    draw_raster,
-    draw_stretch,
-    draw_unit,
-    require_matplotlib,
+from spikewise.output.figures import colour_of
+from spikewise.output.measures import (
+    MAX_WAVEFORM_SPIKES,
+    REFRACTORY_MS,
+    UnitMeasures,
+    mean_waveforms,
+    measure_units,
+    spike_trains,
 )
-from spikewise.output.measures import MAX_WAVEFORM_SPIKES, REFRACTORY_MS, UnitMeasures, measure_units
+from spikewise.output.moments import choose_moments
+from spikewise.output.page_data import compress, page_data
+from spikewise.output.pairs import LEAST_SIMILARITY, UnitPair, likely_pairs, unit_similarity
 from spikewise.output.result import StoredResult
-from spikewise.output.stretch import choose_stretch
+from spikewise.output.samples import SpikeSamples, sample_spikes
 from spikewise.sorting.store import check_output_file, writing
 
 if TYPE_CHECKING:
@@ -37,14 +42,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_UNIT_FIGURES = 100
-"""Units whose waveform and correlogram are drawn; the table holds all."""
+PAGE_FOLDER = "page"
 TEMPLATE = "report.html.jinja"
+SCRIPTS = ("charts.js", "unit.js", "overview.js", "table.js", "page.js")
 
 
 @dataclass(frozen=True)
 class UnitRow:
-    """A unit as the page shows it: its measures, its colour, and how it compares with the truth.
+    """A unit as the table shows it.
 
     Attributes
     ----------
@@ -52,20 +57,23 @@ class UnitRow:
     colour : str
     main_channel : str or None
         None without the recording, or without spikes.
-    peak : float or None
-        Largest deflection of the mean waveform, in standard deviations of the noise.
+    amplitude_cutoff : float or None
+        Estimated fraction of its spikes that are too small to be found; None where too few were looked at.
+    num_labels : int or None
+        Labelled spikes that trained it in this sort; None where the model does not tell.
     score : dict of str to Any, or None
         A row of :attr:`Performance.units` with its ``truth_unit``; None if no true unit matches.
-    figure : str or None
-        SVG; None for units beyond :data:`MAX_UNIT_FIGURES`.
+    verdict : str
+        How it stands to the units that resemble it: ``duplicate``, ``split`` or empty.
     """
 
     measures: UnitMeasures
     colour: str
     main_channel: str | None
-    peak: float | None
+    amplitude_cutoff: float | None
+    num_labels: int | None
     score: dict[str, Any] | None
-    figure: str | None
+    verdict: str
 
 
 def write_report(
@@ -73,6 +81,7 @@ def write_report(
     path: Path | str,
     *,
     readers: Mapping[str, TraceReader] | None = None,
+    truth: BaseSorting | None = None,
     performance: Performance | None = None,
     interval_s: tuple[float, float] | None = None,
     overwrite: bool = False,
@@ -86,6 +95,8 @@ def write_report(
         File to write, for example ``report.html``.
     readers : mapping of str to TraceReader, optional
         Preprocessed traces of each group of the model; without them no trace or waveform is drawn.
+    truth : BaseSorting, optional
+        The true spikes that were compared; with the readers they tell the size of each true unit.
     performance : Performance, optional
         Comparison with the truth; without it no score is shown.
     interval_s : (float, float), optional
@@ -100,93 +111,121 @@ def write_report(
 
     Raises
     ------
-    MissingExtraError
-        If matplotlib is not installed.
     OutputError
         If the file exists and `overwrite` is not set, or it cannot be written.
     RecordingError
         If the traces cannot be read.
     """
-    require_matplotlib()
     path = check_output_file(path, overwrite)
     units = measure_units(result, readers)
-    stretch = None if readers is None else choose_stretch(result, units, readers, interval_s)
-    num_spikes = sum(unit.num_spikes for unit in units)
+    samples, similarity = None, None
+    pairs: list[UnitPair] = []
+    if readers is not None:
+        samples = sample_spikes(result, units, readers)
+        similarity = unit_similarity(units)
+        pairs = likely_pairs(result.sorting, spike_trains(result.sorting), result.num_samples, similarity)
+    moments = [] if readers is None else choose_moments(result, units, readers, interval_s)
+    data = page_data(
+        result,
+        units,
+        samples=samples,
+        moments=moments,
+        similarity=similarity,
+        pairs=pairs,
+        performance=performance,
+        truth_snr=[] if truth is None or readers is None else _truth_snr(truth, readers),
+    )
     page = _template().render(
         result=result,
         facts=result.provenance,
-        num_spikes=num_spikes,
+        num_spikes=sum(unit.num_spikes for unit in units),
         has_recording=readers is not None,
         performance=performance,
         interval_s=interval_s,
-        stretch=stretch,
-        traces=None
-        if stretch is None
-        else _in_both_widths(lambda width: draw_stretch(stretch, units, width)),
-        raster=_in_both_widths(lambda width: draw_raster(result, width)),
-        losses=_draw_losses(result),
-        rows=_rows(units, performance),
+        moments=moments,
+        samples=samples,
+        pairs=pairs,
+        rows=_rows(result, units, samples, pairs, performance),
         missed=[] if performance is None else _missed_units(performance),
         limits={
-            "raster_spikes": MAX_RASTER_SPIKES,
-            "unit_figures": MAX_UNIT_FIGURES,
             "waveform_spikes": MAX_WAVEFORM_SPIKES,
             "refractory_ms": REFRACTORY_MS,
+            "similarity": LEAST_SIMILARITY,
         },
+        data=compress(data),
+        library=compress(get_plotlyjs()),
+        style=_page_file("report.css"),
+        scripts=[_page_file(name) for name in SCRIPTS],
     )
     partial = path.with_name(path.name + ".partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(page, encoding="utf-8")
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
     logger.info("report of %d units written to %s, %d bytes", len(units), path, len(page.encode()))
     return path
+
+
+def _page_file(name: str) -> str:
+    folder = importlib.resources.files(__package__) / PAGE_FOLDER
+    return (folder / name).read_text(encoding="utf-8")
 
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    source = importlib.resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.from_string(_page_file(TEMPLATE))
 
 
-def _in_both_widths(draw: Callable[[float], str]) -> dict[str, str]:
-    """Draw a picture for a desktop and for a telephone; the page shows one of them."""
-    return {"wide": draw(WIDE), "narrow": draw(NARROW)}
-
-
-def _draw_losses(result: StoredResult) -> dict[str, str] | None:
-    trainings = result.trainings
-    return _in_both_widths(lambda width: draw_losses(trainings, width)) if trainings else None
-
-
-def _rows(units: list[UnitMeasures], performance: Performance | None) -> list[UnitRow]:
-    """Join measures, scores and pictures; the units with the most spikes have pictures."""
+def _rows(
+    result: StoredResult,
+    units: list[UnitMeasures],
+    samples: SpikeSamples | None,
+    pairs: list[UnitPair],
+    performance: Performance | None,
+) -> list[UnitRow]:
+    """Join measures, labels, scores and doubts."""
     scores: dict[str, dict[str, Any]] = {}
     if performance is not None:
         for score in performance.to_dict()["units"]:
             if score["tested_unit"] is not None:
                 scores[str(score["tested_unit"])] = score
-    by_size = sorted(units, key=lambda unit: -unit.num_spikes)
-    drawn = {unit.unit_index for unit in by_size[:MAX_UNIT_FIGURES]}
-    rows = []
-    for unit in units:
-        channels = [] if unit.waveform is None else unit.waveform.main_channels(1).tolist()
-        rows.append(
-            UnitRow(
-                measures=unit,
-                colour=colour_of(unit.unit_index),
-                main_channel=unit.group.channel_ids[channels[0]] if channels else None,
-                peak=None if unit.waveform is None else float(unit.waveform.peaks.max()),
-                score=scores.get(str(unit.unit_id)),
-                figure=draw_unit(unit) if unit.unit_index in drawn else None,
-            )
+    verdicts: dict[int, str] = {}
+    for pair in reversed(pairs):  # the gravest come first, and so are set last
+        if pair.verdict != "alike":
+            verdicts.update(dict.fromkeys((pair.first, pair.second), pair.verdict))
+    labels = result.num_labels_of_units
+    return [
+        UnitRow(
+            measures=unit,
+            colour=colour_of(unit.unit_index),
+            main_channel=None if unit.main_channel is None else unit.group.channel_ids[unit.main_channel],
+            amplitude_cutoff=None if samples is None else samples.amplitude_cutoff(unit.unit_index),
+            num_labels=labels[unit.unit_index] if labels is not None else None,
+            score=scores.get(str(unit.unit_id)),
+            verdict=verdicts.get(unit.unit_index, ""),
         )
-    return rows
+        for unit in units
+    ]
 
 
 def _missed_units(performance: Performance) -> list[dict[str, Any]]:
     """Return the scores of the true units that fire in the time compared and that no unit matches."""
     scores = performance.to_dict()["units"]
     return [score for score in scores if score["tested_unit"] is None and score["num_truth"] > 0]
+
+
+def _truth_snr(truth: BaseSorting, readers: Mapping[str, TraceReader]) -> list[float | None]:
+    """Return the largest deflection of each true unit over the noise, in the group where it is largest."""
+    trains = spike_trains(truth)
+    largest = np.full(len(trains), -math.inf)
+    for reader in readers.values():
+        waveforms = mean_waveforms(trains, [reader] * len(trains))
+        peaks = [-math.inf if w is None else float(w.peaks.max()) for w in waveforms]
+        largest = np.maximum(largest, peaks)
+    return [float(size) if math.isfinite(size) else None for size in largest]

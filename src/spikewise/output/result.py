@@ -80,6 +80,17 @@ class StoredResult:
         return self.provenance["config"]["detection"].get("threshold")
 
     @property
+    def num_labels_of_units(self) -> list[int] | None:
+        """Labelled spikes that trained each unit, in the order of the units; None where nothing tells it."""
+        groups = self.model.facts.get("groups")
+        if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+            return None
+        parts = [group.get("num_labels_of_units") for group in groups]
+        counts = [count for part in parts if isinstance(part, list) for count in part]
+        is_known = len(counts) == len(self.model.unit_ids) and all(_is_a(count, int) for count in counts)
+        return counts if is_known else None
+
+    @property
     def trainings(self) -> list[dict[str, Any]]:
         """Facts of the training of each group of which the model tells the losses."""
         groups = self.model.facts.get("groups")

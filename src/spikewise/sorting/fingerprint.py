@@ -27,7 +27,7 @@ from spikewise.sorting.store import spikes_hash
 _PIECES = 32
 _PIECE_SAMPLES = 500
 _MAX_FILES = 1000
-_NOT_OF_RESULT = ("chunk_s", "cluster")
+_NOT_OF_RESULT = ("chunk_s", "cluster", "report")
 """Settings of how the work is done, which change no spike."""
 
 

@@ -2,8 +2,8 @@
 
 ``sorting/`` (a SpikeInterface folder), ``model.safetensors``, ``provenance.json``, ``spikewise.log``, and
 where another sorter made the labels ``bootstrap/<group>/`` (a SpikeInterface folder of them); for a single
-channel ``spikes.csv`` too, with the probability of each spike. Until all of it is there, ``unfinished/``
-holds what is done so far; see :mod:`spikewise.sorting.unfinished`.
+channel ``spikes.csv`` too, with the probability of each spike. ``report.html`` tells of it all. Until all of
+it is there, ``unfinished/`` holds what is done so far; see :mod:`spikewise.sorting.unfinished`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ PROVENANCE_FILE = "provenance.json"
 LOG_FILE = "spikewise.log"
 BOOTSTRAP_FOLDER = "bootstrap"
 SPIKES_FILE = "spikes.csv"
+REPORT_FILE = "report.html"
 UNFINISHED_FOLDER = "unfinished"
 _JOB_FILE = f"{UNFINISHED_FOLDER}/job.json"
 _MARKS = {MODEL_FILE, PROVENANCE_FILE, LOG_FILE, UNFINISHED_FOLDER}
 _HASHED_AT_ONCE = 2**20
-_OURS = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, SPIKES_FILE}
+_OURS = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, SPIKES_FILE, REPORT_FILE}
 
 
 def check_output(path: Path | str, overwrite: bool, resume: bool = False) -> Path:

@@ -1,4 +1,8 @@
-"""A few milliseconds of traces with the spikes found in them, chosen where the most units fire."""
+"""Moments of the recording: a few milliseconds of traces with the spikes found in them.
+
+The first that is chosen is where the most units fire, each further one where the most units fire that were
+not seen yet, so that a few moments show many units; when all were seen, it starts anew.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,13 @@ from spikewise.data.preprocessing import TraceReader
 from spikewise.output.measures import UnitMeasures
 from spikewise.output.result import StoredResult
 
-STRETCH_MS = 50.0
-MAX_CHANNELS = 10
+MOMENT_MS = 50.0
+MAX_CHANNELS = 12
+MAX_MOMENTS = 16
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Moment:
     """Traces of a short time and the spikes in it.
 
     Attributes
@@ -42,13 +47,13 @@ class Stretch:
     num_spikes: int
 
 
-def choose_stretch(
+def choose_moments(
     result: StoredResult,
     units: list[UnitMeasures],
     readers: Mapping[str, TraceReader],
     interval_s: tuple[float, float] | None = None,
-) -> Stretch | None:
-    """Find the time in which the most units fire, and read it.
+) -> list[Moment]:
+    """Choose moments that show many units, and read them.
 
     Parameters
     ----------
@@ -62,8 +67,8 @@ def choose_stretch(
 
     Returns
     -------
-    Stretch or None
-        None if no unit fires there.
+    list of Moment
+        At most :data:`MAX_MOMENTS`, in order of time; empty if no unit fires there.
 
     Raises
     ------
@@ -72,34 +77,56 @@ def choose_stretch(
     """
     spikes = result.sorting.to_spike_vector()
     rate = result.sorting.sampling_frequency
-    length = round(STRETCH_MS / 1000 * rate)
+    length = round(MOMENT_MS / 1000 * rate)
     offsets = np.cumsum([0, *result.num_samples])
     segment, step = spikes["segment_index"].astype(np.int64), spikes["sample_index"] // length
     inside = (step + 1) * length <= np.asarray(result.num_samples)[segment]
     if interval_s is not None:
         start = offsets[segment] + step * length
         inside &= (start >= interval_s[0] * rate) & (start + length <= interval_s[1] * rate)
+    drawable = np.array([unit.main_channel is not None for unit in units], dtype=bool)
+    inside &= drawable[spikes["unit_index"]]
     spikes, segment, step = spikes[inside], segment[inside], step[inside]
     if len(spikes) == 0:
-        return None
+        return []
     group = _group_index(units)[spikes["unit_index"]]
-    place = (group * len(result.num_samples) + segment) * (1 + step.max()) + step
-    best = np.flatnonzero(place == _busiest(place, spikes["unit_index"]))
-    first = best[0]
-    start = int(step[first]) * length
-    reader = readers[units[spikes["unit_index"][first]].group.name]
-    traces = reader.read(int(segment[first]), start, start + length)
-    found = [(int(spike["sample_index"]) - start, int(spike["unit_index"])) for spike in spikes[best]]
-    return _with_main_channels(found, traces, units, rate, (int(offsets[segment[first]]) + start) / rate)
+    place = (segment * (1 + step.max()) + step) * (1 + group.max()) + group
+    moments = []
+    for chosen in sorted(_choose_places(place, spikes["unit_index"].astype(np.int64))):
+        rows = np.flatnonzero(place == chosen)
+        first = rows[0]
+        start = int(step[first]) * length
+        reader = readers[units[spikes["unit_index"][first]].group.name]
+        traces = reader.read(int(segment[first]), start, start + length)
+        found = [(int(spike["sample_index"]) - start, int(spike["unit_index"])) for spike in spikes[rows]]
+        start_s = (int(offsets[segment[first]]) + start) / rate
+        moments.append(_with_main_channels(found, traces, units, rate, start_s))
+    return moments
 
 
-def _busiest(place: np.ndarray, unit_index: np.ndarray) -> int:
-    """Return the place where the most different units fire, of these the most spikes, of these the first."""
+def _choose_places(place: np.ndarray, unit_index: np.ndarray) -> list[int]:
+    """Return the places, each where the most units fire that no earlier one shows.
+
+    Of equal places the one with the most spikes is taken, of these the first.
+    """
     places, index = np.unique(place, return_inverse=True)
-    num_all = int(unit_index.max()) + 1
-    pairs = np.unique(index * num_all + unit_index)
-    num_units = np.bincount(pairs // num_all)
-    return int(places[np.lexsort((-np.bincount(index), -num_units))[0]])
+    num_units = int(unit_index.max()) + 1
+    pairs = np.unique(index * num_units + unit_index)
+    where, who = pairs // num_units, pairs % num_units
+    num_spikes = np.bincount(index)
+    chosen: list[int] = []
+    free = np.ones(len(places), dtype=bool)
+    unseen = np.ones(num_units, dtype=bool)
+    while len(chosen) < min(MAX_MOMENTS, len(places)):
+        new = np.bincount(where[unseen[who]], minlength=len(places))
+        if not new[free].any():
+            unseen[:] = True
+            continue
+        best = int(np.where(free, new * (1 + num_spikes.max()) + num_spikes, -1).argmax())
+        chosen.append(best)
+        free[best] = False
+        unseen[who[where == best]] = False
+    return [int(places[best]) for best in chosen]
 
 
 def _with_main_channels(
@@ -108,23 +135,21 @@ def _with_main_channels(
     units: list[UnitMeasures],
     rate: float,
     start_s: float,
-) -> Stretch | None:
+) -> Moment:
     """Keep the main channels of the units that fire, the largest units first, in the order of the probe."""
     main: dict[int, int] = {}
     size: dict[int, float] = {}
     for index in sorted({unit for _, unit in spikes}):
-        waveform = units[index].waveform
-        if waveform is not None and waveform.peaks.any():
-            main[index] = int(waveform.main_channels(1)[0])
-            size[index] = float(waveform.peaks.max())
-    if not main:
-        return None
+        channel = units[index].main_channel
+        if channel is not None:
+            main[index] = channel
+            size[index] = units[index].snr or 0.0
     by_size = sorted(main, key=lambda index: -size[index])
     kept = list(dict.fromkeys(main[index] for index in by_size))[:MAX_CHANNELS]
     group = units[by_size[0]].group
     depth = np.asarray(group.channel_positions_um)[:, -1]
     kept.sort(key=lambda channel: (-depth[channel], channel))
-    return Stretch(
+    return Moment(
         start_s=start_s,
         sampling_frequency=rate,
         traces=traces[:, kept],
