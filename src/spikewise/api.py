@@ -38,6 +38,7 @@ from spikewise.output.report import write_report
 from spikewise.output.result import StoredResult, load_result
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.batch import detect_in_chunks
+from spikewise.sorting.damaged import Damage, describe_damage, drop_damaged, tell_damage
 from spikewise.sorting.detect import Spikes, make_detector
 from spikewise.sorting.log import log_to
 from spikewise.sorting.store import (
@@ -446,8 +447,13 @@ def _sort(
     started = time.perf_counter()
     by_name = {group.name: group for group in groups}
     found = [_detect_group(by_name[part.name], part, model, config, progress) for part in model.groups]
-    sorting = _merge_groups(found, model)
+    sorting = _merge_groups([spikes for spikes, _ in found], model)
+    channel_ids = {part.name: part.channel_ids for part in model.groups}
+    damage = dict(zip(channel_ids, (lost for _, lost in found), strict=True))
     sorting_s = time.perf_counter() - started
+    damage_facts = describe_damage(damage, channel_ids, model.sampling_frequency)
+    if note := tell_damage(damage_facts):
+        logger.warning(note)
     if is_given:  # only now, since an error before leaves nothing that is worth keeping
         save_model(model, folder / MODEL_FILE)
     recorded_s = recording.get_total_duration()
@@ -461,6 +467,7 @@ def _sort(
         **facts,
         "config": _effective_config(config, model),
         "preprocessing": {name: list(group.preprocessed.steps) for name, group in by_name.items()},
+        "damage": damage_facts,
         "labels": model.facts.get("labels"),
         "model": {"given": is_given, "hash": model.hash(), "facts": model.facts},
         "result": {
@@ -481,7 +488,7 @@ def _sort(
 
 def _detect_group(
     group: Group, part: Any, model: Model, config: Config, progress: ProgressCallback
-) -> list[Spikes]:
+) -> tuple[list[Spikes], Damage]:
     thresholds = part.thresholds
     if config.detection.threshold is not None:
         thresholds = np.full_like(thresholds, config.detection.threshold)
@@ -489,7 +496,8 @@ def _detect_group(
         part.network, thresholds, model.sampling_frequency, model.detection_config, config.sorting
     )
     stage = "sort" if len(model.groups) == 1 else f"sort group {group.name}"
-    return detect_in_chunks(detector, group.reader, config.sorting.chunk_s, progress, stage)
+    found = detect_in_chunks(detector, group.reader, config.sorting.chunk_s, progress, stage)
+    return drop_damaged(found, group.reader, part.network)
 
 
 def _merge_groups(found: list[list[Spikes]], model: Model) -> BaseSorting:

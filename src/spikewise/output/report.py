@@ -30,6 +30,7 @@ from spikewise.output.figures import (
 from spikewise.output.measures import MAX_WAVEFORM_SPIKES, REFRACTORY_MS, UnitMeasures, measure_units
 from spikewise.output.result import StoredResult
 from spikewise.output.stretch import choose_stretch
+from spikewise.sorting.damaged import tell_damage
 from spikewise.sorting.store import check_output_file, writing
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def write_report(
     page = _template().render(
         result=result,
         facts=result.provenance,
+        damage=tell_damage(result.provenance.get("damage")),
         num_spikes=num_spikes,
         has_recording=readers is not None,
         performance=performance,

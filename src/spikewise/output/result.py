@@ -142,6 +142,8 @@ def _read_provenance(path: Path) -> dict[str, Any]:
     labels = provenance.get("labels")
     if labels is not None and not _are_labels(labels):
         raise _damaged(path, f"labels is {labels!r}")
+    if not _is_damage(provenance.get("damage")):
+        raise _damaged(path, "damage is of a wrong type")
     return provenance
 
 
@@ -168,6 +170,17 @@ def _are_labels(labels: Any) -> bool:
         return True
     is_pair = isinstance(interval, list) and len(interval) == 2 and all(_is_a(t, _NUMBER) for t in interval)
     return is_pair and interval[0] < interval[1]
+
+
+def _is_damage(damage: Any) -> bool:
+    """Tell whether these are facts about damaged stretches, or none."""
+    if damage is None:
+        return True
+    if not isinstance(damage, dict) or not isinstance(damage.get("stretches"), list):
+        return False
+    counts = all(_is_a(damage.get(name), int) for name in ("num_stretches", "num_dropped"))
+    kinds = (one.get("kind") if isinstance(one, dict) else None for one in damage["stretches"])
+    return counts and _is_a(damage.get("seconds"), _NUMBER) and all(isinstance(kind, str) for kind in kinds)
 
 
 def _tells_losses(group: Any) -> bool:
