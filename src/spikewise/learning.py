@@ -22,6 +22,7 @@ from spikewise.data.label_cleaning import clean_labels
 from spikewise.data.labels import KeptSpikes, LabelSet, kept_spikes, make_label_set, split_labels_by_group
 from spikewise.data.preprocessing import Preprocessed, TraceReader, preprocess_recording, split_groups
 from spikewise.data.training_set import Block, TrainingSet, split_interval
+from spikewise.data.untrusted import safe_name
 from spikewise.errors import BootstrapError, LabelsError, RecordingError, SettingError
 from spikewise.models.checkpoint import GroupModel, Model
 from spikewise.models.esort import EsortNetwork, window_samples
@@ -138,7 +139,7 @@ def label_groups(
         num_units = cleaned.sorting.get_num_units()
         label_sets[group.name] = _renumber(cleaned, next_id)
         with writing(folder):
-            label_sets[group.name].sorting.save(folder=folder / BOOTSTRAP_FOLDER / group.name)
+            label_sets[group.name].sorting.save(folder=folder / BOOTSTRAP_FOLDER / safe_name(group.name))
         next_id += num_units
         facts["interval_s"] = list(bootstrap.label_set.seconds())
         facts["groups"][group.name] = {

@@ -28,7 +28,7 @@ STRETCH = np.dtype([("start", np.int64), ("stop", np.int64), ("channel_index", n
 
 MANY_CHANNELS = 32
 ARTEFACT_NOISE = {"many channels": 20.0, "few channels": 80.0}
-"""How many standard deviations half of the channels must jump: on few channels, a spike may reach them all."""
+"""Standard deviations by which half of the channels must jump: on few channels, a spike may reach them all."""
 _MEASURED_S = 0.2
 _LISTENERS = 32
 """An artefact reaches all channels, so that so many of them, evenly spread, tell."""
@@ -38,7 +38,7 @@ _JOIN_MS = 5.0
 """Between two artefacts that are closer, nothing is usable."""
 _MARGIN_MS = {"flat": (0.5, 0.5), "artefact": (1.0, 3.0), "time jump": (1.0, 1.0)}
 _NEARLY_ALL = 0.75
-"""Fraction of the channels from which on a flat stretch is one of all: a lost packet, a saturated amplifier."""
+"""Fraction of the channels from which on a flat stretch is one of all: a lost packet, say."""
 _FAR_FROM_USUAL = 30.0
 """Standard deviations of the noise from the usual level at which a constant value is saturation."""
 
@@ -98,15 +98,16 @@ def measure_limits(recording: BaseRecording, artefact_noise: float | None, seed:
         If the recording cannot be read.
     """
     lag = samples_of(_JUMP_MS, recording.get_sampling_frequency())
-    centers, deviations = [], []
+    centers: list[np.ndarray] = []
+    deviations: list[np.ndarray] = []
     for segment_index, start, stop in draw_chunks(recording, _MEASURED_S, seed):
         with reading_errors("the recording"):
             traces = recording.get_traces(segment_index, start, stop).astype(np.float32)
         traces[~np.isfinite(traces)] = np.nan
         centers.append(_median(traces))
-        deviations.append(_median(np.abs(traces[lag:] - traces[:-lag])) if len(traces) > lag else [])
-    judged = [part for part in deviations if len(part)]
-    per_chunk = np.array(judged) if judged else np.zeros((1, recording.get_num_channels()))
+        if len(traces) > lag:
+            deviations.append(_median(np.abs(traces[lag:] - traces[:-lag])))
+    per_chunk = np.array(deviations) if deviations else np.zeros((1, recording.get_num_channels()))
     varies = np.where(per_chunk > 0, per_chunk, np.nan)  # a chunk in which a channel is dead says nothing
     noise_levels = np.nan_to_num(_median(varies)) * 1.4826 / np.sqrt(2)
     if artefact_noise is None:
@@ -218,7 +219,7 @@ def _not_finite(traces: np.ndarray, sampling_frequency: float) -> np.ndarray:
     bad = ~np.isfinite(traces)
     margin = _margin("flat", sampling_frequency)
     parts = [np.empty(0, STRETCH)]
-    for channel_index in np.flatnonzero(bad.any(axis=0)):
+    for channel_index in np.flatnonzero(bad.any(axis=0)).tolist():
         starts, stops = _runs(bad[:, channel_index])
         parts.append(_stretches(starts, stops, "not finite", channel_index, margin))
     return _join_channels(np.concatenate(parts), traces.shape[1], sampling_frequency)
@@ -234,7 +235,7 @@ def _flat(
     _stand_still(traces, -first_frame % step, step, max(2, length - step - 1), is_candidate)
     margin = _margin("flat", sampling_frequency)
     parts = [np.empty(0, STRETCH)]
-    for channel_index in np.flatnonzero(is_candidate & (limits.noise_levels > 0)):
+    for channel_index in np.flatnonzero(is_candidate & (limits.noise_levels > 0)).tolist():
         values = np.ascontiguousarray(traces[:, channel_index])
         starts, stops = _runs(values[1:] == values[:-1])
         stops = stops + 1  # of samples, not of differences

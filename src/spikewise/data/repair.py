@@ -16,7 +16,6 @@ from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, Base
 
 from spikewise.data.damage import (
     ALL_CHANNELS,
-    STRETCH,
     DamageLimits,
     clip_stretches,
     find_damage,
@@ -61,7 +60,6 @@ class RepairedRecording(BasePreprocessor):
     def damage(self, segment_index: int, start: int, stop: int) -> np.ndarray:
         """Return the damaged stretches between two frames, clipped to them: of the type STRETCH."""
         return self.segments[segment_index].damage(start, stop)
-
 
     def is_usable(self, segment_index: int, start: int, stop: int) -> np.ndarray:
         """Tell which channels (num_channels,) are not damaged for most of a chunk."""
@@ -124,7 +122,9 @@ class _RepairedSegment(BasePreprocessorSegment):
             both = np.concatenate((of_all, own)) if len(own) else of_all
             column = traces[:, channel]
             for start, stop in zip(*union(both["start"], both["stop"]), strict=True):
-                self._bridge_one(column, start - first_frame, stop - first_frame, self.limits.centers[channel])
+                self._bridge_one(
+                    column, start - first_frame, stop - first_frame, self.limits.centers[channel]
+                )
 
     def _bridge_one(self, values: np.ndarray, start: int, stop: int, center: float) -> None:
         before = float(values[start - 1]) if start > 0 else None
@@ -141,8 +141,3 @@ class _RepairedSegment(BasePreprocessorSegment):
             if after is not None:
                 bridge[len(bridge) - length :] += (after - center) * fading[:length][::-1]
         values[start:stop] = np.rint(bridge) if values.dtype.kind in "iu" else bridge
-
-
-def no_damage() -> np.ndarray:
-    """Return no stretch."""
-    return np.empty(0, STRETCH)

@@ -6,7 +6,6 @@ must agree, so that what is told about a result is told about the right one.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from spikeinterface.core import BaseSorting
 
 from spikewise.data.label_files import load_sorting
+from spikewise.data.untrusted import read_json
 from spikewise.errors import OutputError
 from spikewise.models.checkpoint import Model, load_model
 from spikewise.sorting.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
@@ -125,7 +125,7 @@ def load_result(folder: Path | str) -> StoredResult:
 
 def _read_provenance(path: Path) -> dict[str, Any]:
     try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
+        provenance = read_json(path)
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(provenance, dict):

@@ -6,7 +6,7 @@ network's window around it. A channel that dies therefore silences only what not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -120,7 +120,7 @@ def drop_damaged_labels(label_set: LabelSet, traces: DamagedTraces, window_sampl
 
 
 def describe_damage(
-    damage: dict[str, Damage], channel_ids: dict[str, Sequence[Any]], sampling_frequency: float
+    damage: Mapping[str, Damage], channel_ids: Mapping[str, Sequence[Any]], sampling_frequency: float
 ) -> dict[str, Any]:
     """Return the damage of all groups for the provenance: JSON types only.
 
@@ -135,9 +135,10 @@ def describe_damage(
     Returns
     -------
     dict
-        ``seconds`` in which all channels of a group are damaged, summed over the groups, ``num_dropped`` spikes,
-        ``num_stretches``, and the first 10 000 ``stretches``, each with ``group``, ``segment``, ``start_s`` and
-        ``stop_s`` from the start of its segment, ``kind``, and ``channels``: their ids, or ``all``.
+        ``seconds`` in which all channels of a group are damaged, summed over the groups, ``num_dropped``
+        spikes, ``num_stretches``, and the first 10 000 ``stretches``, each with ``group``, ``segment``,
+        ``start_s`` and ``stop_s`` from the start of its segment, ``kind``, and ``channels``: their ids, or
+        ``all``.
     """
     listed, samples = [], 0
     for name, one in damage.items():
@@ -215,7 +216,11 @@ def _connected(stretches: np.ndarray) -> np.ndarray:
 
 
 def _listed(
-    name: str, segment_index: int, stretches: np.ndarray, channel_ids: Sequence[Any], sampling_frequency: float
+    name: str,
+    segment_index: int,
+    stretches: np.ndarray,
+    channel_ids: Sequence[Any],
+    sampling_frequency: float,
 ) -> list[dict[str, Any]]:
     """Return stretches as JSON types, channels of one stretch together."""
     together: dict[tuple[int, int, int], list[int]] = {}
@@ -223,10 +228,10 @@ def _listed(
         together.setdefault((start, stop, kind), []).append(channel_index)
     return [
         {
-            "group": name,
+            "group": group,
             "segment": segment_index,
-            "start_s": round(start / sampling_frequency, 6),
-            "stop_s": round(stop / sampling_frequency, 6),
+            "start_s": round(start / rate_hz, 6),
+            "stop_s": round(stop / rate_hz, 6),
             "kind": KINDS[kind],
             "channels": "all" if ALL_CHANNELS in channels else [str(channel_ids[c]) for c in channels],
         }

@@ -211,6 +211,7 @@ def save_json(facts: dict[str, Any], path: Path) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     with writing(path):
+        partial.unlink(missing_ok=True)  # it may be a link to anywhere
         partial.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         partial.replace(path)
 
