@@ -42,9 +42,7 @@ def main() -> int:
     import fuzzing
 
     rows = []
-    print(
-        f"{'parser':24s} {'inputs':>7s} {'read':>7s} {'refused':>7s} {'failed':>7s} {'s':>7s} {'MiB grown':>10s}"
-    )
+    print("parser                    inputs    read refused  failed       s  MiB grown")
     for name in options.parser or fuzzing.NAMES:
         row = run_parser(name, options.inputs, options.seed, options.most_seconds)
         rows.append(row)

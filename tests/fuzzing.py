@@ -3,7 +3,8 @@
 A :class:`Parser` makes a valid file or folder once and reads a spoilt copy of it. :func:`spoil` changes a
 copy with a random stream: bytes that flip, go or come, ends that are cut, and changes of structure (values of
 JSON, headers of arrays, cells of tables) to numbers too large, wrong types, deep nesting, names that climb
-out of their folder. The stream is ``random.Random``, so that Hypothesis and a seeded script drive the same code.
+out of their folder. The stream is ``random.Random``, so that Hypothesis and a seeded script drive the same
+code.
 """
 
 import io
@@ -529,7 +530,7 @@ PARSERS = [
     Parser("waveforms: csv", _make_waveform_csv, lambda f: load_snippets(f / "w.csv")),
     Parser(
         "shapes: npz",
-        lambda f: np.savez(f / "s.npz", shapes=_waveforms(), fs=24000.0),
+        lambda f: np.savez(f / "s.npz", waves=_waveforms(), fs=24000.0),
         lambda f: load_shapes(f / "s.npz"),
     ),
     Parser("units: npz", _make_real_units, lambda f: load_real_units(f / "t.npz")),

@@ -28,7 +28,7 @@ STRETCH = np.dtype([("start", np.int64), ("stop", np.int64), ("channel_index", n
 
 MANY_CHANNELS = 32
 ARTEFACT_NOISE = {"many channels": 20.0, "few channels": 80.0}
-"""Standard deviations by which half of the channels must jump: on few channels, a spike may reach them all."""
+"""Standard deviations by which half of the channels must jump; on few channels a spike may reach them all."""
 _MEASURED_S = 0.2
 _LISTENERS = 32
 """An artefact reaches all channels, so that so many of them, evenly spread, tell."""

@@ -105,11 +105,9 @@ def check_hdf5(item: h5py.Dataset) -> None:
 def safe_name(name: str) -> str:
     """Return a name that can be that of a file: it names no other folder."""
     plain = re.sub(r"[^\w.\- ]", "_", name)[:100].strip(" .")
-    return (
-        plain
-        if plain and plain == name
-        else f"{plain or 'unnamed'}-{name.encode('utf-8', 'replace').hex()[:24]}"
-    )
+    if plain and plain == name:
+        return plain
+    return f"{plain or 'unnamed'}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
 
 
 def _check_header(file: IO[bytes], num_bytes: int, name: str) -> None:

@@ -216,11 +216,7 @@ def _connected(stretches: np.ndarray) -> np.ndarray:
 
 
 def _listed(
-    name: str,
-    segment_index: int,
-    stretches: np.ndarray,
-    channel_ids: Sequence[Any],
-    sampling_frequency: float,
+    group: str, segment_index: int, stretches: np.ndarray, channel_ids: Sequence[Any], rate_hz: float
 ) -> list[dict[str, Any]]:
     """Return stretches as JSON types, channels of one stretch together."""
     together: dict[tuple[int, int, int], list[int]] = {}
