@@ -385,8 +385,8 @@ def _make_real_units(folder: Path) -> None:
     np.savez(
         folder / "t.npz",
         fs=np.array(30000.0),
-        n=np.array([5]),
-        waves_00=np.random.default_rng(0).normal(size=(5, 4, 82)),
+        n=np.array(1),
+        waves_00=np.random.default_rng(0).normal(size=(4, 82)),
         pos_00=np.array([[0.0, 0.0], [32.0, 0.0], [16.0, 20.0], [48.0, 20.0]]),
     )
 

@@ -175,7 +175,7 @@ def test_a_damaged_model_ends_the_command_with_exit_code_2(capsys, tetrode, spoi
         lambda facts, tensors: facts["network"].update(spatial_features=10**12), "esort-paper"
     )
     options = {"--model": file, "-o": tmp_path / "out"}
-    assert_told(run(capsys, "sort", tetrode.recording, options), "is damaged", "intact", "copy it again")
+    assert_told(run(capsys, "sort", tetrode.recording, options), "is damaged", "intact", "Copy it again")
 
 
 def test_results_with_hostile_provenance_are_refused(valid, tmp_path):
