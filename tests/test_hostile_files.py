@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 
 import spikewise
 from spikewise.data.files import replacing
+from spikewise.data.probes import load_probe
 from spikewise.data.untrusted import check_npz, load_npy, load_npz, parse_json, safe_name
-from spikewise.errors import CheckpointError, LabelsError, WaveformsError
+from spikewise.errors import CheckpointError, LabelsError, ProbeError, WaveformsError
 from spikewise.models.checkpoint import load_model, save_model
 from spikewise.output.result import load_result
 from spikewise.sorting.store import save_json
@@ -200,6 +201,19 @@ def test_names_from_files_name_no_other_folder(name, tmp_path):
     assert safe_name("0") == "0"
     assert safe_name("shank-1_a.b c") == "shank-1_a.b c"
     assert safe_name("a/b") != safe_name("a\\b")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("contact_plane_axes", ""), ("contact_shape_params", {}), ("contact_positions", [[None, 0]] * 4)],
+)
+def test_probes_that_only_fail_when_they_are_wired_are_refused(valid, tmp_path, name, value):
+    parser = next(one for one in fuzzing.PARSERS if one.name == "probe: json")
+    told = json.loads((valid(parser) / "p.json").read_text())
+    told["probes"][0][name] = value
+    (tmp_path / "p.json").write_text(json.dumps(told))
+    with pytest.raises(ProbeError):
+        load_probe(tmp_path / "p.json", 4)
 
 
 def test_links_that_wait_where_a_file_is_written_are_not_followed(tmp_path):
