@@ -205,7 +205,7 @@ def test_names_from_files_name_no_other_folder(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("contact_plane_axes", ""), ("contact_shape_params", {}), ("contact_positions", [[None, 0]] * 4)],
+    [("contact_plane_axes", ""), ("contact_shape_params", 1), ("contact_positions", [[None, 0]] * 4)],
 )
 def test_probes_that_only_fail_when_they_are_wired_are_refused(valid, tmp_path, name, value):
     parser = next(one for one in fuzzing.PARSERS if one.name == "probe: json")
