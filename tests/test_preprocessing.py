@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 from spikeinterface.core import NumpyRecording
 
-from spikewise.config import PreprocessingConfig, RecordingConfig
+from spikewise.config import PreprocessingConfig, RecordingConfig, SortingConfig
 from spikewise.data.channels import SilencedRecording, draw_chunks, find_unusable, measure_noise
 from spikewise.data.preprocessing import (
     Preprocessed,
@@ -180,7 +180,7 @@ def test_a_recording_without_noise_is_scaled_by_its_standard_deviation():
 def spoil(traces, kind):
     traces[:, 2] = {"constant": 7.0, "zero": 0.0}.get(kind, traces[:, 2])
     if kind in ("nan", "inf"):
-        traces[5, 2] = np.nan if kind == "nan" else np.inf
+        traces[: len(traces) * 3 // 4, 2] = np.nan if kind == "nan" else np.inf
     return traces
 
 
@@ -201,11 +201,13 @@ def test_unusable_channels_stop_or_are_exactly_zero(kind):
     assert f"silenced 1 channel: c2 ({reason})" in result.steps
 
 
-def test_unusable_channels_are_found_in_the_last_second_of_the_last_segment():
+def test_channels_that_are_not_finite_for_less_than_half_of_the_time_are_usable():
     segments = [make_traces(2, 3.0), make_traces(2, 3.0)]
     segments[1][-3, 1] = np.nan
-    found = find_unusable(NumpyRecording(segments, FS), seed=0)
-    assert found == {"1": "NaN or infinite"}
+    assert find_unusable(NumpyRecording(segments, FS), seed=0) == {}
+    for traces in segments:
+        traces[:-100, 1] = np.nan
+    assert find_unusable(NumpyRecording(segments, FS), seed=0) == {"1": "NaN or infinite"}
 
 
 def test_a_channel_that_changes_only_between_chunks_is_not_constant():
@@ -435,7 +437,7 @@ def test_few_blocks_are_kept_and_read_again_only_when_needed(preprocessed, monke
     assert len(asked) == 5
 
 
-def test_nan_that_appears_later_is_named_with_its_time():
+def test_nan_that_appears_later_is_named_with_its_time_where_damage_is_kept():
     traces = make_traces(20, 60.0)
     config = PreprocessingConfig(exclude_channels=("c1",), bad_channels="keep")
     chunks = draw_chunks(make_recording(traces), 0.5, seed=0)
@@ -444,7 +446,8 @@ def test_nan_that_appears_later_is_named_with_its_time():
     )
     traces[frame, 7] = np.nan
     traces[frame, 1] = np.nan
-    reader = TraceReader(preprocess_recording(make_recording(traces), config).recording)
+    keep = SortingConfig(damage="keep")
+    reader = TraceReader(preprocess_recording(make_recording(traces), config, damage=keep).recording)
     seconds = rf"{frame / FS:.3f}"
     with pytest.raises(RecordingError, match=rf"of 1 channels .*at {seconds} s of segment 0: c7\."):
         reader.read(0, frame, frame + 10)

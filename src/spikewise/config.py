@@ -353,6 +353,18 @@ class SortingConfig(Settings):
         "everywhere, which takes many times longer (design neighbourhood, on the CPU)",
     )
     report: bool = setting(True, "Write report.html beside the result, to look at in a browser")
+    damage: Literal["skip", "keep"] = setting(
+        "skip",
+        "Damaged stretches (zeros, saturation, NaN, artefacts, jumps of the clock): find them, report no "
+        "spikes there and list them, or keep the traces as they are",
+    )
+    artefact_noise: float | None = setting(
+        None,
+        "A jump of half of the channels by so much is an artefact; default: 20 from 32 channels on, 80 on "
+        "fewer, where one spike may reach them all",
+        unit="noise standard deviations",
+        minimum=1.0,
+    )
 
 
 @dataclass(frozen=True)

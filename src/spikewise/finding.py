@@ -28,7 +28,8 @@ from spikewise.models.checkpoint import GroupModel, Model, load_model, save_mode
 from spikewise.progress import ProgressCallback
 from spikewise.sorting.batch import find_in_stretch
 from spikewise.sorting.cluster import Cluster
-from spikewise.sorting.detect import Detector, Spikes, make_detector
+from spikewise.sorting.damaged import Found, drop_damaged_spikes
+from spikewise.sorting.detect import Detector, make_detector
 from spikewise.sorting.fingerprint import FileWatch
 from spikewise.sorting.shards import Shard, ShardStore
 from spikewise.sorting.sparse import Asked
@@ -55,8 +56,10 @@ class Finder:
         self._known: dict[int, Asked] = {}
         self._known_of: tuple[int, int] | None = None
 
-    def find(self, shard: Shard, tell: Callable[[int, int], None]) -> Spikes:
-        """Find the spikes of one shard; those that were found before only save time.
+    def find(self, shard: Shard, tell: Callable[[int, int], None]) -> Found:
+        """Find the spikes of one shard, without those that damage may have made.
+
+        What was found before only saves time.
 
         Parameters
         ----------
@@ -66,14 +69,10 @@ class Finder:
         """
         if self._known_of != (shard.group_index, shard.segment_index):
             self._known, self._known_of = {}, (shard.group_index, shard.segment_index)
-        return find_in_stretch(
-            self._detectors[shard.group_index],
-            self._readers[shard.group_index],
-            (shard.segment_index, shard.start, shard.stop),
-            self._chunk_s,
-            self._known,
-            tell,
-        )
+        detector, reader = self._detectors[shard.group_index], self._readers[shard.group_index]
+        stretch = (shard.segment_index, shard.start, shard.stop)
+        spikes = find_in_stretch(detector, reader, stretch, self._chunk_s, self._known, tell)
+        return drop_damaged_spikes(spikes, reader, detector.network, stretch)
 
 
 def _make_detector(part: GroupModel, model: Model, config: Config) -> Detector:
@@ -122,10 +121,10 @@ def find_here(
             continue
         started = time.perf_counter()
         try:
-            spikes = finder.find(shard, told.add)
+            found = finder.find(shard, told.add)
         finally:
             watch.check()  # a file that changed is the reason of many errors, and no spike of it is kept
-        store.write(shard, spikes, time.perf_counter() - started)
+        store.write(shard, found, time.perf_counter() - started)
 
 
 # On a cluster
@@ -182,7 +181,7 @@ _finders = threading.local()
 """Of each thread of a worker, the finder of the work that it did last."""
 
 
-def find_remotely(work: RemoteWork, shard: Shard) -> tuple[Spikes, float]:
+def find_remotely(work: RemoteWork, shard: Shard) -> tuple[Found, float]:
     """Find the spikes of one shard in a worker; return them, and the seconds that it took."""
     started = time.perf_counter()
     if work.version != __version__:
@@ -198,8 +197,8 @@ def find_remotely(work: RemoteWork, shard: Shard) -> tuple[Spikes, float]:
             model = load_model(file)
         groups = prepare_groups(load(work.recording), work.config, model)
         _finders.finder, _finders.key = Finder(groups, model, work.config), work.key
-    spikes = _finders.finder.find(shard, lambda num_samples, num_spikes: None)
-    return spikes, time.perf_counter() - started
+    found = _finders.finder.find(shard, lambda num_samples, num_spikes: None)
+    return found, time.perf_counter() - started
 
 
 def find_on_cluster(
@@ -214,8 +213,8 @@ def find_on_cluster(
     """Find the spikes of all shards that are not finished on a cluster, and write them here."""
     told = _Told(shards, store, rate, progress)
     missing = [shard for shard in shards if shard not in store]
-    for shard, (spikes, seconds) in cluster.map(find_remotely, work, missing):
+    for shard, (found, seconds) in cluster.map(find_remotely, work, missing):
         watch.check()
-        store.write(shard, spikes, seconds)
-        told.add(shard.stop - shard.start, len(spikes))
+        store.write(shard, found, seconds)
+        told.add(shard.stop - shard.start, len(found.spikes))
         told(f", {cluster.num_workers} workers")

@@ -31,6 +31,7 @@ from spikewise.models.training import Start, train_network
 from spikewise.models.windowed import WindowedNetwork
 from spikewise.output.result import StoredResult
 from spikewise.progress import ProgressCallback
+from spikewise.sorting.damaged import drop_damaged_labels
 from spikewise.sorting.detect import choose_device, label_radius_samples, make_detector
 from spikewise.sorting.store import BOOTSTRAP_FOLDER, writing
 from spikewise.sorting.thresholds import DEFAULT_THRESHOLD, choose_thresholds
@@ -73,11 +74,16 @@ def prepare_groups(recording: BaseRecording, config: Config, model: Model | None
             continue
         silenced = known[name].silenced_channel_ids if model is not None else None
         preprocessed = preprocess_recording(
-            part, settings, silenced_channel_ids=silenced, seed=config.training.seed
+            part,
+            settings,
+            silenced_channel_ids=silenced,
+            seed=config.training.seed,
+            damage=config.sorting,
         )
         for step in preprocessed.steps:
             logger.info("group %s: %s", name, step)
-        groups.append(Group(name, part, preprocessed, TraceReader(preprocessed.recording)))
+        reader = TraceReader(preprocessed.recording, repaired=preprocessed.repaired)
+        groups.append(Group(name, part, preprocessed, reader))
     return groups
 
 
@@ -161,8 +167,9 @@ def _bootstrap_group(
     state: Unfinished, index: int, group: Group, config: Config, first_id: int
 ) -> tuple[LabelSet, dict[str, Any]]:
     """Let the bootstrap sorter make the labels of a group, keep them, and return them as they are kept."""
+    repaired = group.preprocessed.repaired
     bootstrap = bootstrap_labels(
-        group.recording,
+        group.recording if repaired is None else repaired,
         config.bootstrap,
         group.preprocessed.recording,
         seed=config.training.seed,
@@ -240,12 +247,13 @@ def learn_group(
         The facts of its training.
     """
     rate = group.reader.sampling_frequency
+    window = window_samples(config.network, rate)
+    label_set = drop_damaged_labels(label_set, group.reader, window)
     spikes = kept_spikes(label_set, config.labels.labels_per_unit)
     held_out_fraction = config.training.held_out_fraction
     blocks = split_interval(
         group.reader, label_set.start_frame, label_set.stop_frame, spikes, held_out_fraction
     )
-    window = window_samples(config.network, rate)
     started = time.perf_counter()
     if config.design == "neighbourhood":
         backbone = start if isinstance(start, Backbone) else None

@@ -24,6 +24,7 @@ from spikewise.learning import Group, label_groups, learn_group, prepare_groups,
 from spikewise.models.checkpoint import Model, load_model, save_model
 from spikewise.progress import ProgressCallback
 from spikewise.sorting.cluster import open_cluster
+from spikewise.sorting.damaged import Damage, describe_damage, join_damage, tell_damage
 from spikewise.sorting.fingerprint import FileWatch
 from spikewise.sorting.merge import merge_shards
 from spikewise.sorting.shards import Shard, ShardStore, plan_shards
@@ -127,9 +128,23 @@ def run_sort(work: Work, state: Unfinished) -> tuple[BaseSorting, Model, dict[st
     _find(work, model, groups, shards, store)
     sorting = merge_shards(store, shards, model, len(num_samples), state.folder / "spikes.npy")
     sorting_s = earlier_s + time.perf_counter() - started
+    damage = _damage(model, shards, store, len(num_samples))
+    if note := tell_damage(damage):
+        logger.warning(note)
     if is_given:  # only now, since an error before leaves nothing that is worth keeping
         save_model(model, state.output / MODEL_FILE)
-    return sorting, model, _provenance(work, model, groups, sorting, (learning_s, sorting_s))
+    provenance = _provenance(work, model, groups, sorting, (learning_s, sorting_s))
+    return sorting, model, {**provenance, "damage": damage}
+
+
+def _damage(model: Model, shards: list[Shard], store: ShardStore, num_segments: int) -> dict[str, Any]:
+    """Return the damage of all groups for the provenance."""
+    channel_ids = {part.name: part.channel_ids for part in model.groups}
+    parts: dict[str, list[tuple[int, Damage]]] = {name: [] for name in channel_ids}
+    for shard in shards:
+        parts[model.groups[shard.group_index].name].append((shard.segment_index, store.damage(shard)))
+    damage = {name: join_damage(part, num_segments) for name, part in parts.items()}
+    return describe_damage(damage, channel_ids, model.sampling_frequency)
 
 
 def _provenance(

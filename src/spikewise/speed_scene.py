@@ -6,7 +6,6 @@ differs.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from spikewise.config import (
 from spikewise.data.mearec import load_mearec_templates
 from spikewise.data.probes import load_probe
 from spikewise.data.simulate import save_simulation
+from spikewise.data.untrusted import read_json
 from spikewise.errors import Interrupted, SettingError
 from spikewise.evaluation.esort_plan import RIVALS
 from spikewise.evaluation.paper_folder import hash_of
@@ -192,7 +192,7 @@ def train_model(
 def _read_json(path: Path) -> dict[str, Any]:
     """Return what a JSON file holds; nothing where there is none, or what is there is no such file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -14,6 +14,7 @@ import numpy as np
 from spikeinterface.core import BaseRecording, BinaryRecordingExtractor, NumpyRecording
 
 from spikewise.config import RecordingConfig
+from spikewise.data.untrusted import check_npz, load_npy
 from spikewise.errors import RecordingError
 
 _RATE_KEYS = ("sampling_frequency", "fs")
@@ -64,13 +65,14 @@ def read_numpy(path: Path, config: RecordingConfig) -> BaseRecording:
     sampling_frequency = config.sampling_frequency
     try:
         if path.suffix.lower() == ".npz":
+            check_npz(path)
             with np.load(path, allow_pickle=False) as archive:
                 arrays = [archive[key] for key in _trace_keys(archive, path)]
                 keys = [key for key in _RATE_KEYS if key in archive.files and archive[key].size == 1]
                 if sampling_frequency is None and keys:
                     sampling_frequency = float(archive[keys[0]].item())
         else:
-            arrays = [np.load(path, mmap_mode="r", allow_pickle=False)]
+            arrays = [load_npy(path, mmap_mode="r")]
     except ValueError as error:
         raise RecordingError(
             f"the array of {path} cannot be read: {error}",

@@ -7,7 +7,7 @@ dictionary from name to reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ NOISE_RATIO = 5.0
 """A channel is noisy whose noise is so many times the median of all channels, and dead below the inverse."""
 MAX_BAD_FRACTION = 1 / 3
 """Detection that finds a larger fraction of the channels bad is not believed."""
+
+
+Usable = Callable[[int, int, int], np.ndarray]
+"""Tells of a chunk (segment, start, stop) which channels (num_channels,) are not damaged for most of it."""
 
 
 class SilencedRecording(BasePreprocessor):
@@ -122,7 +126,9 @@ def draw_chunks(recording: BaseRecording, chunk_s: float, seed: int) -> list[tup
     return [(int(s), int(start), int(start) + size) for s, start in zip(segments, starts, strict=True)]
 
 
-def measure_noise(recording: BaseRecording, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def measure_noise(
+    recording: BaseRecording, seed: int, usable: Usable | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Measure the noise and the resting level of each channel.
 
     Returns
@@ -130,9 +136,9 @@ def measure_noise(recording: BaseRecording, seed: int) -> tuple[np.ndarray, np.n
     noise_levels, medians : ndarray, shape (num_channels,)
         Mean over seeded chunks of the scaled median absolute deviation, and of the median, in the
         units of the traces. A channel at rest for more than half of the time, as in a simulation without
-        noise, takes its standard deviation.
+        noise, takes its standard deviation. Chunks that are not usable say nothing of a channel.
     """
-    deviations, spreads, levels = [], [], []
+    deviations, spreads, levels, counted = [], [], [], []
     for segment_index, start, stop in draw_chunks(recording, NOISE_CHUNK_S, seed):
         with reading_errors("the recording"):
             traces = recording.get_traces(segment_index, start, stop)
@@ -140,13 +146,25 @@ def measure_noise(recording: BaseRecording, seed: int) -> tuple[np.ndarray, np.n
         levels.append(medians(by_channel))
         spreads.append(by_channel.std(axis=1, dtype=np.float64))
         deviations.append(MAD_TO_SD * medians(np.abs(by_channel - levels[-1][:, None])))
-    noise_levels = np.mean(deviations, axis=0, dtype=np.float64)
-    noise_levels = np.where(noise_levels == 0, np.mean(spreads, axis=0), noise_levels)
-    return noise_levels, np.asarray(np.mean(levels, axis=0, dtype=np.float64))
+        if usable is not None:
+            counted.append(usable(segment_index, start, stop))
+    noise_levels = _mean(deviations, counted)
+    noise_levels = np.where(noise_levels == 0, _mean(spreads, counted), noise_levels)
+    return noise_levels, _mean(levels, counted)
+
+
+def _mean(chunks: list[np.ndarray], counted: list[np.ndarray]) -> np.ndarray:
+    """Return the mean over the chunks that count for each channel, or over all where none does."""
+    mean = np.asarray(np.mean(chunks, axis=0, dtype=np.float64))
+    counts = np.array(counted)
+    if counts.all():
+        return mean
+    sums = np.where(counts, chunks, 0.0).sum(axis=0, dtype=np.float64)
+    return np.where(counts.any(axis=0), sums / np.maximum(counts.sum(axis=0), 1), mean)
 
 
 def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
-    """Find channels that are constant, NaN or infinite in seeded chunks and the first and last second.
+    """Find channels that are constant, or mostly NaN or infinite, in seeded chunks and at both ends.
 
     Raises
     ------
@@ -157,18 +175,24 @@ def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
     last = recording.get_num_segments() - 1
     end = recording.get_num_samples(last)
     edges = [(0, 0, second), (last, max(0, end - second), end)]
-    finite = np.ones(recording.get_num_channels(), dtype=bool)
+    num_finite, num_samples = np.zeros(recording.get_num_channels(), dtype=np.int64), 0
     low = np.full(recording.get_num_channels(), np.inf)
     high = -low
     for segment_index, start, stop in draw_chunks(recording, NOISE_CHUNK_S, seed) + edges:
         with reading_errors("the recording"):
             traces = recording.get_traces(segment_index, start, stop)
         if len(traces):
-            finite &= np.isfinite(traces).all(axis=0)
-            low, high = np.fmin(low, traces.min(axis=0)), np.fmax(high, traces.max(axis=0))
+            finite = np.isfinite(traces)
+            num_finite += finite.sum(axis=0)
+            num_samples += len(traces)
+            lowest, highest = _extremes(traces.dtype)
+            low = np.minimum(low, traces.min(axis=0, where=finite, initial=highest))
+            high = np.maximum(high, traces.max(axis=0, where=finite, initial=lowest))
     unusable = {
         str(channel_id): "constant" if is_finite else "NaN or infinite"
-        for channel_id, is_finite, varies in zip(recording.channel_ids, finite, low < high, strict=True)
+        for channel_id, is_finite, varies in zip(
+            recording.channel_ids, 2 * num_finite > num_samples, low < high, strict=True
+        )
         if not (is_finite and varies)
     }
     if len(unusable) == recording.get_num_channels():
@@ -180,7 +204,17 @@ def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
     return unusable
 
 
-def find_bad(filtered: BaseRecording, silenced: Iterable[str], seed: int) -> tuple[dict[str, str], str]:
+def _extremes(dtype: np.dtype) -> tuple[float, float]:
+    """Return the lowest and the highest value of a type."""
+    if dtype.kind == "f":
+        return -np.inf, np.inf
+    info = np.iinfo(dtype)
+    return info.min, info.max
+
+
+def find_bad(
+    filtered: BaseRecording, silenced: Iterable[str], seed: int, usable: Usable | None = None
+) -> tuple[dict[str, str], str]:
     """Find noisy and dead channels among those that are not silenced.
 
     The noise of each is compared with the median of all channels; as a ratio, it does not depend on the unit
@@ -203,7 +237,9 @@ def find_bad(filtered: BaseRecording, silenced: Iterable[str], seed: int) -> tup
     lengths = [good.get_num_samples(i) for i in range(good.get_num_segments())]
     if max(lengths) < DETECTION_CHUNK_S * good.get_sampling_frequency():
         return {}, f"bad-channel detection left out: the recording is shorter than {DETECTION_CHUNK_S:g} s"
-    noise_levels, _ = measure_noise(good, seed)
+    places = np.flatnonzero(np.isin(filtered.channel_ids, good_ids))
+    of_good = None if usable is None else lambda *chunk: usable(*chunk)[places]
+    noise_levels, _ = measure_noise(good, seed, of_good)
     ratio = noise_levels / np.median(noise_levels)
     bad = {
         str(channel_id): "noisy" if channel_ratio > 1 else "dead"

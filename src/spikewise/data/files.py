@@ -21,6 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(path.name + ".partial")
     try:
+        partial.unlink(missing_ok=True)  # it may be a link to anywhere
         try:
             yield partial
             partial.replace(path)

@@ -22,8 +22,6 @@ are interpolated between its sites (cubic) and zero outside their hull.
 from __future__ import annotations
 
 import logging
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -35,6 +33,7 @@ from scipy.interpolate import CloughTocher2DInterpolator
 from scipy.signal import resample_poly
 from scipy.spatial import KDTree
 
+from spikewise.data.untrusted import load_npz, parsing
 from spikewise.errors import SettingError
 
 logger = logging.getLogger(__name__)
@@ -114,24 +113,21 @@ def load_real_units(path: str | Path) -> tuple[tuple[RealUnit, ...], float]:
     path = Path(path)
     if not path.is_file():
         raise _refuse(path, "is not there")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        arrays = {} if isinstance(archive, np.ndarray) else dict(archive)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _refuse(path, f"cannot be read: {error}") from error
+    with parsing(lambda reason: _refuse(path, f"cannot be read: {reason}")):
+        arrays = load_npz(path)
     if {"fs", "n", "waves_00", "pos_00"} <= arrays.keys():
         read = _measured_units
     elif {"fs", "templates_whitened", "whitening_mat_inv", "pos", "amplitudes_first15"} <= arrays.keys():
         read = _kilosort_units
     else:
         raise _refuse(path, f"holds {', '.join(arrays) or 'no named arrays'}")
-    try:
+    with parsing(lambda reason: _refuse(path, f"is damaged ({reason})")):
         units = tuple(read(arrays))
         sampling_frequency = float(arrays["fs"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise _refuse(path, f"is damaged ({error})") from error
-    for unit in units:
-        _check_unit(path, unit)
+        for unit in units:
+            _check_unit(path, unit)
+        if not (np.isfinite(sampling_frequency) and sampling_frequency > 0):
+            raise ValueError(f"its sampling frequency is {sampling_frequency}")
     return units, sampling_frequency
 
 
@@ -308,6 +304,8 @@ def _align(units: list[RealUnit], num_tail: int) -> tuple[np.ndarray, int]:
 
 def _measured_units(arrays: dict[str, np.ndarray]) -> Iterable[RealUnit]:
     num_units = int(arrays["n"])
+    if num_units > len(arrays):
+        raise ValueError(f"it promises {num_units} units in {len(arrays)} arrays")
     labels = arrays.get("labels", np.arange(num_units))
     for k in range(num_units):
         waveforms, positions = arrays[f"waves_{k:02d}"], arrays[f"pos_{k:02d}"]

@@ -6,11 +6,9 @@ Nothing that is read here is unpickled or run: pickled arrays and the code in Ph
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import re
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from spikeinterface.core.zarrextractors import ZarrSortingExtractor
 
 from spikewise.data.curation import CURATION_FILE, apply_curation_file
 from spikewise.data.labels import check_labels, make_sorting, segment_starts
+from spikewise.data.untrusted import check_npz, load_npy, parsing, read_json
 from spikewise.errors import LabelsError, MissingExtraError
 
 logger = logging.getLogger(__name__)
@@ -40,20 +39,7 @@ LABEL_FORMATS = {
     "CSV": f"file (.csv) with the columns {CSV_COLUMNS}",
 }
 _LARGEST_TIME = 1e15  # more than any recording has samples; beyond, numbers of 64 bits overflow
-_READ_ERRORS = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-    RuntimeError,
-    OverflowError,
-    csv.Error,
-    pd.errors.ParserWarning,
-    zipfile.BadZipFile,
-)
+_MOST_SEGMENTS = 10_000
 
 Reader = Callable[[Path, BaseRecording | None], BaseSorting]
 
@@ -99,17 +85,17 @@ def _read(path: Path, recording: BaseRecording | None) -> BaseSorting:
             "a file or folder that can be read",
             "check the path and its permissions",
         ) from error
-    try:
-        sorting = read(place, recording)
-        sorting.to_spike_vector()  # some readers read only now
-    except (LabelsError, MissingExtraError):
-        raise
-    except _READ_ERRORS as error:
-        raise LabelsError(
-            f"the labels {path} cannot be read as {name}: {type(error).__name__}: {error}",
+
+    def refuse(reason: str) -> LabelsError:
+        return LabelsError(
+            f"the labels {path} cannot be read as {name}: {reason}",
             f"{name}: {LABEL_FORMATS[name]}",
             "check that the file is whole, or write the labels again",
-        ) from error
+        )
+
+    with parsing(refuse):
+        sorting = read(place, recording)
+        sorting.to_spike_vector()  # some readers read only now
     return sorting
 
 
@@ -171,8 +157,8 @@ def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
             f"beside spike_times.npy one of {' and '.join(names)}",
             "export the folder again",
         )
-    times = np.load(folder / "spike_times.npy", allow_pickle=False).reshape(-1)
-    clusters = np.load(clusters_file, allow_pickle=False).reshape(-1)
+    times = load_npy(folder / "spike_times.npy").reshape(-1)
+    clusters = load_npy(clusters_file).reshape(-1)
     if len(times) != len(clusters):
         raise LabelsError(
             f"{folder} holds {len(times)} spike times and {len(clusters)} units of spikes",
@@ -222,10 +208,17 @@ def _phy_sampling_frequency(folder: Path) -> float | None:
 
 def _read_numpy_folder(folder: Path, recording: BaseRecording | None) -> BaseSorting:
     # SpikeInterface's own reader would unpickle the units' properties, which labels do not need.
-    info = json.loads((folder / "numpysorting_info.json").read_text(encoding="utf-8"))
-    spikes = np.load(folder / "spikes.npy", allow_pickle=False).astype(minimum_spike_dtype)
-    num_segments = int(info["num_segments"])
-    return make_sorting(spikes, float(info["sampling_frequency"]), np.array(info["unit_ids"]), num_segments)
+    info = read_json(folder / "numpysorting_info.json")
+    spikes = load_npy(folder / "spikes.npy").astype(minimum_spike_dtype)
+    unit_ids, num_segments = np.array(info["unit_ids"]), int(info["num_segments"])
+    if unit_ids.ndim != 1 or unit_ids.dtype.kind not in "iuSU":
+        raise ValueError("its unit ids are not a list of whole numbers or text")
+    if not 1 <= num_segments <= _MOST_SEGMENTS:
+        raise ValueError(f"its number of segments is {num_segments}")
+    for name, count in (("unit_index", len(unit_ids)), ("segment_index", num_segments)):
+        if len(spikes) and not 0 <= spikes[name].min() <= spikes[name].max() < count:
+            raise ValueError(f"a {name} of its spikes is not below {count}")
+    return make_sorting(spikes, float(info["sampling_frequency"]), unit_ids, num_segments)
 
 
 def _read_curated(folder: Path, recording: BaseRecording | None) -> BaseSorting:
@@ -235,6 +228,7 @@ def _read_curated(folder: Path, recording: BaseRecording | None) -> BaseSorting:
 
 
 def _read_npz(file: Path, recording: BaseRecording | None) -> BaseSorting:
+    check_npz(file)
     return NpzSortingExtractor(file)
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import spikeinterface.preprocessing as spre
 from spikeinterface.core import BaseRecording
 
-from spikewise.config import PreprocessingConfig
+from spikewise.config import PreprocessingConfig, SortingConfig
 from spikewise.data.channels import (
     SilencedRecording,
+    Usable,
     check_channel_names,
     find_bad,
     find_unusable,
@@ -28,7 +29,9 @@ from spikewise.data.channels import (
     measure_noise,
 )
 from spikewise.data.conditioning import ConditionedRecording
+from spikewise.data.damage import STRETCH, clip_stretches, measure_limits
 from spikewise.data.recordings import reading_errors
+from spikewise.data.repair import RepairedRecording
 from spikewise.errors import RecordingError, SettingError
 
 MIN_FILTER_FRAMES = 34
@@ -54,12 +57,15 @@ class Preprocessed:
         silenced channels.
     steps : tuple of str
         What was done, a line each.
+    repaired : RepairedRecording or None
+        Raw traces in which damage is bridged; None where damage is kept.
     """
 
     recording: BaseRecording
     silenced_channel_ids: tuple[str, ...]
     noise_levels: np.ndarray
     steps: tuple[str, ...]
+    repaired: RepairedRecording | None = None
 
 
 def split_groups(recording: BaseRecording, group_by: str = "auto") -> dict[str, BaseRecording]:
@@ -93,6 +99,7 @@ def preprocess_recording(
     *,
     silenced_channel_ids: Iterable[str] | None = None,
     seed: int = 0,
+    damage: SortingConfig | None = None,
 ) -> Preprocessed:
     """Filter, reference and scale a recording, and silence its bad channels.
 
@@ -106,6 +113,8 @@ def preprocess_recording(
         Channels to silence instead of excluded and detected ones, as a network was trained with.
     seed : int
         Seed of the chunks that are read to measure the recording.
+    damage : SortingConfig, optional
+        Its settings of damaged stretches.
 
     Returns
     -------
@@ -122,21 +131,23 @@ def preprocess_recording(
     freq_max = _check_filter(recording, config) if config.bandpass else None
     silenced = _choose_silenced(recording, config, silenced_channel_ids, seed)
     silent_input = SilencedRecording(_as_signed(recording), ids_of(recording, silenced))
+    repaired = _repair(silent_input, damage or SortingConfig(), seed)
+    source, usable = (silent_input, None) if repaired is None else (repaired, repaired.is_usable)
     band_hz = None if freq_max is None else (config.freq_min_hz, freq_max)
     steps = [] if band_hz is None else [f"band-pass {band_hz[0]:g}-{band_hz[1]:g} Hz"]
     if silenced_channel_ids is None and config.bad_channels == "detect":
-        bad, note = find_bad(ConditionedRecording(silent_input, band_hz), silenced, seed)
+        bad, note = find_bad(ConditionedRecording(source, band_hz), silenced, seed, usable)
         silenced |= bad
         steps += [note] if note else []
     reference, step = _reference(recording, config.common_reference, silenced)
     steps += step
-    scaled, noise_levels, step = _scale_to_noise(silent_input, band_hz, reference, silenced, seed)
+    scaled, noise_levels, step = _scale_to_noise(source, band_hz, reference, silenced, seed, usable)
     steps += step
     if silenced:
         plural = "s" if len(silenced) > 1 else ""
         steps.append(f"silenced {len(silenced)} channel{plural}: {list_channels(silenced)}")
     in_order = tuple(str(i) for i in ids_of(recording, silenced))
-    return Preprocessed(scaled, in_order, noise_levels, tuple(steps))
+    return Preprocessed(scaled, in_order, noise_levels, tuple(steps), repaired)
 
 
 class TraceReader:
@@ -152,6 +163,8 @@ class TraceReader:
         Preprocessed recording.
     block_s : float
         Length of a block, s.
+    repaired : RepairedRecording, optional
+        What `recording` is made from: it tells which stretches are damaged.
 
     Attributes
     ----------
@@ -161,10 +174,14 @@ class TraceReader:
 
     max_blocks = 3
 
-    def __init__(self, recording: BaseRecording, block_s: float = 1.0):
+    def __init__(
+        self, recording: BaseRecording, block_s: float = 1.0, repaired: RepairedRecording | None = None
+    ):
         if not block_s > 0:
             raise SettingError(f"the length of a block is {block_s!r} s", "it must be above 0", "change it")
         self._recording = recording
+        self._repaired = repaired
+        self._damage: dict[tuple[int, int], np.ndarray] = {}
         self.num_segments: int = recording.get_num_segments()
         self.num_channels: int = recording.get_num_channels()
         self.sampling_frequency: float = recording.get_sampling_frequency()
@@ -206,6 +223,32 @@ class TraceReader:
             traces[low - start : high - start] = block[low - offset : high - offset]
         return traces
 
+    def damage(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return the damaged stretches between two frames of a segment.
+
+        Blocks that were read are known; others are looked at now.
+
+        Returns
+        -------
+        ndarray of STRETCH
+            Clipped to the frames, in order of time, and cut where blocks end.
+        """
+        first, last = max(0, start), min(stop, self.num_samples(segment_index))
+        if self._repaired is None or first >= last:
+            return np.empty(0, STRETCH)
+        blocks = range(first // self._block, -(-last // self._block))
+        parts = [self._damage_of(segment_index, block_index) for block_index in blocks]
+        return clip_stretches(np.concatenate(parts), first, last)
+
+    def _damage_of(self, segment_index: int, block_index: int) -> np.ndarray:
+        key = (segment_index, block_index)
+        if key not in self._damage and self._repaired is not None:
+            start = block_index * self._block
+            stop = min(start + self._block, self.num_samples(segment_index))
+            with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
+                self._damage[key] = self._repaired.damage(segment_index, start, stop)
+        return self._damage[key]
+
     def _get_block(self, segment_index: int, block_index: int) -> np.ndarray:
         key = (segment_index, block_index)
         if key in self._blocks:
@@ -218,6 +261,8 @@ class TraceReader:
         if not np.isfinite(traces).all():
             raise self._not_finite(segment_index, start, stop, traces)
         self._blocks[key] = traces
+        if self._repaired is not None:
+            self._damage_of(segment_index, block_index)
         while len(self._blocks) > self.max_blocks:
             self._blocks.popitem(last=False)
         return traces
@@ -298,6 +343,14 @@ def _choose_silenced(
     return silenced
 
 
+def _repair(recording: BaseRecording, config: SortingConfig, seed: int) -> RepairedRecording | None:
+    """Return the raw recording with its damage bridged, or None where that is switched off."""
+    if config.damage == "keep":
+        return None
+    limits = measure_limits(recording, config.artefact_noise, seed)
+    return RepairedRecording(recording, limits.centers, limits.noise_levels, limits.artefact_noise)
+
+
 def _as_signed(recording: BaseRecording) -> BaseRecording:
     if recording.get_dtype().kind != "u":
         return recording
@@ -325,11 +378,12 @@ def _scale_to_noise(
     reference: np.ndarray | None,
     silenced: Iterable[str],
     seed: int,
+    usable: Usable | None,
 ) -> tuple[BaseRecording, np.ndarray, list[str]]:
     """Filter, reference, and divide each channel by its noise, or by infinity where it is to be silent."""
     referenced = ConditionedRecording(recording, band_hz, reference)
     good = ~np.isin(referenced.channel_ids.astype(str), list(silenced))
-    noise_levels, medians = measure_noise(referenced, seed)
+    noise_levels, medians = measure_noise(referenced, seed, usable)
     without = {str(i): "" for i in referenced.channel_ids[good & ~(noise_levels > 0)]}
     if without:
         raise RecordingError(

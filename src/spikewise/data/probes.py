@@ -23,7 +23,8 @@ from probeinterface.neuropixels_tools import build_neuropixels_probe
 from spikeinterface.core import BaseRecording
 
 from spikewise.data.channels import SilencedRecording
-from spikewise.errors import ProbeError, SpikewiseError
+from spikewise.data.untrusted import parsing
+from spikewise.errors import ProbeError
 
 TETRODE_SPACING_UM = 300.0
 """Distance between the tetrodes of ``tetrode-N``; they are sorted one by one, so it is only for show."""
@@ -78,9 +79,12 @@ def load_probe(name_or_path: str | Path, num_channels: int | None = None) -> Pro
         probe = _from_library(str(name_or_path))
     else:
         probe = _from_catalogue(str(name_or_path), num_channels)
-    group = _as_group(probe)
-    _wire(group, str(name_or_path), num_channels)
-    _move_apart(group)
+    with parsing(lambda reason: _unreadable(path, reason)):  # probes of files are looked at only here
+        group = _as_group(probe)
+        _wire(group, str(name_or_path), num_channels)
+        if not np.isfinite(group.get_global_contact_positions()).all():
+            raise ValueError("a contact has no finite position")
+        _move_apart(group)
     return group
 
 
@@ -134,16 +138,16 @@ def _read_file(path: Path) -> Probe | ProbeGroup:
             f"a probe file ends in {', '.join(_READERS)}",
             "correct the path, or write the probe with probeinterface.write_probeinterface",
         )
-    try:
+    with parsing(lambda reason: _unreadable(path, reason)):
         return read(path)
-    except SpikewiseError:
-        raise
-    except Exception as error:  # the readers of probeinterface raise whatever their parsing meets
-        raise ProbeError(
-            f"the probe file {path} cannot be read: {type(error).__name__}: {error}",
-            f"a {path.suffix} file is read by probeinterface",
-            "check that the file is complete, or write it again with probeinterface.write_probeinterface",
-        ) from error
+
+
+def _unreadable(path: Path, reason: str) -> ProbeError:
+    return ProbeError(
+        f"the probe file {path} cannot be read: {reason}",
+        f"a {path.suffix} file is read by probeinterface",
+        "check that the file is complete, or write it again with probeinterface.write_probeinterface",
+    )
 
 
 def _read_prb(path: Path) -> ProbeGroup:

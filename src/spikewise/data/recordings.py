@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 from spikeinterface.core import BaseRecording
 from spikeinterface.core.binaryfolder import read_binary_folder
 
 from spikewise.config import RecordingConfig
 from spikewise.data.arrays import check_dtype, check_whole_frames, read_binary, read_numpy
-from spikewise.errors import MissingExtraError, RecordingError, SpikewiseError
+from spikewise.data.untrusted import load_npy, parsing
+from spikewise.errors import MissingExtraError, RecordingError
 
 logger = logging.getLogger(__name__)
 
@@ -101,19 +101,21 @@ def load_recording(path: str | Path, config: RecordingConfig = _DEFAULTS) -> Bas
 @contextmanager
 def reading_errors(what: str) -> Iterator[None]:
     """Turn whatever a reader of another library raises into a :class:`RecordingError` on `what`."""
-    try:
-        yield
-    except (SpikewiseError, MemoryError):
-        raise
-    except Exception as error:  # the readers of twenty systems raise bare Exception, AssertionError, ...
-        if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-            raise MissingExtraError(error.name, _EXTRAS[error.name], f"reading {what}") from error
-        text = str(error).strip().split("\n")[0] or "no message"
-        raise RecordingError(
-            f"{what} cannot be read: {type(error).__name__}: {text}",
+
+    def refuse(reason: str) -> RecordingError:
+        return RecordingError(
+            f"{what} cannot be read: {reason}",
             "it must be a complete, undamaged recording",
             "check that it was copied whole, or name its format with --format",
-        ) from error
+        )
+
+    with parsing(refuse):
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            if error.name not in _EXTRAS:
+                raise
+            raise MissingExtraError(error.name, _EXTRAS[error.name], f"reading {what}") from error
 
 
 def _check_recording(recording: BaseRecording, path: Path) -> None:
@@ -227,7 +229,7 @@ def _neo_reader(class_name: str, **options: Any) -> Callable[[Path, RecordingCon
 
 def _read_spikeinterface(path: Path, config: RecordingConfig) -> BaseRecording:
     for file in sorted((path / "properties").glob("*.npy")):
-        np.load(file, mmap_mode="r", allow_pickle=False)  # SpikeInterface itself would unpickle them
+        load_npy(file, mmap_mode="r")  # SpikeInterface itself would unpickle them
     recording = read_binary_folder(path)
     layout = recording.get_binary_description()
     for file in layout["file_paths"]:

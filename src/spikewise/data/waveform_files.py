@@ -9,9 +9,7 @@ its first sample. Its peak follows about 22 samples later.
 
 from __future__ import annotations
 
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +17,9 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-import pandas as pd
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
+from spikewise.data.untrusted import check_hdf5, load_npy, load_npz, parsing
 from spikewise.errors import WaveformsError
 
 SNIPPET_FORMATS = {
@@ -38,24 +35,6 @@ SNIPPET_FORMATS = {
 }
 SIGNAL_KEYS = ("data", "traces", "signal", "array")
 _RATE_KEYS = ("sampling_frequency", "fs", "sr")
-_READ_ERRORS = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    EOFError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-    SyntaxError,  # NumPy evaluates the header of an array
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    MatReadError,
-    pd.errors.ParserWarning,
-)
 
 
 class RawChannel(NamedTuple):
@@ -104,16 +83,16 @@ def reading(path: Path) -> Iterator[None]:
         raise WaveformsError(f"the ending of {path} is not known", f"read are {known}", "convert the file")
     if path.stat().st_size == 0:
         raise WaveformsError(f"{path} is empty", SNIPPET_FORMATS[suffix], "write or copy it again")
-    try:
-        yield
-    except WaveformsError:
-        raise
-    except _READ_ERRORS as error:
-        raise WaveformsError(
-            f"{path} cannot be read: {type(error).__name__}: {error}",
+
+    def refuse(reason: str) -> WaveformsError:
+        return WaveformsError(
+            f"{path} cannot be read: {reason}",
             f"a whole file of plain numbers, no Python objects: {SNIPPET_FORMATS[suffix]}",
             "check that it was copied whole, or write it again",
-        ) from error
+        )
+
+    with parsing(refuse):
+        yield
 
 
 def load_arrays(path: Path) -> dict[str, Any]:
@@ -127,11 +106,7 @@ def load_arrays(path: Path) -> dict[str, Any]:
                 return {name: _of_hdf5(item, file) for name, item in file.items() if not name.startswith("#")}
         variables = loadmat(path, appendmat=False)
         return {name: _of_matlab(value) for name, value in variables.items() if not name.startswith("__")}
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return {"array": loaded}
-    with loaded:
-        return {name: loaded[name] for name in loaded.files}
+    return dict(load_npz(path)) if zipfile.is_zipfile(path) else {"array": load_npy(path)}
 
 
 def _of_matlab(value: Any) -> Any:
@@ -147,6 +122,7 @@ def _of_hdf5(item: Any, file: h5py.File) -> Any:
     """Return a variable of a MATLAB 7.3 file likewise; HDF5 lists its axes the other way round."""
     if isinstance(item, h5py.Group):
         return {name: _of_hdf5(part, file) for name, part in item.items()}
+    check_hdf5(item)
     if h5py.check_ref_dtype(item.dtype):
         return [_of_hdf5(file[reference], file) for reference in item[()].T.flat]
     return np.empty((0, 0)) if "MATLAB_empty" in item.attrs else item[()].T

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from spikewise.data.untrusted import read_json
 from spikewise.errors import OutputError, WaveformsError
 from spikewise.evaluation.paper_sets import PaperSet
 from spikewise.sorting.store import save_json, writing
@@ -105,7 +106,7 @@ def claim_folder(output: Path, fingerprint: dict[str, Any]) -> None:
         for name in _FOLDERS:
             (output / name).mkdir(exist_ok=True)
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = read_json(path)
     except (OSError, ValueError):
         earlier = None
     if not isinstance(earlier, dict) or earlier.get("experiments_of") != fingerprint["experiments_of"]:

@@ -10,15 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from spikewise.data.untrusted import parsing
 from spikewise.errors import CheckpointError
 from spikewise.models.neighbourhood import Backbone
-from spikewise.models.tensor_file import damaged, read_tensors, write_tensors
+from spikewise.models.tensor_file import damaged, fill, read_tensors, write_tensors
 
 FORMAT_VERSION = 1
 KIND = "backbone"
@@ -109,11 +111,11 @@ def load_pretrained(path: Path | str | None = None) -> Pretrained:
     """
     file = shipped_path() if path is None else Path(path)
     description, tensors = read_tensors(file, KIND, FORMAT_VERSION)
-    try:
+    with parsing(lambda reason: damaged(file, reason)):
         backbones = {name: _backbone(name, tensors) for name in FEATURES}
         window_ms, facts = float(description["window_ms"]), dict(description["facts"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise damaged(file, f"{type(error).__name__}: {error}") from error
+        if not 0 < window_ms < 1000:
+            raise ValueError(f"its window lasts {window_ms} ms")
     return Pretrained(backbones, window_ms, "spikewise" if path is None else str(path), facts)
 
 
@@ -130,6 +132,4 @@ def _backbone(name: str, tensors: dict[str, Tensor]) -> Backbone:
     state = {part.removeprefix(f"{name}."): t for part, t in tensors.items() if part.startswith(f"{name}.")}
     first, window_samples = state["filter1.weight"].shape
     second, _ = state["filter2.weight"].shape
-    backbone = Backbone(window_samples, (first, second))
-    backbone.load_state_dict(state)
-    return backbone.eval()
+    return fill(partial(Backbone, window_samples, (first, second)), state)

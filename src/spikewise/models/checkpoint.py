@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import numpy as np
 import torch
 
 from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
+from spikewise.data.untrusted import parsing
 from spikewise.errors import CheckpointError, SettingError
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
-from spikewise.models.tensor_file import damaged, read_tensors, write_tensors
+from spikewise.models.tensor_file import damaged, fill, read_tensors, write_tensors
 from spikewise.models.windowed import WindowedNetwork
 
 FORMAT_VERSION = 1
@@ -115,10 +117,11 @@ def load_model(path: Path | str) -> Model:
     if os.path.isdir(path):
         path = path / "model.safetensors"
     description, tensors = read_tensors(path, "recording", FORMAT_VERSION)
-    try:
-        return _rebuild(description, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, SettingError) as error:
-        raise damaged(path, f"{type(error).__name__}: {error}") from error
+    with parsing(lambda reason: damaged(path, reason)):
+        try:
+            return _rebuild(description, tensors)
+        except SettingError as error:
+            raise damaged(path, str(error)) from error
 
 
 def check_model_fits(model: Model, groups: dict[str, Any]) -> None:
@@ -205,6 +208,8 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
     """Make the model that the header describes; any mismatch raises ValueError, KeyError or RuntimeError."""
     network_config = NetworkConfig.from_dict({"design": "esort-paper", **description["network"]})
     sampling_frequency = float(description["sampling_frequency"])
+    if not 0 < sampling_frequency < 1e9:
+        raise ValueError(f"its sampling frequency is {sampling_frequency} Hz")
     groups = []
     for index, facts in enumerate(description["groups"]):
         prefix = f"{index}."
@@ -214,25 +219,20 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
         window = window_samples(network_config, sampling_frequency)
         network: WindowedNetwork
         if network_config.design == "neighbourhood":
-            network = _empty_neighbourhood(len(facts["channel_ids"]), state, window)
+            network = _neighbourhood(len(facts["channel_ids"]), state, window)
         else:
-            network = EsortNetwork(
-                len(facts["channel_ids"]),
-                len(facts["unit_ids"]),
-                window,
-                network_config.temporal_features,
-                network_config.spatial_features,
-            )
-        network.load_state_dict(state)
-        positions = np.asarray(facts["channel_positions_um"], dtype=float)
+            sizes = (len(facts["channel_ids"]), len(facts["unit_ids"]), window)
+            features = (network_config.temporal_features, network_config.spatial_features)
+            network = fill(partial(EsortNetwork, *sizes, *features), state)
+        positions = _positions(facts)
         groups.append(
             GroupModel(
                 name=str(facts["name"]),
-                network=network.eval(),
-                channel_ids=tuple(facts["channel_ids"]),
+                network=network,
+                channel_ids=_ids(facts, "channel_ids", str),
                 channel_positions_um=positions,
-                silenced_channel_ids=tuple(facts["silenced_channel_ids"]),
-                unit_ids=tuple(facts["unit_ids"]),
+                silenced_channel_ids=_ids(facts, "silenced_channel_ids", str),
+                unit_ids=_ids(facts, "unit_ids", int | str),
                 thresholds=thresholds,
             )
         )
@@ -246,10 +246,8 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
     )
 
 
-def _empty_neighbourhood(
-    num_channels: int, state: dict[str, torch.Tensor], window: int
-) -> NeighbourhoodNetwork:
-    """Make a network of the sizes of the weights, after a look whether they fit together."""
+def _neighbourhood(num_channels: int, state: dict[str, torch.Tensor], window: int) -> NeighbourhoodNetwork:
+    """Make a network of its weights, after a look whether they fit together."""
     first, found_window = state["backbone.filter1.weight"].shape
     second, _ = state["backbone.filter2.weight"].shape
     near, hidden = state["channel_index"], state["units.hidden_bias"].shape[2]
@@ -259,7 +257,28 @@ def _empty_neighbourhood(
         raise ValueError("its channels of the units are not numbers of channels")
     if near.numel() and not 0 <= int(near.min()) <= int(near.max()) < num_channels:
         raise ValueError("its units lie on channels that it does not have")
-    return NeighbourhoodNetwork(Backbone(window, (first, second)), num_channels, near, hidden)
+
+    def make() -> NeighbourhoodNetwork:
+        return NeighbourhoodNetwork(Backbone(window, (first, second)), num_channels, near, hidden)
+
+    return fill(make, state)
+
+
+def _positions(facts: dict[str, Any]) -> np.ndarray:
+    positions = np.asarray(facts["channel_positions_um"], dtype=float)
+    if positions.ndim != 2 or not np.isfinite(positions).all():
+        raise ValueError("its channel positions are not rows of finite numbers")
+    return positions
+
+
+def _ids(facts: dict[str, Any], name: str, kind: Any) -> tuple[Any, ...]:
+    """Return a list of ids as a tuple; raise unless it is one, and no id is there twice."""
+    ids = facts[name]
+    if not isinstance(ids, list) or not all(isinstance(i, kind) and not isinstance(i, bool) for i in ids):
+        raise ValueError(f"its {name} are not a list of numbers or text")
+    if len(set(map(str, ids))) < len(ids) or any(isinstance(i, int) and abs(i) >= 2**63 for i in ids):
+        raise ValueError(f"its {name} are not ids of their own")
+    return tuple(ids)
 
 
 def _check_counts(facts: dict[str, Any], state: dict[str, torch.Tensor], thresholds: np.ndarray) -> None:

@@ -8,15 +8,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 
 from spikewise.data.files import sync_folder
+from spikewise.data.untrusted import parse_json, parsing
 from spikewise.errors import CheckpointError, OutputError
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 _HEADER_KEY = "spikewise"
 _COMMANDS = {
@@ -39,7 +43,8 @@ def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor], descriptio
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        partial.unlink(missing_ok=True)  # it may be a link to anywhere
+        with open(partial, "xb") as file:
             file.write(save(tensors, {_HEADER_KEY: json.dumps(description)}))
             file.flush()
             os.fsync(file.fileno())
@@ -77,21 +82,16 @@ def read_tensors(
     path = Path(path)
     if not os.path.isfile(path):
         raise CheckpointError(f"there is no checkpoint at {path}", "a .safetensors file", "check the path")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise damaged(path, str(error)) from error
+    with parsing(lambda reason: damaged(path, reason)), safe_open(path, framework="pt") as file:
+        header = (file.metadata() or {}).get(_HEADER_KEY)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if header is None:
         raise CheckpointError(
             f"{path} was not written by Spikewise", f"a checkpoint of {_COMMANDS[kind]}", "check the path"
         )
-    try:
-        description = json.loads(header)
-        found, version = description.get("kind", "recording"), description["format_version"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise damaged(path, f"{type(error).__name__}: {error}") from error
+    with parsing(lambda reason: damaged(path, reason)):
+        description = parse_json(header)
+        found, version = str(description.get("kind", "recording")), description["format_version"]
     if found != kind:
         raise CheckpointError(
             f"{path} is a model of {_COMMANDS.get(found, 'another kind')}",
@@ -105,9 +105,33 @@ def read_tensors(
             "train again, or install the Spikewise that wrote it"
             + (f" ({description['spikewise_version']})" if "spikewise_version" in description else ""),
         )
+    for name, tensor in tensors.items():
+        if not tensor.numel() or tensor.dtype not in (torch.float32, torch.int64):
+            raise damaged(path, f"{name} is {tuple(tensor.shape)} of {tensor.dtype}")
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise damaged(path, "it holds numbers that are not finite")
     return description, tensors
+
+
+def fill(make: Callable[[], Network], state: dict[str, torch.Tensor]) -> Network:
+    """Return the network that `make` makes, with these weights.
+
+    It is made without memory, so that sizes from a header cost nothing before they were compared with the
+    weights that are there.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        If the weights are not those of such a network.
+    """
+    with torch.device("meta"):
+        network = make()
+    expected = network.state_dict()
+    for name, tensor in state.items():
+        if name in expected and expected[name].dtype != tensor.dtype:
+            raise ValueError(f"{name} is of the type {tensor.dtype}")
+    network.load_state_dict(state, assign=True)
+    return network.eval()
 
 
 def damaged(path: Path | str, reason: str) -> CheckpointError:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from torch.nn import functional
 
 from spikewise.config import given
 from spikewise.data.training_set import Batch
+from spikewise.data.untrusted import parsing
 from spikewise.data.waveform_windows import WaveformWindows, fit_spike_model
-from spikewise.errors import CheckpointError, LabelsError, SettingError, WaveformsError
-from spikewise.models.tensor_file import damaged, read_tensors, write_tensors
+from spikewise.errors import LabelsError, SettingError, WaveformsError
+from spikewise.models.tensor_file import damaged, fill, read_tensors, write_tensors
 from spikewise.models.training import TrainingHistory, train_network
 from spikewise.models.waveform_cnn import MIN_SAMPLES, WaveformNetwork
 from spikewise.progress import ProgressCallback, silent
@@ -294,12 +296,11 @@ def load_classifier(path: Path | str) -> WaveformClassifier:
         If the file is missing, damaged, no waveform classifier of Spikewise, or of a later version.
     """
     description, tensors = read_tensors(path, "waveforms", FORMAT_VERSION)
-    try:
-        return _rebuild(description, tensors)
-    except CheckpointError:
-        raise
-    except (KeyError, TypeError, ValueError, RuntimeError, SettingError) as error:
-        raise damaged(path, f"{type(error).__name__}: {error}") from error
+    with parsing(lambda reason: damaged(path, reason)):
+        try:
+            return _rebuild(description, tensors)
+        except SettingError as error:
+            raise damaged(path, str(error)) from error
 
 
 def _check_background(background: np.ndarray, num_samples: int) -> np.ndarray:
@@ -466,8 +467,7 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, Tensor]) -> Wavefor
     scale, temperature = float(description["scale"]), float(description["temperature"])
     if not (scale > 0 and temperature > 0):
         raise ValueError("its scale or temperature is not above zero")
-    network = _network(config, num_samples, num_outputs)
-    network.load_state_dict(tensors)
+    network = fill(partial(_network, config, num_samples, num_outputs), tensors)
     rate = description["sampling_frequency"]
     return WaveformClassifier(
         network.eval(),

@@ -35,6 +35,7 @@ from spikewise.output.page_data import compress, page_data
 from spikewise.output.pairs import LEAST_SIMILARITY, UnitPair, likely_pairs, unit_similarity
 from spikewise.output.result import StoredResult
 from spikewise.output.samples import SpikeSamples, sample_spikes
+from spikewise.sorting.damaged import tell_damage
 from spikewise.sorting.store import check_output_file, writing
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def write_report(
     page = _template().render(
         result=result,
         facts=result.provenance,
+        damage=tell_damage(result.provenance.get("damage")),
         num_spikes=sum(unit.num_spikes for unit in units),
         has_recording=readers is not None,
         performance=performance,

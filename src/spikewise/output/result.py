@@ -6,7 +6,6 @@ must agree, so that what is told about a result is told about the right one.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from spikeinterface.core import BaseSorting
 
 from spikewise.data.label_files import load_sorting
+from spikewise.data.untrusted import read_json
 from spikewise.errors import OutputError
 from spikewise.models.checkpoint import Model, load_model
 from spikewise.sorting.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
@@ -136,7 +136,7 @@ def load_result(folder: Path | str) -> StoredResult:
 
 def _read_provenance(path: Path) -> dict[str, Any]:
     try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
+        provenance = read_json(path)
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(provenance, dict):
@@ -153,6 +153,8 @@ def _read_provenance(path: Path) -> dict[str, Any]:
     labels = provenance.get("labels")
     if labels is not None and not _are_labels(labels):
         raise _damaged(path, f"labels is {labels!r}")
+    if not _is_damage(provenance.get("damage")):
+        raise _damaged(path, "damage is of a wrong type")
     return provenance
 
 
@@ -179,6 +181,17 @@ def _are_labels(labels: Any) -> bool:
         return True
     is_pair = isinstance(interval, list) and len(interval) == 2 and all(_is_a(t, _NUMBER) for t in interval)
     return is_pair and interval[0] < interval[1]
+
+
+def _is_damage(damage: Any) -> bool:
+    """Tell whether these are facts about damaged stretches, or none."""
+    if damage is None:
+        return True
+    if not isinstance(damage, dict) or not isinstance(damage.get("stretches"), list):
+        return False
+    counts = all(_is_a(damage.get(name), int) for name in ("num_stretches", "num_dropped"))
+    kinds = (one.get("kind") if isinstance(one, dict) else None for one in damage["stretches"])
+    return counts and _is_a(damage.get("seconds"), _NUMBER) and all(isinstance(kind, str) for kind in kinds)
 
 
 def _tells_losses(group: Any) -> bool:

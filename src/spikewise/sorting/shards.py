@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from spikewise.data.damage import STRETCH
 from spikewise.data.files import sync_folder
 from spikewise.errors import OutputError
-from spikewise.sorting.detect import Spikes
+from spikewise.sorting.damaged import Damage, Found
 from spikewise.sorting.store import writing
 
 logger = logging.getLogger(__name__)
@@ -103,14 +104,21 @@ class ShardStore:
         """How long finding the finished shards took in all."""
         return sum(entry["seconds"] for entry in self._entries.values())
 
-    def write(self, shard: Shard, spikes: Spikes, seconds: float) -> None:
-        """Write the spikes of a shard, and record it when they are safe.
+    def damage(self, shard: Shard) -> Damage:
+        """Return the damage of a finished shard."""
+        entry = self._entries[shard]
+        stretches = np.array([tuple(stretch) for stretch in entry["damage"]], STRETCH)
+        return Damage((stretches,), entry["num_dropped"])
+
+    def write(self, shard: Shard, found: Found, seconds: float) -> None:
+        """Write the spikes of a shard, and record it, with its damage, when they are safe.
 
         Raises
         ------
         OutputError
             If they cannot be written; shards that are recorded stay valid.
         """
+        spikes, damage = found.spikes, found.damage
         table = np.empty(len(spikes), SPIKE_DTYPE)
         for name in SPIKE_DTYPE.names or ():
             table[name] = getattr(spikes, name)
@@ -122,6 +130,8 @@ class ShardStore:
         entry = {
             "num_spikes": len(spikes),
             "seconds": round(seconds, 4),
+            "num_dropped": damage.num_dropped,
+            "damage": damage.stretches[0].tolist(),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
         with writing(self.folder):
@@ -169,10 +179,11 @@ def _entry(line: bytes) -> tuple[Shard, dict[str, Any]] | None:
     try:
         facts = json.loads(line)
         places = [facts[name] for name in ("group_index", "segment_index", "start", "stop")]
-        entry = {name: facts[name] for name in ("num_spikes", "seconds", "sha256")}
-    except (ValueError, TypeError, KeyError):
+        entry = {name: facts[name] for name in ("num_spikes", "seconds", "num_dropped", "damage", "sha256")}
+        np.array([tuple(stretch) for stretch in entry["damage"]], STRETCH)
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
-    counts = [*places, entry["num_spikes"]]
+    counts = [*places, entry["num_spikes"], entry["num_dropped"]]
     if not all(type(count) is int and count >= 0 for count in counts):
         return None
     if not isinstance(entry["seconds"], int | float) or not isinstance(entry["sha256"], str):

@@ -276,6 +276,7 @@ def save_json(facts: dict[str, Any], path: Path) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     with writing(path):
+        partial.unlink(missing_ok=True)  # it may be a link to anywhere
         with open(partial, "w", encoding="utf-8") as file:
             file.write(json.dumps(facts, indent=2) + "\n")
             file.flush()

@@ -1,0 +1,142 @@
+"""Read spoilt files: nothing but a reading or a refusal, within 5 s and 1 GiB.
+
+    python benchmarks/fuzz.py --inputs 10000 [--parser NAME ...] [--seed 0] [-o fuzz.json]
+
+Each parser runs in a process of its own, whose memory may grow by 1 GiB; an input that takes 5 s, ends the
+process, or raises anything but an error of Spikewise is a failure, told with its seed.
+"""
+
+import argparse
+import faulthandler
+import json
+import logging
+import multiprocessing
+import queue
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+LIMIT_S, LIMIT_BYTES = 5, 2**30
+
+
+class TookTooLong(BaseException):
+    """No parser may take this for an error of its own."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--parser", action="append", help="name of a parser; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--most-seconds", type=float, help="stop a parser after so long")
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    import fuzzing
+
+    rows = []
+    print("parser                    inputs    read refused  failed       s  MiB grown")
+    for name in options.parser or fuzzing.NAMES:
+        row = run_parser(name, options.inputs, options.seed, options.most_seconds)
+        rows.append(row)
+        print(
+            f"{name:24s} {row['inputs']:7d} {row['read']:7d} {row['refused']:7d} {len(row['failures']):7d} "
+            f"{row['seconds']:7.0f} {row['grown_mib']:10.0f}",
+            flush=True,
+        )
+        for failure in row["failures"][:5]:
+            print("   ", failure.replace("\n", "\n    "), flush=True)
+        if options.output:
+            options.output.write_text(json.dumps(rows, indent=2) + "\n")
+    return int(any(row["failures"] for row in rows))
+
+
+def run_parser(name: str, inputs: int, seed: int, most_seconds: float | None) -> dict:
+    """Read spoilt files of one kind, in processes that are started anew where one ends."""
+    context = multiprocessing.get_context("fork")
+    counts, failures, done, grown, started = Counter(), [], 0, 0.0, time.monotonic()
+    while done < inputs and (most_seconds is None or time.monotonic() - started < most_seconds):
+        answers = context.Queue()
+        worker = context.Process(target=work, args=(name, range(done, inputs), seed, answers))
+        worker.start()
+        timeout_s = 120.0  # what is valid is made first
+        while done < inputs:
+            try:
+                answer = answers.get(timeout=timeout_s)
+            except queue.Empty:
+                failures.append(f"input {done}: no answer in {timeout_s:g} s, or the process ended")
+                done += 1
+                break
+            timeout_s = 2.0 * LIMIT_S
+            if answer == "ready":
+                continue
+            kind, text, grown_now = answer
+            grown = max(grown, grown_now)
+            counts[kind] += 1
+            if kind == "failed":
+                failures.append(f"input {done}: {text}")
+            done += 1
+            if most_seconds is not None and time.monotonic() - started > most_seconds:
+                break
+        worker.kill()
+        worker.join()
+    return {
+        "parser": name,
+        "inputs": done,
+        "read": counts["read"],
+        "refused": counts["refused"],
+        "failures": failures,
+        "seconds": time.monotonic() - started,
+        "grown_mib": grown,
+    }
+
+
+def work(name: str, indices: range, seed: int, answers: multiprocessing.Queue) -> None:
+    """Answer for each input whether it was read or refused, or how it failed."""
+    faulthandler.enable()
+    logging.disable(logging.CRITICAL)
+    import fuzzing
+
+    parser = next(one for one in fuzzing.PARSERS if one.name == name)
+    with tempfile.TemporaryDirectory(prefix="spikewise-fuzz-") as folder:
+        template, place = Path(folder) / "valid", Path(folder) / "place" / "below" / "spoilt"
+        template.mkdir()
+        parser.make(template)
+        parser.read(template)
+        limit = virtual_bytes() + LIMIT_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        signal.signal(signal.SIGALRM, took_too_long)
+        answers.put("ready")
+        for index in indices:
+            signal.alarm(LIMIT_S)
+            try:
+                was_read, _ = fuzzing.attempt(parser, template, place, Random(f"{seed} {name} {index}"))
+                kind, text = ("read" if was_read else "refused"), ""
+            except BaseException:
+                kind, text = "failed", traceback.format_exc(limit=-4)
+            signal.alarm(0)
+            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+            answers.put((kind, text, grown))
+    answers.close()
+    answers.join_thread()
+
+
+def took_too_long(*_: object) -> None:
+    raise TookTooLong(f"longer than {LIMIT_S} s")
+
+
+def virtual_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

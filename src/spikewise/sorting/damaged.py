@@ -1,0 +1,272 @@
+"""What damage costs: spikes that are not believed, labels that teach nothing, and the list of stretches.
+
+A spike is dropped where three quarters or more of the channels that its unit sees are damaged within the
+network's window around it. A channel that dies therefore silences only what nothing else shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from spikewise.data.damage import ALL_CHANNELS, KINDS, STRETCH, clip_stretches, union
+from spikewise.data.labels import LabelSet, Traces, relabelled
+from spikewise.models.neighbourhood import NeighbourhoodNetwork
+from spikewise.models.windowed import WindowedNetwork
+from spikewise.sorting.detect import Spikes
+
+MOST = 0.75
+MAX_LISTED = 10_000
+
+
+class DamagedTraces(Traces, Protocol):
+    """Traces that tell which of their stretches are damaged."""
+
+    def damage(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return the damaged stretches between two frames, of the type STRETCH."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """The damaged stretches of a group of channels.
+
+    Attributes
+    ----------
+    stretches : tuple of ndarray
+        Of the type STRETCH, one array for each segment, in order of time.
+    num_dropped : int
+        Spikes that were not believed.
+    """
+
+    stretches: tuple[np.ndarray, ...]
+    num_dropped: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """The spikes of a stretch of one segment, and its damage."""
+
+    spikes: Spikes
+    damage: Damage
+
+
+def drop_damaged_spikes(
+    spikes: Spikes, traces: DamagedTraces, network: WindowedNetwork, stretch: tuple[int, int, int]
+) -> Found:
+    """Drop the spikes of one stretch that damage may have made.
+
+    Parameters
+    ----------
+    spikes : Spikes
+    traces : DamagedTraces
+        What they were found in; blocks that were not read yet are looked at.
+    network : WindowedNetwork
+        What found them: its window, and the channels of its units.
+    stretch : (int, int, int)
+        Segment, first sample, and the sample after the last.
+    """
+    segment_index, start, stop = stretch
+    radius = network.window_samples // 2
+    around = traces.damage(segment_index, start - radius, stop + radius)
+    stretches = clip_stretches(around, start, stop)
+    if not len(around):
+        return Found(spikes, Damage((stretches,), 0))
+    sees = _channels_of_units(network)
+    counts = _count_damaged(spikes, around, sees, radius)
+    is_good = counts < MOST * sees.sum(axis=1)[spikes.unit_index]
+    kept = Spikes(spikes.sample_index[is_good], spikes.unit_index[is_good], spikes.response[is_good])
+    return Found(kept, Damage((stretches,), int(np.count_nonzero(~is_good))))
+
+
+def join_damage(parts: Sequence[tuple[int, Damage]], num_segments: int) -> Damage:
+    """Join the damage of stretches, each with the index of its segment, to that of a recording."""
+    segments = [
+        _connected(np.concatenate([np.empty(0, STRETCH), *(d.stretches[0] for s, d in parts if s == index)]))
+        for index in range(num_segments)
+    ]
+    return Damage(tuple(segments), sum(damage.num_dropped for _, damage in parts))
+
+
+def drop_damaged(
+    found: Sequence[Spikes], traces: DamagedTraces, network: WindowedNetwork
+) -> tuple[list[Spikes], Damage]:
+    """Drop the spikes that damage may have made.
+
+    Parameters
+    ----------
+    found : sequence of Spikes
+        One for each segment.
+    traces : DamagedTraces
+        What they were found in; stretches that were not read yet are looked at.
+    network : WindowedNetwork
+        What found them: its window, and the channels of its units.
+
+    Returns
+    -------
+    list of Spikes
+    Damage
+    """
+    parts = [
+        drop_damaged_spikes(spikes, traces, network, (index, 0, traces.num_samples(index)))
+        for index, spikes in enumerate(found)
+    ]
+    damage = join_damage([(index, part.damage) for index, part in enumerate(parts)], len(parts))
+    return [part.spikes for part in parts], damage
+
+
+def drop_damaged_labels(label_set: LabelSet, traces: DamagedTraces, window_samples: int) -> LabelSet:
+    """Leave labels out that lie where most channels are damaged, but for units that have no other.
+
+    Parameters
+    ----------
+    label_set : LabelSet
+    traces : DamagedTraces
+    window_samples : int
+        Length of the network's window.
+    """
+    spikes = label_set.sorting.to_spike_vector()
+    frames = spikes["sample_index"] + np.array(label_set.segment_starts)[spikes["segment_index"]]
+    inside = (frames >= label_set.start_frame) & (frames < label_set.stop_frame)
+    is_good = np.ones(len(spikes), bool)
+    for segment_index in np.unique(spikes["segment_index"][inside]):
+        of_segment = np.flatnonzero(inside & (spikes["segment_index"] == segment_index))
+        samples = spikes["sample_index"][of_segment]
+        radius = window_samples // 2
+        here = traces.damage(int(segment_index), int(samples.min()) - radius, int(samples.max()) + radius + 1)
+        if len(here):
+            sees = np.ones((1, traces.num_channels), bool)
+            as_spikes = Spikes(samples, np.zeros(len(samples), np.int64), np.zeros(len(samples), np.float32))
+            counts = _count_damaged(as_spikes, here, sees, radius)
+            is_good[of_segment] = counts < MOST * traces.num_channels
+    if is_good.all():
+        return label_set
+    units = spikes["unit_index"]
+    left = np.bincount(units[inside & is_good], minlength=len(label_set.sorting.unit_ids))
+    is_good |= left[units] == 0
+    made = relabelled(label_set, [frames[is_good & (units == unit)] for unit in range(len(left))])
+    return LabelSet(
+        made.sorting.rename_units(label_set.sorting.unit_ids),
+        label_set.start_frame,
+        label_set.stop_frame,
+        label_set.source,
+        label_set.segment_starts,
+    )
+
+
+def describe_damage(
+    damage: Mapping[str, Damage], channel_ids: Mapping[str, Sequence[Any]], sampling_frequency: float
+) -> dict[str, Any]:
+    """Return the damage of all groups for the provenance: JSON types only.
+
+    Parameters
+    ----------
+    damage : dict of str to Damage
+        By the name of the group.
+    channel_ids : dict of str to sequence
+        Ids of the channels of each group.
+    sampling_frequency : float
+
+    Returns
+    -------
+    dict
+        ``seconds`` in which all channels of a group are damaged, summed over the groups, ``num_dropped``
+        spikes, ``num_stretches``, and the first 10 000 ``stretches``, each with ``group``, ``segment``,
+        ``start_s`` and ``stop_s`` from the start of its segment, ``kind``, and ``channels``: their ids, or
+        ``all``.
+    """
+    listed, samples = [], 0
+    for name, one in damage.items():
+        for segment_index, stretches in enumerate(one.stretches):
+            of_all = stretches[stretches["channel_index"] == ALL_CHANNELS]
+            starts, stops = union(of_all["start"], of_all["stop"])
+            samples += int((stops - starts).sum())
+            listed += _listed(name, segment_index, stretches, channel_ids[name], sampling_frequency)
+    return {
+        "seconds": round(samples / sampling_frequency, 6),
+        "num_dropped": sum(one.num_dropped for one in damage.values()),
+        "num_stretches": len(listed),
+        "stretches": listed[:MAX_LISTED],
+    }
+
+
+def tell_damage(facts: dict[str, Any] | None) -> str | None:
+    """Return one line that tells of the damage in a provenance; None where there is none."""
+    if not facts or not facts["num_stretches"]:
+        return None
+    counts: dict[str, int] = {}
+    for stretch in facts["stretches"]:
+        counts[stretch["kind"]] = counts.get(stretch["kind"], 0) + 1
+    kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    return (
+        f"{facts['num_stretches']} damaged stretches ({kinds}), {facts['seconds']:.3g} s of all channels: "
+        f"{facts['num_dropped']} spikes dropped there; the provenance lists them"
+    )
+
+
+def _channels_of_units(network: WindowedNetwork) -> np.ndarray:
+    """Return which channels each unit sees: (num_units, num_channels) bool."""
+    if not isinstance(network, NeighbourhoodNetwork):
+        return np.ones((network.num_units, network.num_channels), bool)
+    sees = np.zeros((network.num_units, network.num_channels), bool)
+    np.put_along_axis(sees, network.channel_index.cpu().numpy(), True, axis=1)
+    return sees
+
+
+def _count_damaged(spikes: Spikes, stretches: np.ndarray, sees: np.ndarray, radius: int) -> np.ndarray:
+    """Return on how many channels that its unit sees there is damage within the window of each spike."""
+    counts = np.zeros(len(spikes), np.int32)
+    on_all = stretches[stretches["channel_index"] == ALL_CHANNELS]
+    is_hit = _within(spikes.sample_index, on_all, radius)
+    for channel_index in np.unique(stretches["channel_index"]):
+        if channel_index != ALL_CHANNELS:
+            own = _within(spikes.sample_index, stretches[stretches["channel_index"] == channel_index], radius)
+            counts += own & ~is_hit & sees[spikes.unit_index, channel_index]
+    counts[is_hit] = sees.sum(axis=1)[spikes.unit_index[is_hit]]
+    return counts
+
+
+def _within(samples: np.ndarray, stretches: np.ndarray, radius: int) -> np.ndarray:
+    """Tell which samples lie in a stretch, or within a radius of it."""
+    starts, stops = union(stretches["start"] - radius, stretches["stop"] + radius)
+    if not len(starts):
+        return np.zeros(len(samples), bool)
+    place = np.searchsorted(starts, samples, side="right") - 1
+    return (place >= 0) & (samples < stops[np.maximum(place, 0)])
+
+
+def _connected(stretches: np.ndarray) -> np.ndarray:
+    """Join the parts of each channel and kind that were cut where blocks end."""
+    parts = [np.empty(0, STRETCH)]
+    keys = np.unique(stretches[["channel_index", "kind"]])
+    for key in keys:
+        own = stretches[stretches[["channel_index", "kind"]] == key]
+        starts, stops = union(own["start"], own["stop"])
+        made = np.zeros(len(starts), STRETCH)
+        made["start"], made["stop"] = starts, stops
+        made["channel_index"], made["kind"] = key["channel_index"], key["kind"]
+        parts.append(made)
+    joined = np.concatenate(parts)
+    return joined[np.lexsort((joined["channel_index"], joined["start"]))]
+
+
+def _listed(
+    group: str, segment_index: int, stretches: np.ndarray, channel_ids: Sequence[Any], rate_hz: float
+) -> list[dict[str, Any]]:
+    """Return stretches as JSON types, channels of one stretch together."""
+    together: dict[tuple[int, int, int], list[int]] = {}
+    for start, stop, channel_index, kind in stretches.tolist():
+        together.setdefault((start, stop, kind), []).append(channel_index)
+    return [
+        {
+            "group": group,
+            "segment": segment_index,
+            "start_s": round(start / rate_hz, 6),
+            "stop_s": round(stop / rate_hz, 6),
+            "kind": KINDS[kind],
+            "channels": "all" if ALL_CHANNELS in channels else [str(channel_ids[c]) for c in channels],
+        }
+        for (start, stop, kind), channels in together.items()
+    ]

@@ -1,0 +1,246 @@
+"""Files from strangers are read or refused: no traceback, no hang, no pickle, nothing written elsewhere."""
+
+import json
+import os
+import pickle
+import random
+import struct
+import zipfile
+
+import fuzzing
+import numpy as np
+import pytest
+import torch
+from commands import assert_told, contents, run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import spikewise
+from spikewise.data.files import replacing
+from spikewise.data.probes import load_probe
+from spikewise.data.untrusted import check_npz, load_npy, load_npz, parse_json, safe_name
+from spikewise.errors import CheckpointError, LabelsError, ProbeError, WaveformsError
+from spikewise.models.checkpoint import load_model, save_model
+from spikewise.output.result import load_result
+from spikewise.sorting.store import save_json
+
+
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory):
+    """Folder of a valid file of each kind, made when first asked for."""
+    made = {}
+
+    def make(parser):
+        if parser.name not in made:
+            folder = tmp_path_factory.mktemp("valid")
+            parser.make(folder)
+            made[parser.name] = folder
+        return made[parser.name]
+
+    return make
+
+
+@pytest.mark.parametrize("parser", fuzzing.PARSERS, ids=fuzzing.NAMES)
+def test_what_is_whole_is_read(valid, parser):
+    parser.read(valid(parser))
+
+
+@pytest.mark.parametrize("parser", fuzzing.PARSERS, ids=fuzzing.NAMES)
+def test_spoilt_files_are_read_or_refused(valid, parser, tmp_path):
+    """A few of them; ``benchmarks/fuzz.py`` reads thousands of each kind."""
+    template = valid(parser)
+
+    @settings(
+        max_examples=20,
+        deadline=5000,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+    )
+    @given(stream=st.randoms(use_true_random=False))
+    def read(stream):
+        fuzzing.attempt(parser, template, tmp_path / "a" / "b" / "spoilt", stream)
+
+    read()
+    assert {path.name for path in tmp_path.rglob("*escaped*")} == set()
+
+
+# What fuzzing found, and what it would hardly find
+
+
+def header(shape: str, descr: str = "<f8") -> bytes:
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+
+
+@pytest.mark.parametrize("shape", ["(1000000000000,)", "(-1,)", "(4,)", "((((((", "(1e3,)", "(10**12,)"])
+def test_an_array_that_promises_more_than_its_file_holds_is_refused(tmp_path, shape):
+    file = tmp_path / "w.npy"
+    file.write_bytes(header(shape) + bytes(8))
+    with pytest.raises(WaveformsError, match="cannot be read"):
+        spikewise.load_snippets(file)
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("waveforms.npy", header("(20000000,)") + bytes(160_000_000))
+    assert (tmp_path / "w.npz").stat().st_size < 400_000
+    with pytest.raises(ValueError, match="promise to unpack"):
+        check_npz(tmp_path / "w.npz")
+    with pytest.raises(WaveformsError, match="promise to unpack"):
+        spikewise.load_snippets(tmp_path / "w.npz")
+
+
+def test_pickles_stay_closed(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "opened"),)
+
+    array = np.array([Trap()], dtype=object)
+    np.save(tmp_path / "w.npy", array, allow_pickle=True)
+    np.savez(tmp_path / "w.npz", waveforms=array)
+    (tmp_path / "m.safetensors").write_bytes(pickle.dumps(Trap()))
+    for name in ("w.npy", "w.npz"):
+        with pytest.raises(WaveformsError):
+            spikewise.load_snippets(tmp_path / name)
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="Python objects"):
+        load_npy(tmp_path / "w.npy")
+    assert not (tmp_path / "opened").exists()
+    np.savez(tmp_path / "good.npz", a=np.arange(3))
+    assert load_npz(tmp_path / "good.npz")["a"].tolist() == [0, 1, 2]
+
+
+def test_segments_without_number_do_not_hang(valid, tmp_path):
+    parser = next(one for one in fuzzing.PARSERS if one.name == "labels: folder")
+    info = valid(parser) / "sorting" / "numpysorting_info.json"
+    told = json.loads(info.read_text())
+    (tmp_path / "numpysorting_info.json").write_text(json.dumps({**told, "num_segments": 10**12}))
+    (tmp_path / "spikes.npy").write_bytes((info.parent / "spikes.npy").read_bytes())
+    with pytest.raises(LabelsError, match="number of segments"):
+        spikewise.evaluate(tmp_path, tmp_path)
+
+
+@pytest.fixture
+def spoilt_model(tmp_path):
+    """Write a model whose description and tensors were changed, and return its file."""
+
+    def write(change, design="neighbourhood"):
+        file = tmp_path / "m.safetensors"
+        save_model(fuzzing._model(design), file)
+        with safe_open(file, framework="pt") as opened:
+            facts = json.loads(opened.metadata()["spikewise"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        change(facts, tensors)
+        save_file(tensors, file, {"spikewise": json.dumps(facts)})
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda facts, tensors: facts["network"].update(spatial_features=10**12),
+        lambda facts, tensors: facts["network"].update(temporal_features=[10**6, 10**9]),
+        lambda facts, tensors: facts.update(sampling_frequency=1e12),
+        lambda facts, tensors: facts.update(sampling_frequency=float("nan")),
+        lambda facts, tensors: facts["groups"][0].update(unit_ids=[1, 1, 2]),
+        lambda facts, tensors: facts["groups"][0].update(unit_ids=[[1], 2, 3]),
+        lambda facts, tensors: facts["groups"][0].update(channel_positions_um=[[float("inf")] * 2] * 4),
+        lambda facts, tensors: tensors.update({"0.classifier.bias": torch.zeros(3, dtype=torch.float64)}),
+        lambda facts, tensors: tensors.update({"0.classifier.bias": torch.zeros(0, 10**12)}),
+    ],
+)
+def test_models_whose_description_lies_are_refused_without_asking_for_memory(spoilt_model, change):
+    with pytest.raises(CheckpointError):
+        load_model(spoilt_model(change, "esort-paper"))
+
+
+def test_a_header_nested_too_deeply_is_refused(spoilt_model):
+    file = spoilt_model(lambda facts, tensors: None)
+    with safe_open(file, framework="pt") as opened:
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    save_file(tensors, file, {"spikewise": "[" * 100_000})
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        load_model(file)
+    with pytest.raises(ValueError, match="nested"):
+        parse_json('{"a":' * 100_000)
+
+
+def test_a_damaged_model_ends_the_command_with_exit_code_2(capsys, tetrode, spoilt_model, tmp_path):
+    file = spoilt_model(
+        lambda facts, tensors: facts["network"].update(spatial_features=10**12), "esort-paper"
+    )
+    options = {"--model": file, "-o": tmp_path / "out"}
+    assert_told(run(capsys, "sort", tetrode.recording, options), "is damaged", "intact", "Copy it again")
+
+
+def test_results_with_hostile_provenance_are_refused(valid, tmp_path):
+    parser = next(one for one in fuzzing.PARSERS if one.name == "result")
+    facts = json.loads((valid(parser) / "provenance.json").read_text())
+    for damage in ([], {"stretches": 1}, {"stretches": [1]}, {**facts["damage"], "seconds": "1"}):
+        folder = tmp_path / str(random.Random(str(damage)).randrange(10**9))
+        parser.make(folder.mkdir() or folder)
+        (folder / "provenance.json").write_text(json.dumps({**facts, "damage": damage}))
+        with pytest.raises(spikewise.SpikewiseError, match="damage"):
+            load_result(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc", "/tmp/x", "..", ".", "", "a/b", "a\\b", "a\x00b", "x" * 400, "ü\n"]
+)
+def test_names_from_files_name_no_other_folder(name, tmp_path):
+    made = safe_name(name)
+    assert (tmp_path / made).resolve().parent == tmp_path.resolve()
+    assert made != name
+    assert len(made) < 130
+    assert safe_name("0") == "0"
+    assert safe_name("shank-1_a.b c") == "shank-1_a.b c"
+    assert safe_name("a/b") != safe_name("a\\b")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("contact_plane_axes", ""), ("contact_shape_params", 1), ("contact_positions", [[None, 0]] * 4)],
+)
+def test_probes_that_only_fail_when_they_are_wired_are_refused(valid, tmp_path, name, value):
+    parser = next(one for one in fuzzing.PARSERS if one.name == "probe: json")
+    told = json.loads((valid(parser) / "p.json").read_text())
+    told["probes"][0][name] = value
+    (tmp_path / "p.json").write_text(json.dumps(told))
+    with pytest.raises(ProbeError):
+        load_probe(tmp_path / "p.json", 4)
+
+
+def test_links_that_wait_where_a_file_is_written_are_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    before = contents(tmp_path)
+    place = tmp_path / "out"
+    place.mkdir()
+    for name in ("m.safetensors", "provenance.json", "t.csv"):
+        (place / f"{name}.partial").symlink_to(precious)
+    save_model(fuzzing._model("neighbourhood"), place / "m.safetensors")
+    save_json({}, place / "provenance.json")
+    with replacing(place / "t.csv") as partial:
+        partial.write_text("new")
+    assert contents(tmp_path)["precious"] == before["precious"]
+    assert not (place / "m.safetensors").is_symlink()
+
+
+def test_spoiling_spoils(valid):
+    """The fuzzing would find nothing in files that it leaves as they are."""
+    for parser in fuzzing.PARSERS:
+        path = parser.files(valid(parser))[0]
+        changed = 0
+        for index in range(30):
+            content = path.read_bytes()
+            for matches, way in fuzzing._STRUCTURES:
+                if matches(path, content):
+                    changed += way(content, random.Random(index)) != content
+            changed += fuzzing._flip(content, random.Random(index)) != content
+        assert changed > 20, parser.name
