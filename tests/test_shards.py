@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spikewise.config import Config, DetectionConfig
+from spikewise.data.damage import STRETCH
 from spikewise.errors import ClusterError, MissingExtraError, OutputError, SettingError
 from spikewise.sorting.batch import detect_in_chunks, find_in_stretch
 from spikewise.sorting.cluster import check_cluster
+from spikewise.sorting.damaged import Damage, Found, join_damage
 from spikewise.sorting.detect import SpikeDetector, Spikes
 from spikewise.sorting.fingerprint import check_same_job, differences
 from spikewise.sorting.shards import Shard, ShardStore, check_whole, plan_shards
@@ -28,12 +30,16 @@ def some_spikes(count: int, first: int = 0) -> Spikes:
     return Spikes(at, at % 3, np.linspace(0.5, 1, count, dtype=np.float32))
 
 
+def found(spikes: Spikes, *stretches: tuple[int, int, int, int], num_dropped: int = 0) -> Found:
+    return Found(spikes, Damage((np.array(list(stretches), STRETCH),), num_dropped))
+
+
 @pytest.fixture
 def store(tmp_path) -> ShardStore:
     """A store with two shards."""
     store = ShardStore(tmp_path / "shards")
-    store.write(FIRST, some_spikes(7), 0.5)
-    store.write(SECOND, some_spikes(0), 0.25)
+    store.write(FIRST, found(some_spikes(7), (5, 9, 2, 0), (90, 100, -1, 3), num_dropped=4), 0.5)
+    store.write(SECOND, found(some_spikes(0), (100, 120, -1, 3)), 0.25)
     return store
 
 
@@ -58,6 +64,13 @@ def test_shards_are_found_again_as_they_were_written(store):
     assert again.seconds == 0.75
 
 
+def test_damage_that_was_cut_between_shards_is_joined(store):
+    again = ShardStore(store.folder)
+    damage = join_damage([(0, again.damage(shard)) for shard in (FIRST, SECOND)], num_segments=2)
+    assert damage.num_dropped == 4
+    assert [stretches.tolist() for stretches in damage.stretches] == [[(5, 9, 2, 0), (90, 120, -1, 3)], []]
+
+
 @pytest.mark.parametrize("length", range(1, 60, 7))
 def test_a_line_that_was_torn_off_tells_nothing(store, length):
     manifest = store.folder / "manifest.jsonl"
@@ -67,7 +80,7 @@ def test_a_line_that_was_torn_off_tells_nothing(store, length):
     again = ShardStore(store.folder)
     assert FIRST in again
     assert SECOND not in again
-    again.write(SECOND, some_spikes(2, 100), 1.0)  # on a line of its own
+    again.write(SECOND, found(some_spikes(2, 100)), 1.0)  # on a line of its own
     assert ShardStore(store.folder).num_spikes(SECOND) == 2
 
 

@@ -90,33 +90,6 @@ def join_damage(parts: Sequence[tuple[int, Damage]], num_segments: int) -> Damag
     return Damage(tuple(segments), sum(damage.num_dropped for _, damage in parts))
 
 
-def drop_damaged(
-    found: Sequence[Spikes], traces: DamagedTraces, network: WindowedNetwork
-) -> tuple[list[Spikes], Damage]:
-    """Drop the spikes that damage may have made.
-
-    Parameters
-    ----------
-    found : sequence of Spikes
-        One for each segment.
-    traces : DamagedTraces
-        What they were found in; stretches that were not read yet are looked at.
-    network : WindowedNetwork
-        What found them: its window, and the channels of its units.
-
-    Returns
-    -------
-    list of Spikes
-    Damage
-    """
-    parts = [
-        drop_damaged_spikes(spikes, traces, network, (index, 0, traces.num_samples(index)))
-        for index, spikes in enumerate(found)
-    ]
-    damage = join_damage([(index, part.damage) for index, part in enumerate(parts)], len(parts))
-    return [part.spikes for part in parts], damage
-
-
 def drop_damaged_labels(label_set: LabelSet, traces: DamagedTraces, window_samples: int) -> LabelSet:
     """Leave labels out that lie where most channels are damaged, but for units that have no other.
 
