@@ -32,8 +32,9 @@ demo: setup
 	$(BIN)/spikewise report $(DEMO)/sorted --recording $(DEMO)/simulation/recording \
 	  --truth $(DEMO)/simulation/truth --interval 20 40 --output $(DEMO)/report.html
 
+# Two processes, each with one thread: tests are too small to share their work among threads.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

@@ -376,7 +376,7 @@ def test_a_process_of_its_own_prints_results_on_one_stream_and_progress_on_the_o
     outcome = finish(start("sort", tetrode.recording, options, "--json"))
     assert outcome.code == 0, outcome.err
     assert outcome.summary["command"] == "sort"
-    assert outcome.out.splitlines()[-2] == f"result in {tmp_path / 'out'}"
+    assert outcome.out.splitlines()[-2] == f"result in {tmp_path / 'out'}, with report.html"
     assert "sort" in outcome.err
     assert "100 %" in outcome.err
     assert "100 %" not in outcome.out

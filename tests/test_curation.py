@@ -197,6 +197,6 @@ def test_what_the_browser_cannot_show_is_told(capsys, tetrode, copied):
     pytest.importorskip("spikeinterface_gui")
     late = {"--recording": tetrode.recording, "--interval": (100, 200)}
     assert_told(
-        run(capsys, "gui", copied, late), "the interval is 100 to 200 s", "within a recording", "--interval"
+        run(capsys, "gui", copied, late), "The interval is 100 to 200 s", "within a recording", "--interval"
     )
     assert_told(run(capsys, "gui", copied.parent / "none", late), "does not exist")

@@ -54,7 +54,7 @@ def test_the_analyzer_holds_what_curation_asks_for(analyzer, result, tetrode):
 
 def test_the_command_and_what_it_refuses(tetrode, result, analyzer_folder, tmp_path, capsys):
     options = {"--recording": tetrode.recording, "-o": analyzer_folder}
-    assert_told(run(capsys, "export", "analyzer", result.folder, options), "exists already", "choose another")
+    assert_told(run(capsys, "export", "analyzer", result.folder, options), "exists already", "Choose another")
     options["-o"] = tmp_path / "units.nwb"
     assert_told(run(capsys, "export", "nwb", result.folder, options), "session_start_time", "2026-03-01")
     outcome = run(capsys, "export", "nwb", result.folder, options, "--append")

@@ -149,7 +149,7 @@ def test_units_are_chosen_by_click_and_key_in_the_order_of_the_table(page):
     assert chosen(page) == "Unit <b>a</b>"
     click(page, "tr[data-index='3'] button")
     assert chosen(page) == "Unit 10"
-    assert page.execute_script("return document.querySelectorAll('tr[aria-current]').length") == 1
+    assert page.execute_script("return document.querySelectorAll('#table tr[aria-current]').length") == 1
     facts = page.find_element(By.ID, "unit-facts").text.split("\n")
     assert facts[facts.index("spikes") + 1] == "10"
     assert "2 labelled spikes. Labels: by hand, 0 to 10 s." in page.find_element(By.ID, "unit-labels").text

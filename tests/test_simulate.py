@@ -392,7 +392,7 @@ def test_template_files_that_are_none(template_file, tmp_path):
     refused("no trough")
     with bad.open("wb") as file:
         np.save(file, np.zeros(3))
-    refused("no named arrays")
+    refused("cannot be read")
 
 
 def test_saved_simulation_is_read_back(tmp_path):

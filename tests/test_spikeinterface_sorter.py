@@ -101,7 +101,8 @@ def test_segments_and_labels_as_an_object(recording, tetrode, tmp_path):
     traces = recording.get_traces()
     halves = [NumpyRecording([traces[:120000]], 30000), NumpyRecording([traces[120000:]], 30000)]
     joined = append_recordings(halves)
-    joined = saved(joined.set_probe(recording.get_probe()), tmp_path / "traces")
+    joined.set_probe(recording.get_probe())
+    joined = saved(joined, tmp_path / "traces")
     truth = load(tetrode.truth)
     trains = [
         {

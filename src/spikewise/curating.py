@@ -7,6 +7,7 @@ is translated to the spikes of the whole.
 
 from __future__ import annotations
 
+import importlib.resources
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,9 +176,10 @@ _READING = ("noise_levels", "templates", "spike_amplitudes")
 def _window(
     analyzer: SortingAnalyzer, curation: dict[str, Any] | None, save: Callable[[dict[str, Any]], None]
 ) -> Any:
-    """Build the page of spikeinterface-gui."""
-    from spikeinterface_gui import run_mainwindow
+    """Build the page of spikeinterface-gui, such that it opens without a network as well."""
+    from spikeinterface_gui import run_mainwindow, utils_panel
 
+    utils_panel.KeyboardShortcuts = _keyboard_shortcuts()
     return run_mainwindow(
         analyzer,
         mode="web",
@@ -188,6 +190,24 @@ def _window(
         panel_window_servable=False,
         disable_save_settings_button=True,
     )
+
+
+def _keyboard_shortcuts() -> type:
+    """Return a component for keys that takes the place of spikeinterface-gui's.
+
+    That one (0.14) is written for React, which the page would load from the network: on a machine without one
+    the page stays empty.
+    """
+    import panel.custom
+    import param
+
+    class KeyboardShortcuts(panel.custom.JSComponent):
+        """Tells which of some keys are pressed."""
+
+        shortcuts = param.List(item_type=dict)
+        _esm = importlib.resources.files("spikewise.output").joinpath("page/shortcuts.js").read_text("utf-8")
+
+    return KeyboardShortcuts
 
 
 def _frames(
