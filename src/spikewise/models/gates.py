@@ -6,6 +6,10 @@ could answer there at all. The network is asked only where the gate is open. A g
 itself, on the patches that the unit was learnt on, and its level is set such that hardly a patch to which the
 network says yes is kept from it.
 
+Where the gate of a unit is open, a second one looks closer, at one moment of the block: a linear function of
+the window on the unit's channels, made of the first temporal filters. A unit that hardly stands out of the
+noise has a first gate that is open nearly always, and a second one that is not.
+
 A block is a number of samples; block 0 of a patch is the one that holds its centre.
 """
 
@@ -27,6 +31,10 @@ LOST = 0.01
 """Fraction of such patches that may be kept from the network. Patches hold far more overlapping spikes than
 recordings, and a spike opens the gate in its own block or in one beside it: of the spikes that the dense path
 finds in recordings, less than a thousandth is lost."""
+LOST_CLOSER = 0.005
+"""The same of the second gate. A spike reaches over one or two moments that it sees."""
+CLOSER_PATCHES = 8000
+"""Patches of a unit that are enough to fit its second gate."""
 _FEWEST = 50
 _RIDGE = 0.01
 
@@ -60,15 +68,17 @@ def gate_inputs(patches: Tensor, block: int, random: np.random.Generator) -> Ten
     return torch.stack([around.amin(3), around.amax(3)], dim=2).flatten(1)
 
 
-def fit_gate(inputs: Tensor, probabilities: Tensor) -> tuple[Tensor, float]:
-    """Fit the gate of one unit.
+def fit_gate(inputs: Tensor, probabilities: Tensor, lost: float = LOST) -> tuple[Tensor, float]:
+    """Fit a gate of one unit.
 
     Parameters
     ----------
     inputs : Tensor
-        (num_patches, num_inputs), of :func:`gate_inputs`.
+        (num_patches, num_inputs)
     probabilities : Tensor
         (num_patches,) what the network says.
+    lost : float
+        Fraction of the patches to which it says yes that may be kept from it.
 
     Returns
     -------
@@ -86,4 +96,4 @@ def fit_gate(inputs: Tensor, probabilities: Tensor) -> tuple[Tensor, float]:
     within.diagonal().add_(_RIDGE * within.diagonal().mean())
     weight = torch.linalg.solve(within, yes.mean(0) - no.mean(0)).float()
     scores = inputs[answered] @ weight
-    return weight, torch.quantile(scores, LOST).item()
+    return weight, torch.quantile(scores, lost).item()

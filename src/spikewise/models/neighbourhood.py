@@ -117,8 +117,12 @@ class NeighbourhoodNetwork(WindowedNetwork):
         self.channel_index: Tensor
         self.register_buffer("gate_weight", torch.zeros(num_units, num_near, EXTREMES, NUM_BLOCKS))
         self.register_buffer("gate_level", torch.full((num_units,), OPEN))
+        self.register_buffer("closer_weight", torch.zeros(num_units, num_near, backbone.window_samples))
+        self.register_buffer("closer_level", torch.full((num_units,), OPEN))
         self.gate_weight: Tensor
         self.gate_level: Tensor
+        self.closer_weight: Tensor
+        self.closer_level: Tensor
         self.units = UnitNetworks(num_units, num_near * backbone.num_features, hidden_features)
 
     def forward(self, traces: Tensor, stride: int = 1) -> Tensor:

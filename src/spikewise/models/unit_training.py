@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spikewise.models.gates import OPEN, fit_gate, gate_inputs
+from spikewise.models.gates import CLOSER_PATCHES, LOST_CLOSER, OPEN, fit_gate, gate_inputs
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork, UnitNetworks
 from spikewise.progress import ProgressCallback, silent
 from spikewise.seeds import stage_generator, stage_seed
@@ -150,6 +150,11 @@ def _fit_gates(network: NeighbourhoodNetwork, block: UnitNetworks, made: _MadePa
         weight, level = fit_gate(made.gate_inputs[row].float(), probabilities)
         network.gate_weight[unit] = weight.view_as(network.gate_weight[unit])
         network.gate_level[unit] = level
+        filtered = made.filtered[row].float()
+        weight, level = fit_gate(filtered, probabilities[: len(filtered)], LOST_CLOSER)
+        filters = network.backbone.filter1.weight
+        network.closer_weight[unit] = weight.view(-1, len(filters)) @ filters
+        network.closer_level[unit] = level
 
 
 @torch.no_grad()
@@ -166,11 +171,15 @@ def evaluate_units(network: NeighbourhoodNetwork, patches: Patches, count: int, 
 
 @dataclass(frozen=True)
 class _MadePatches:
-    """Patches of some units: features (units, count, M * F) and inputs of gates, half precision; targets."""
+    """Patches of some units: features (units, count, M * F), targets, and what the gates see of them.
+
+    All but the targets are of half precision.
+    """
 
     features: Tensor
     targets: Tensor
     gate_inputs: Tensor
+    filtered: Tensor
 
     @property
     def num_patches(self) -> int:
@@ -180,14 +189,15 @@ class _MadePatches:
 
 @torch.no_grad()
 def _make_patches(backbone: Backbone, patches: Patches, units: range, training: UnitTraining) -> _MadePatches:
-    features, targets, seen = [], [], []
+    features, targets, seen, filtered = [], [], [], []
     for unit in units:
         random = stage_generator(training.seed, f"patches {unit}")
         windows, target = patches.make(unit, training.patches_per_unit, random)
         features.append(backbone(windows).flatten(1).half())
         targets.append(target)
         seen.append(gate_inputs(windows, training.gate_block, random).half())
-    return _MadePatches(torch.stack(features), torch.stack(targets), torch.stack(seen))
+        filtered.append((windows[:CLOSER_PATCHES] @ backbone.filter1.weight.T).flatten(1).half())
+    return _MadePatches(*(torch.stack(parts) for parts in (features, targets, seen, filtered)))
 
 
 def draw_units(networks: UnitNetworks, units: Sequence[int], seed: int) -> None:

@@ -85,6 +85,47 @@ def open_gates(
             is_open[unit, index] = highest > level[unit]
 
 
+@compiled(fastmath={"contract", "reassoc", "nsz"})
+def close_gates(
+    values: np.ndarray,
+    step: int,
+    block: int,
+    channel_index: np.ndarray,
+    weight: np.ndarray,
+    level: np.ndarray,
+    first: int,
+    stop: int,
+    is_open: np.ndarray,
+) -> None:
+    """Close the gates of some units in the blocks at whose first output the second gate is closed.
+
+    Parameters
+    ----------
+    values, step
+        Sample s of channel c is ``values[c * step + s]``; the window of block b begins at sample b * block.
+    channel_index : ndarray
+        (N, M)
+    weight : ndarray
+        (N, M, window)
+    level : ndarray
+        (N,)
+    is_open : ndarray of bool
+        (N, B), changed.
+    """
+    window = np.uint64(weight.shape[2])
+    for unit in range(first, stop):
+        for index in range(is_open.shape[1]):
+            if not is_open[unit, index]:
+                continue
+            score = np.float32(0)
+            for near in range(channel_index.shape[1]):
+                begin = np.uint64(channel_index[unit, near] * step + index * block)
+                row = weight[unit, near]
+                for sample in range(window):
+                    score += row[sample] * values[begin + sample]
+            is_open[unit, index] = score > level[unit]
+
+
 @compiled()
 def mark_channels(is_open: np.ndarray, channel_index: np.ndarray, is_needed: np.ndarray) -> None:
     """Mark the blocks (C, B) of the channels of units whose gates (N, B) are open."""

@@ -111,6 +111,8 @@ class SparseNetwork:
         self._channel_index = network.channel_index.numpy()
         self._weight = network.gate_weight.numpy()
         self._level = network.gate_level.numpy()
+        self._closer_weight = network.closer_weight.numpy()
+        self._closer_level = network.closer_level.numpy()
         backbone = network.backbone
         self._filters = {
             count: (
@@ -126,7 +128,7 @@ class SparseNetwork:
         """Compute the probabilities of a tile, which is given with the network's margins."""
         is_open = self._open(tile)
         if self._can_glimpse:
-            glimpse = self._answer(tile, is_open, 1)
+            glimpse = self._answer(tile, self._closer(tile, is_open), 1)
             is_open = self._looked_at(glimpse, is_open)
         return self._answer(tile, is_open, self.num_outputs)
 
@@ -172,6 +174,27 @@ class SparseNetwork:
 
         on_all_cores(decide, range(0, num_units, _UNITS_AT_ONCE))
         return is_open
+
+    def _closer(self, tile: Tile, is_open: np.ndarray) -> np.ndarray:
+        """Return the open blocks (num_units, num_blocks) in which the second gates are open too."""
+        is_worth = is_open.copy()
+
+        def decide(first: int) -> None:
+            stop = min(first + _UNITS_AT_ONCE, len(is_worth))
+            compiled.close_gates(
+                tile.values,
+                tile.step,
+                self.block,
+                self._channel_index,
+                self._closer_weight,
+                self._closer_level,
+                first,
+                stop,
+                is_worth,
+            )
+
+        on_all_cores(decide, range(0, len(is_worth), _UNITS_AT_ONCE))
+        return is_worth
 
     def _features(self, tile: Tile, is_open: np.ndarray, num_outputs: int) -> tuple[Tensor, np.ndarray]:
         """Return the features of the blocks of channels that are needed, and their numbers (C, B)."""
