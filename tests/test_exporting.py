@@ -58,7 +58,7 @@ def test_the_command_and_what_it_refuses(tetrode, result, analyzer_folder, tmp_p
     options["-o"] = tmp_path / "units.nwb"
     assert_told(run(capsys, "export", "nwb", result.folder, options), "session_start_time", "2026-03-01")
     outcome = run(capsys, "export", "nwb", result.folder, options, "--append")
-    assert_told(outcome, "there is no file", "--append")
+    assert_told(outcome, "There is no file", "--append")
     assert_told(run(capsys, "export", "nwb", result.folder, {**options, "-o": tmp_path / "u.h5"}), ".nwb")
     assert not list(tmp_path.iterdir())
     with pytest.raises(SettingError, match="yesterday"):
