@@ -143,8 +143,6 @@ def cut_stretches(
     places: np.ndarray,
     num_blocks: int,
     block: int,
-    first: int,
-    stop: int,
     cut: np.ndarray,
 ) -> None:
     """Copy what the outputs of some blocks depend on: row by row of `cut` (R, length).
@@ -152,7 +150,7 @@ def cut_stretches(
     A place is ``channel * num_blocks + block``; sample s of channel c is ``values[c * step + s]``.
     """
     length = np.uint64(cut.shape[1])
-    for row in range(first, stop):
+    for row in range(len(places)):
         channel, index = divmod(places[row], num_blocks)
         begin, target = np.uint64(channel * step + index * block), np.uint64(row)
         for sample in range(length):

@@ -176,7 +176,7 @@ class SparseNetwork:
         return is_open
 
     def _closer(self, tile: Tile, is_open: np.ndarray) -> np.ndarray:
-        """Return the open blocks (num_units, num_blocks) in which the second gates are open too."""
+        """Return the open blocks (num_units, num_blocks) in or beside which the second gates are open too."""
         is_worth = is_open.copy()
 
         def decide(first: int) -> None:
@@ -194,7 +194,10 @@ class SparseNetwork:
             )
 
         on_all_cores(decide, range(0, len(is_worth), _UNITS_AT_ONCE))
-        return is_worth
+        beside = is_worth.copy()
+        beside[:, 1:] |= is_worth[:, :-1]
+        beside[:, :-1] |= is_worth[:, 1:]
+        return is_open & beside
 
     def _features(self, tile: Tile, is_open: np.ndarray, num_outputs: int) -> tuple[Tensor, np.ndarray]:
         """Return the features of the blocks of channels that are needed, and their numbers (C, B)."""
@@ -217,15 +220,9 @@ class SparseNetwork:
 
     def _stretches(self, tile: Tile, places: np.ndarray, length: int) -> Tensor:
         """Return the stretches (num_places, length) of blocks of channels, in a buffer that is used again."""
+        # By one thread: those of PyTorch still spin after the last product, and would be in the way.
         cut = self._buffer[: len(places) * length].reshape(-1, length)
-
-        def copy(first: int) -> None:
-            stop = min(first + _ROWS_AT_ONCE // 2, len(places))
-            compiled.cut_stretches(
-                tile.values, tile.step, places, self.num_blocks, self.block, first, stop, cut
-            )
-
-        on_all_cores(copy, range(0, len(places), _ROWS_AT_ONCE // 2))
+        compiled.cut_stretches(tile.values, tile.step, places, self.num_blocks, self.block, cut)
         return torch.from_numpy(cut)
 
     def _units(self, features: Tensor, rows: Tensor, unit_index: np.ndarray) -> Tensor:
