@@ -17,6 +17,7 @@ from spikewise.evaluation import esort_plan
 from spikewise.evaluation.esort_plan import (
     KEY,
     LEARNERS,
+    METHOD_NAMES,
     EsortPaperConfig,
     Recipe,
     Run,
@@ -28,6 +29,7 @@ from spikewise.evaluation.esort_plan import (
 )
 from spikewise.evaluation.esort_scores import score_as_published, score_sorting
 from spikewise.evaluation.esort_tables import labels_needed, make_tables
+from spikewise.output.esort_figures import draw_all
 from spikewise.output.esort_page import page_table
 from spikewise.sorting.detect import Spikes
 
@@ -304,6 +306,18 @@ def test_spikewise_stands_beside_the_best_other_sorter_of_each_recording():
     assert (noisy["best_sorter"], noisy["gain_with_labels"]) == ("tridesclous2", 10)
     assert np.isnan(noisy["gain_without_labels"])
     assert len(table) == 2  # no other sorter ran on the drifting one
+
+
+def test_every_method_can_be_drawn(tmp_path):
+    rows = [
+        row(method, 10 if method in LEARNERS else 0, 50 + place, noise_uV=noise)
+        for place, method in enumerate(METHOD_NAMES)
+        for noise in (10.0, 20.0)
+    ]
+    tables = make_tables(pd.DataFrame(rows), TINY, ("a", "d", "f"))
+    drawn = draw_all(tables, tmp_path)
+    assert {"noise", "sorters"} <= set(drawn)
+    assert all(name in drawn["noise"]["wide"] for name in ("Lupin", "Spikewise, no labels"))
 
 
 def test_the_page_shows_names_and_marks_what_is_missing():

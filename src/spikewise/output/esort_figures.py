@@ -6,6 +6,7 @@ see it. Style and colours are those of :mod:`spikewise.output.figures`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from spikewise.evaluation.esort_plan import LEARNERS, METHOD_NAMES
+from spikewise.evaluation.esort_plan import METHOD_NAMES
 from spikewise.evaluation.esort_tables import PUBLISHED_REDUCTION_PERCENT
 from spikewise.output.figures import _INK, COLOURS, NARROW, WIDE, _as_svg, _figure
 from spikewise.sorting.store import writing
@@ -21,7 +22,7 @@ from spikewise.sorting.store import writing
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOUR_OF = dict(zip(LEARNERS, COLOURS, strict=False))
+_COLOUR_OF = dict(zip(METHOD_NAMES, itertools.cycle(COLOURS)))
 _PNG_DPI = 150
 
 
