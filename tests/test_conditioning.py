@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import types
+
 import numpy as np
 import pytest
 import scipy.signal
@@ -9,7 +13,7 @@ import spikeinterface.preprocessing as spre
 import torch
 from spikeinterface.core import NumpyRecording
 
-from spikewise.compiling import compiled
+from spikewise.compiling import compiled, keep_compiled
 from spikewise.data import conditioning
 from spikewise.data.conditioning import ConditionedRecording, bandpass, medians
 
@@ -80,6 +84,38 @@ def test_medians_with_and_without_equal_values(count, levels):
     rows = random.integers(-levels, levels, (200, count)).astype(np.float32) / 7
     rows[:50] += 1e6  # a jump from one row to the next
     np.testing.assert_array_equal(medians(rows), np.median(rows, axis=1))
+
+
+LIBRARY = """
+from numba import jit
+
+
+@jit(nopython=True)
+def thrice(value):
+    return 3 * value
+"""
+
+
+def test_a_librarys_loops_are_kept_for_the_next_process(tmp_path):
+    (tmp_path / "library.py").write_text(LIBRARY)
+    told = "print(library.thrice(2.0), sum(library.thrice.stats.cache_hits.values()))"
+    use = f"import library; from spikewise.compiling import keep_compiled; keep_compiled(library); {told}"
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert outputs == ["6.0 0\n", "6.0 1\n"]
+
+
+def test_a_librarys_loops_run_where_there_is_no_place_to_keep_them():
+    names = {}
+    exec(LIBRARY, names)
+    module = types.SimpleNamespace(**names)
+    keep_compiled(module)
+    assert module.thrice(2.0) == 6.0
+    assert module.thrice.signatures
 
 
 def test_loops_are_compiled_where_there_is_no_place_to_keep_them():

@@ -4,21 +4,26 @@ import json
 import os
 import pickle
 import random
+import shutil
 import struct
 import zipfile
+from pathlib import Path
 
 import fuzzing
 import numpy as np
 import pytest
 import torch
-from commands import assert_told, contents, run
+from commands import QUICK, assert_told, contents, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from spikeinterface.core import NumpyFolderSorting, load
 
 import spikewise
+from spikewise.data.bootstrap import Bootstrap
 from spikewise.data.files import replacing
+from spikewise.data.labels import LabelSet
 from spikewise.data.probes import load_probe
 from spikewise.data.untrusted import check_npz, load_npy, load_npz, parse_json, safe_name
 from spikewise.errors import CheckpointError, LabelsError, ProbeError, WaveformsError
@@ -201,6 +206,34 @@ def test_names_from_files_name_no_other_folder(name, tmp_path):
     assert safe_name("0") == "0"
     assert safe_name("shank-1_a.b c") == "shank-1_a.b c"
     assert safe_name("a/b") != safe_name("a\\b")
+
+
+def truth_as_bootstrap(recording, config, preprocessed, seed, folder, silenced_channel_ids):
+    """Labels of a bootstrap sorter that finds every spike on the channels it is given."""
+    truth = load(Path(folder).parents[1] / "truth")
+    seen = recording.get_num_samples()
+    labels = LabelSet(sorting=truth, start_frame=0, stop_frame=seen, source="the truth", segment_starts=(0,))
+    return Bootstrap(labels, "spykingcircus2", "0", {}, truth.get_num_units(), 0.0)
+
+
+@pytest.mark.parametrize("sorter", ["truth", pytest.param("spykingcircus2", marks=pytest.mark.slow)])
+def test_groups_named_after_other_folders_keep_their_labels_in_the_output(
+    sorter, tetrode, tmp_path, monkeypatch
+):
+    """The names of groups come with the recording. The first is quick: it leaves out the sorter alone."""
+    recording = load(tetrode.recording)
+    recording.set_property("group", ["../../up", "../../up", "on", "on"])
+    output = tmp_path / "deep" / "out"
+    shutil.copytree(tetrode.truth, tmp_path / "truth")
+    if sorter == "truth":
+        monkeypatch.setattr("spikewise.learning.bootstrap_labels", truth_as_bootstrap)
+    settings = {name.strip("-").replace("-", "_"): value for name, value in QUICK.items()}
+    made = spikewise.sort(recording, bootstrap="spykingcircus2", bootstrap_s=8, output=output, **settings)
+    assert made.provenance["labels"]["groups"].keys() == {"../../up", "on"}
+    kept = [NumpyFolderSorting(folder) for folder in (output / "bootstrap").iterdir()]
+    assert set(made.sorting.unit_ids) == {unit for labels in kept for unit in labels.unit_ids}
+    assert {folder.name for folder in tmp_path.iterdir()} == {"deep", "truth"}
+    assert list((tmp_path / "deep").iterdir()) == [output]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import numba
+from numba.core.dispatcher import Dispatcher
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,3 +32,18 @@ def compiled(fastmath: bool | set[str] = False) -> Callable[[Function], Function
         return cast("Function", made)
 
     return compile_function
+
+
+def keep_compiled(module: ModuleType) -> None:
+    """Let the functions of a module that Numba compiles be kept on disk, where there is a place to keep them.
+
+    For modules of libraries that compile anew in each process: SpikeInterface's clustering, which its sorters
+    need too, takes 20 s each time. Numba makes a function anew when the file that holds it has changed, and
+    not when another file has: name only modules that compile nothing of other modules.
+    """
+    for function in vars(module).values():
+        if isinstance(function, Dispatcher):
+            try:
+                function.enable_caching()
+            except RuntimeError:  # no place for the cache
+                return

@@ -23,6 +23,7 @@ from spikewise.data.label_cleaning import clean_labels
 from spikewise.data.labels import KeptSpikes, LabelSet, kept_spikes, make_label_set, split_labels_by_group
 from spikewise.data.preprocessing import Preprocessed, TraceReader, preprocess_recording, split_groups
 from spikewise.data.training_set import Block, TrainingSet, split_interval
+from spikewise.data.untrusted import safe_name
 from spikewise.errors import BootstrapError, LabelsError, RecordingError, SettingError
 from spikewise.models.checkpoint import GroupModel, Model, check_model_fits
 from spikewise.models.esort import EsortNetwork, window_samples
@@ -188,8 +189,8 @@ def _bootstrap_group(
         "num_units_merged": mended["merged"],
         "dropped": bootstrap.dropped,
     }
-    place = state.output / BOOTSTRAP_FOLDER / group.name
-    partial = place.with_name(f"{group.name}.partial")
+    place = _labels_place(state, group)
+    partial = place.with_name(f"{place.name}.partial")
     with writing(state.output):
         for left in (partial, place):  # of a process that was ended
             shutil.rmtree(left, ignore_errors=True)
@@ -201,6 +202,11 @@ def _bootstrap_group(
     return _kept_labels(state, index, group) or (label_set, facts)
 
 
+def _labels_place(state: Unfinished, group: Group) -> Path:
+    """Return where the bootstrap labels of a group are kept; its name may come from a stranger's file."""
+    return state.output / BOOTSTRAP_FOLDER / safe_name(group.name)
+
+
 _INTERVAL = ("start_frame", "stop_frame", "source", "segment_starts")
 
 
@@ -209,7 +215,7 @@ def _kept_labels(state: Unfinished, index: int, group: Group) -> tuple[LabelSet,
     kept = state.read(state.labels_name(index))
     if kept is None:
         return None
-    sorting = NumpyFolderSorting(state.output / BOOTSTRAP_FOLDER / group.name)
+    sorting = NumpyFolderSorting(_labels_place(state, group))
     interval = {name: kept[name] for name in _INTERVAL} | {"segment_starts": tuple(kept["segment_starts"])}
     return LabelSet(sorting=sorting, **interval), kept["facts"]
 

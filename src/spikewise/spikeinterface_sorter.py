@@ -172,6 +172,7 @@ def _fingerprint(recording: BaseRecording, labels: str | None, config: Config) -
     facts = {
         "version": __version__,
         "settings": settings,
+        "damage": [config.sorting.damage, config.sorting.artefact_noise],  # damaged labels are left out
         "labels": None if opened is None else spikes_hash(opened),
         "channels": [str(channel_id) for channel_id in recording.channel_ids],
         "positions": recording.get_channel_locations().tolist(),

@@ -37,6 +37,7 @@ from spikeinterface.core.time_series_tools import get_random_sample_slices
 from spikeinterface.sorters import get_default_sorter_params, installed_sorters, run_sorter, sorter_dict
 from spikeinterface.sorters.utils import SpikeSortingError
 
+from spikewise.compiling import keep_compiled
 from spikewise.config import Bootstrap as BootstrapSorter
 from spikewise.config import BootstrapConfig
 from spikewise.data.labels import LabelSet, Traces, kept_spikes, make_sorting, mean_waveforms, segment_starts
@@ -406,6 +407,7 @@ def _run_logged(
     """Run the sorter with its output in the log file."""
     parameters = sorter_parameters(sorter, recording, seed)
     version = sorter_dict[sorter].get_sorter_version()
+    _keep_sorters_compiled()
     with log_file.open("a", encoding="utf-8") as log:
         log.write(f"{sorter} {version}, {recording}, parameters {json.dumps(parameters)}\n")
         try:
@@ -425,6 +427,20 @@ def _run_logged(
             f"read {log_file}, sort a longer interval (bootstrap_s), choose another sorter, or give labels",
         )
     return found
+
+
+def _keep_sorters_compiled() -> None:
+    """Keep on disk what the sorters of SpikeInterface compile: most of their time where units are few.
+
+    These modules compile nothing of other modules.
+    """
+    from spikeinterface.postprocessing import template_similarity
+    from spikeinterface.sortingcomponents.clustering import isosplit_isocut
+    from spikeinterface.sortingcomponents.matching import tdc_peeler
+    from spikeinterface.sortingcomponents.peak_detection import locally_exclusive, matched_filtering
+
+    for module in (template_similarity, isosplit_isocut, tdc_peeler, locally_exclusive, matched_filtering):
+        keep_compiled(module)
 
 
 @contextlib.contextmanager

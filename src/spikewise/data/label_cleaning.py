@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from scipy.sparse.csgraph import connected_components
 
+from spikewise.compiling import keep_compiled
 from spikewise.data.labels import LabelSet, Traces, kept_spikes, relabelled
 from spikewise.data.stored_traces import StoredTraces
 from spikewise.data.training_set import split_interval
@@ -123,8 +124,9 @@ def _split(frames: np.ndarray, cutter: _Cutter, rate: float, duration: int, dept
 def _clusters(frames: np.ndarray, cutter: _Cutter) -> list[np.ndarray]:
     """Cluster the spikes of a unit; spikes of clusters too small to be a unit go to the nearest large one."""
     from numba import NumbaPendingDeprecationWarning
-    from spikeinterface.sortingcomponents.clustering.isosplit_isocut import isosplit
+    from spikeinterface.sortingcomponents.clustering import isosplit_isocut
 
+    keep_compiled(isosplit_isocut)
     channels = np.argsort(-np.ptp(cutter.mean(frames), axis=1), kind="stable")[:_NEAR_CHANNELS]
     waveforms, which = cutter.waveforms(frames, np.sort(channels))
     if len(waveforms) < 2 * LEAST_SPIKES:
@@ -137,7 +139,7 @@ def _clusters(frames: np.ndarray, cutter: _Cutter) -> list[np.ndarray]:
     for count in NUM_COMPONENTS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NumbaPendingDeprecationWarning)  # of SpikeInterface's own code
-            found = isosplit(np.ascontiguousarray(features[:, :count]))
+            found = isosplit_isocut.isosplit(np.ascontiguousarray(features[:, :count]))
         ids, sizes = np.unique(found, return_counts=True)
         large = ids[sizes >= least]
         if len(large) > best.max() + 1:

@@ -206,6 +206,7 @@ class TimedDetector(SparseDetector):
         watched: dict[str, tuple[str, Callable[..., None]]] = {
             "ask": ("ask", self._count_answers),
             "_open": ("gates", self._count_open),
+            "_closer": ("gates", self._count_closer),
             "_features": ("temporal", self._count_features),
             "_units": ("units", self._count_units),
         }
@@ -229,6 +230,9 @@ class TimedDetector(SparseDetector):
 
     def _count_open(self, is_open: np.ndarray, tile: Tile) -> None:
         self.counts["open blocks"] += int(is_open.sum())
+
+    def _count_closer(self, is_worth: np.ndarray, tile: Tile, is_open: np.ndarray) -> None:
+        self.counts["looked closer"] += int(is_open.sum())
 
     def _count_features(
         self, made: tuple[Tensor, np.ndarray], tile: Tile, is_open: np.ndarray, num_outputs: int
@@ -291,6 +295,7 @@ class TimedDetector(SparseDetector):
         # A gate is a weighted sum of extremes, each of which is a comparison for each sample.
         extremes = 2 * blocks * self.block * network.num_channels
         gates = 2 * blocks * network.gate_weight.numel()
+        closer = 2 * near * network.window_samples * counts["looked closer"]
         channel_operations = 2 * (network.window_samples * first + first * second)
         unit_operations = 2 * (near * second + 1) * hidden
         # Two running sums, each an addition and a subtraction, and the samples between two outputs.
@@ -298,7 +303,7 @@ class TimedDetector(SparseDetector):
         return {
             "tiles": Work(),  # views of the traces, but for the first and the last
             "gates": _work(
-                extremes + gates, 4 * blocks * self.block * network.num_channels + num_units * blocks
+                extremes + gates + closer, 4 * blocks * self.block * network.num_channels + num_units * blocks
             ),
             "temporal": _work(
                 channel_operations * counts["channel outputs"],
