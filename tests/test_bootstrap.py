@@ -56,9 +56,9 @@ def every(step, start, count):
 
 
 def test_too_few_spikes():
-    few, enough = every(1000, 100, 19), every(1000, 600, 20)
+    few, enough = every(1000, 100, 9), every(1000, 600, 10)
     cleaned = clean({"a": few, "b": enough}, (few, 0, -9), (enough, 1, -9))
-    assert cleaned.dropped == {"a": {"reason": "too few spikes", "num_spikes": 19, "limit": 20}}
+    assert cleaned.dropped == {"a": {"reason": "too few spikes", "num_spikes": 9, "limit": 10}}
     assert {index: train.tolist() for index, train in cleaned.trains.items()} == {1: enough.tolist()}
     assert cleaned.main_channels == {1: 1}
 
@@ -84,17 +84,17 @@ def test_refractory_violations():
 
 def test_low_amplitude():
     trains = {unit: every(1000, 100 + 200 * unit, 20) for unit in range(3)}
-    spikes = [(trains[0], 0, -3.25), (trains[1], 1, -3.5), (trains[2], 2, 3.75)]
+    spikes = [(trains[0], 0, -2.25), (trains[1], 1, -2.5), (trains[2], 2, 2.75)]
     cleaned = clean(trains, *spikes)
-    assert cleaned.dropped == {"0": {"reason": "low amplitude", "amplitude": 3.25, "limit": 3.5}}
+    assert cleaned.dropped == {"0": {"reason": "low amplitude", "amplitude": 2.25, "limit": 2.5}}
     assert cleaned.main_channels == {1: 1, 2: 2}
 
 
 def test_amplitude_is_that_of_the_mean():
     train = every(1000, 100, 20)
-    assert clean({0: train}, (train[:10], 0, -9), (train[10:], 1, -9)).trains
-    cleaned = clean({0: train}, (train[:7], 0, -9), (train[7:14], 1, -9), (train[14:], 2, -9))
-    assert cleaned.dropped["0"]["amplitude"] == pytest.approx(3.15)
+    assert clean({0: train}, (train[:10], 0, -7), (train[10:], 1, -7)).trains
+    cleaned = clean({0: train}, (train[:7], 0, -7), (train[7:14], 1, -7), (train[14:], 2, -7))
+    assert cleaned.dropped["0"]["amplitude"] == pytest.approx(2.45)
 
 
 def test_amplitude_is_of_at_most_200_spikes():

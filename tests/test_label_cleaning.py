@@ -5,7 +5,7 @@ import pytest
 from spikeinterface.core.base import minimum_spike_dtype
 from test_patches import RATE, ArrayTraces
 
-from spikewise.data.label_cleaning import _is_one_neuron, clean_labels
+from spikewise.data.label_cleaning import _is_one_neuron, clean_labels, take_turns
 from spikewise.data.labels import LabelSet, kept_spikes, make_sorting, relabelled
 
 SECONDS = 40
@@ -93,6 +93,61 @@ def test_two_shapes_of_one_neuron_stay_together():
     found, facts = cleaned((ArrayTraces(traces), None), frames)
     assert facts["split"] == 0
     assert len(found) == 1
+
+
+def test_the_same_spikes_give_the_same_units(scene):
+    """Clusters of a unit that is hard to cut hang on where the search for them begins."""
+    random = np.random.default_rng(5)
+    a, b, c = scene[1].values()
+    doubtful = np.union1d(np.union1d(a[random.random(len(a)) < 0.3], b[random.random(len(b)) < 0.8]), c[::5])
+    shifted = np.sort(doubtful + random.integers(-6, 7, len(doubtful)))
+    first, _ = cleaned(scene, shifted)
+    for _ in range(4):
+        again, _ = cleaned(scene, shifted)
+        assert len(again) == len(first)
+        assert all(np.array_equal(one, other) for one, other in zip(again, first, strict=True))
+
+
+@pytest.fixture(scope="module")
+def jumping():
+    """Traces of a probe that jumps every 8 s, on which two neurons lie side by side, and their trains."""
+    random = np.random.default_rng(8)
+    traces = random.standard_normal((int(SECONDS * RATE), 16)).astype(np.float32)
+    trains = [train(random, 5.0), train(random, 6.0)]
+    places = np.arange(16)
+    for frames, place, width in zip(trains, (6.0, 8.5), (4, 6), strict=True):
+        for frame in frames:
+            at = place + 0.7 * (int(frame / RATE / 8) % 2)
+            traces[frame - 24 : frame + 40] += wave(width, np.exp(-(((places - at) / 1.2) ** 2)))
+    return ArrayTraces(traces), trains
+
+
+def test_a_neuron_that_jumps_is_joined_and_its_neighbour_is_not(jumping):
+    """Before and after jumps it is a unit of its own, as a sorter that follows no drift has it."""
+    pieces = [frames[((frames / RATE / 8).astype(int) % 2) == at] for frames in jumping[1] for at in range(2)]
+    found, facts = cleaned(jumping, *pieces)
+    assert facts["merged"] == 2
+    assert sorted(map(len, found)) == sorted(map(len, jumping[1]))
+    assert all(max(overlap(one, true) for one in found) == 1 for true in jumping[1])
+
+
+def test_neurons_that_are_alike_and_fire_at_the_same_time_stay_apart(jumping):
+    found, facts = cleaned(jumping, *jumping[1])
+    assert facts == {"split": 0, "merged": 0}
+    assert all(np.array_equal(one, other) for one, other in zip(found, jumping[1], strict=True))
+
+
+def test_turns_are_told_from_chance_and_from_too_few_spikes():
+    random = np.random.default_rng(2)
+    one, other = np.sort(random.integers(0, 10**6, (2, 50)))
+    assert not take_turns(one, other, 0.95)
+    assert take_turns(one, other + 10**6, 0.81)
+    assert not take_turns(one, other + 10**6, 0.79)
+    assert not take_turns(one[:5], other[:5] + 10**6, 0.95)
+    assert not take_turns(one[:1], other + 10**6, 0.95)
+    half = np.concatenate([other[::3], other[1::3] + 10**6, other[2::3] + 10**6])
+    ratio_between = take_turns(one, np.sort(half), 0.95), take_turns(one, np.sort(half), 0.85)
+    assert ratio_between == (True, False)
 
 
 def test_refractory_periods_tell_neurons_apart():

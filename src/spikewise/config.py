@@ -100,7 +100,7 @@ class BootstrapConfig(Settings):
     bootstrap_s: float = setting(
         60.0, "Length of the initial interval that it sorts, or as much as there is", unit="s", minimum=2.0
     )
-    bootstrap_min_spikes: int = setting(20, "Drop a unit with fewer spikes", minimum=2)
+    bootstrap_min_spikes: int = setting(10, "Drop a unit with fewer spikes", minimum=2)
     bootstrap_max_violations: float = setting(
         0.1,
         "Drop a unit of which a larger fraction of spikes follows another within 1.5 ms",
@@ -108,7 +108,7 @@ class BootstrapConfig(Settings):
         maximum=1.0,
     )
     bootstrap_min_amplitude: float = setting(
-        3.5, "Drop a unit whose mean waveform peaks lower", unit="noise standard deviations", minimum=0.0
+        2.5, "Drop a unit whose mean waveform peaks lower", unit="noise standard deviations", minimum=0.0
     )
     bootstrap_max_agreement: float = setting(
         0.5,

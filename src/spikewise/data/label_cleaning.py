@@ -7,6 +7,11 @@ are one neuron whose shape varies, and stay together; where they have too few sp
 together that are alike. In the same way two units whose mean waveforms are alike
 and that keep out of each other's refractory period are one.
 
+A neuron that jumps along the probe, or away from it, is cut into units that take turns: where one fires, the
+other does not. Whether two trains take turns is told by the number of runs in their common order (Wald &
+Wolfowitz, Ann. Math. Stat. 1940). Units that take turns and are less alike than the above are one, the most
+alike first, so that what two neurons became while the probe jumped is put together as it was.
+
 Conventions: spikes are global frames, one array for each unit.
 """
 
@@ -37,6 +42,14 @@ ALIKE = 0.96
 """Cosine of two mean waveforms from which on two units may be one."""
 SAME_SHAPE = 0.03
 """Fraction of a mean waveform's energy: what differs by less is one neuron, where trains are too short."""
+TURNS = {0.9: 0.6, 0.8: 0.4}
+"""Units with a larger cosine take turns if there are fewer runs than this share of what chance makes."""
+RUNS_DEVIATION = -4.0
+"""And fewer by so many standard deviations."""
+FEWEST_CHANNELS = 16
+"""On fewer, different neurons are that much alike too: jumps are not looked for."""
+_SEED = 0
+"""Of the k-means with which ISO-SPLIT begins: the same spikes give the same units."""
 _MAX_SPIKES = 1500
 _NEAR_CHANNELS = 12
 _WAVEFORM_MS = (0.75, 1.25)
@@ -139,7 +152,7 @@ def _clusters(frames: np.ndarray, cutter: _Cutter) -> list[np.ndarray]:
     for count in NUM_COMPONENTS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NumbaPendingDeprecationWarning)  # of SpikeInterface's own code
-            found = isosplit_isocut.isosplit(np.ascontiguousarray(features[:, :count]))
+            found = isosplit_isocut.isosplit(np.ascontiguousarray(features[:, :count]), seed=_SEED)
         ids, sizes = np.unique(found, return_counts=True)
         large = ids[sizes >= least]
         if len(large) > best.max() + 1:
@@ -179,6 +192,8 @@ def _share_out(
 
 def _stay_together(one: np.ndarray, other: np.ndarray, cutter: _Cutter, rate: float, duration: int) -> bool:
     """Tell whether two parts of a unit are one neuron: by their trains, or where too short, by shape."""
+    if _jumped(one, other, cutter.mean(one), cutter.mean(other)):
+        return True
     if _expected(one, other, rate, duration) < LEAST_EXPECTED:
         return _differ_by(one, other, cutter) < SAME_SHAPE
     return _is_one_neuron(one, other, rate, duration)
@@ -215,29 +230,80 @@ def _is_one_neuron(one: np.ndarray, other: np.ndarray, rate: float, duration: in
     return (within - same).sum() < SAME_NEURON * expected
 
 
+def take_turns(one: np.ndarray, other: np.ndarray, cosine: float) -> bool:
+    """Tell whether two trains have far fewer runs than two that know nothing of each other.
+
+    Parameters
+    ----------
+    one, other : ndarray of int, shape (num_spikes,)
+        Times of spikes, ascending.
+    cosine : float
+        Of their mean waveforms: the more alike they are, the more runs may be left.
+    """
+    num_one, num_other = len(one), len(other)
+    share = next((share for alike, share in TURNS.items() if cosine > alike), None)
+    if share is None or min(num_one, num_other) < 2:
+        return False
+    of_other = np.repeat([False, True], [num_one, num_other])
+    in_order = of_other[np.argsort(np.concatenate([one, other]), kind="stable")]
+    runs = 1 + np.count_nonzero(np.diff(in_order))
+    expected = 1 + 2 * num_one * num_other / (num_one + num_other)
+    deviation = np.sqrt((expected - 1) * (expected - 2) / (num_one + num_other - 1))
+    return bool(runs < share * expected and runs - expected < RUNS_DEVIATION * deviation)
+
+
+def _jumped(one: np.ndarray, other: np.ndarray, mean: np.ndarray, like: np.ndarray) -> bool:
+    """Tell whether two trains are of one neuron before and after jumps."""
+    return len(mean) >= FEWEST_CHANNELS and take_turns(
+        one, other, float(_cosines(mean[None], like[None])[0, 0])
+    )
+
+
 def _merge(trains: Sequence[np.ndarray], cutter: _Cutter, rate: float, duration: int) -> list[np.ndarray]:
-    """Merge units that are alike and keep out of each other's refractory period."""
+    """Merge units that are alike and keep out of each other's refractory period, or that take turns."""
     merged = [np.asarray(train) for train in trains]
-    means = [cutter.mean(train) for train in merged]
-    index = 0
-    while index < len(merged):
-        for other in range(index):
-            if _cosine(means[index], means[other]) > ALIKE and _is_one_neuron(
-                merged[index], merged[other], rate, duration
-            ):
-                merged[other] = np.union1d(merged[other], merged[index])
-                means[other] = cutter.mean(merged[other])
-                del merged[index], means[index]
-                break
-        else:
-            index += 1
+    means = np.stack([cutter.mean(train) for train in merged])
+    alike = _cosines(means, means)
+    while pair := _most_alike(merged, alike, means.shape[1], rate, duration):
+        kept, gone = sorted(pair)
+        merged[kept] = np.union1d(merged[kept], merged.pop(gone))
+        means, alike = (np.delete(array, gone, axis=0) for array in (means, alike))
+        alike = np.delete(alike, gone, axis=1)
+        means[kept] = cutter.mean(merged[kept])
+        alike[kept] = alike[:, kept] = _cosines(means[kept : kept + 1], means)[0]
     return merged
 
 
-def _cosine(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the cosine of two mean waveforms at the best lag within a quarter of a millisecond."""
-    scale = np.linalg.norm(one) * np.linalg.norm(other)
-    if not scale:
-        return 0.0
-    reach = max(1, one.shape[1] // 8)
-    return max(float((one * np.roll(other, lag, axis=1)).sum() / scale) for lag in range(-reach, reach + 1))
+def _most_alike(
+    trains: list[np.ndarray], alike: np.ndarray, num_channels: int, rate: float, duration: int
+) -> tuple[int, int] | None:
+    """Return of all pairs of units that are one neuron the most alike, by their cosines; None if none is."""
+    ones, others = np.nonzero(np.triu(alike > min(TURNS), 1))
+    for pair in np.argsort(-alike[ones, others], kind="stable"):
+        one, other = int(ones[pair]), int(others[pair])
+        if alike[one, other] > ALIKE and _is_one_neuron(trains[one], trains[other], rate, duration):
+            return one, other
+        if num_channels >= FEWEST_CHANNELS and take_turns(trains[one], trains[other], alike[one, other]):
+            return one, other
+    return None
+
+
+def _cosines(some: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Return the cosines of mean waveforms at the best lag within a quarter of a millisecond.
+
+    Parameters
+    ----------
+    some, means : ndarray, shape (num_some or num_units, num_channels, num_samples)
+
+    Returns
+    -------
+    ndarray, shape (num_some, num_units)
+        0 where a mean waveform is 0 throughout.
+    """
+    reach = max(1, means.shape[2] // 8)
+    of_units = means.reshape(len(means), -1).T
+    products = [
+        np.roll(some, lag, axis=2).reshape(len(some), -1) @ of_units for lag in range(-reach, reach + 1)
+    ]
+    sizes = np.linalg.norm(some, axis=(1, 2))[:, None] * np.linalg.norm(means, axis=(1, 2))[None]
+    return np.max(products, axis=0) / np.where(sizes > 0, sizes, np.inf)
