@@ -35,7 +35,7 @@ def command(folder: Path, output: Path, *more: str) -> list[str]:
     """Return the command that sorts the recording of a folder."""
     scene = folder / "scene"
     words = ["sort", str(scene / "recording"), "--labels", str(scene / "truth"), "--label-interval", "0", "6"]
-    return [sys.executable, "-m", "spikewise.cli", *words, "-o", str(output), "--json", *QUICK, *more]
+    return [sys.executable, "-m", "spikewise", *words, "-o", str(output), "--json", *QUICK, *more]
 
 
 def finish(arguments: list[str]) -> str:

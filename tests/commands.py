@@ -73,7 +73,7 @@ def start(*arguments, **options) -> subprocess.Popen:
     """Start the command in a process of its own."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
-        [sys.executable, "-m", "spikewise.cli", *words(*arguments)],
+        [sys.executable, "-m", "spikewise", *words(*arguments)],
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"},
         **(pipes | options),

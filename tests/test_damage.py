@@ -90,6 +90,29 @@ def test_a_spike_on_all_wires_of_a_tetrode_is_no_artefact():
     assert stretches(repaired(traces)) == []
 
 
+def test_what_an_artefact_leaves_behind_on_few_channels_belongs_to_it():
+    """It falls below 80 standard deviations long before spikes can be told from it."""
+    clean = noise(4, dtype=np.float32)
+    lag_ms, traces = np.arange(NUM_SAMPLES - 6000) * 1000 / RATE, clean.copy()
+    decay = 20 * 300 * np.exp(-lag_ms / 2) * np.sign(np.cos(2 * np.pi * lag_ms * 0.5))
+    traces[6000:] += decay[:, None].astype(np.float32)
+    traces[9000:9030] -= 20 * 60 * np.hanning(30)[:, None].astype(np.float32)  # a spike, long after
+    ((start, stop, _, kind),) = stretches(repaired(traces, clean))
+    assert kind == "artefact"
+    assert 6000 - 60 < start <= 6000 - 30
+    last_ms = 2 * np.log(2 * 300 / 20)  # each half period it jumps by twice its size: by 20 until here
+    assert 6000 + (last_ms - 1.2 + 3) * RATE / 1000 < stop < 6000 + (last_ms + 3.3) * RATE / 1000
+
+
+def test_spikes_shortly_before_an_artefact_are_not_its_tail():
+    traces = noise(4, dtype=np.float32)
+    clean = traces.copy()
+    traces[5700:5730] -= 20 * 60 * np.hanning(30)[:, None].astype(np.float32)
+    traces[6000:6010] += 8000
+    ((start, _, _, _),) = stretches(repaired(traces, clean))
+    assert start > 6000 - 60
+
+
 def test_not_a_number_is_found_and_bridged():
     clean = noise(dtype=np.float32)
     traces = clean.copy()

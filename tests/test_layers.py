@@ -9,6 +9,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikewise"
 
 # From top to bottom; a module may import from its own layer and from those below.
 LAYERS = [
+    {"__main__"},
     {"cli"},
     {"waveform_cli"},
     {"papers_cli", "bench_cli", "many_cli", "export_cli", "gui_cli", "spikeinterface_sorter"},
@@ -21,6 +22,7 @@ LAYERS = [
     {"api", "waveform_api", "pretraining", "__init__"},
     {"exporting"},
     {"channel_sorting", "sort_job", "reporting", "curating"},
+    {"refreshing"},
     {"finding"},
     {"learning", "transfer", "channel_learning"},
     {"unit_learning", "opening"},

@@ -45,12 +45,25 @@ def store(tmp_path) -> ShardStore:
 
 @given(st.integers(1, 3), st.lists(st.integers(1, 500), min_size=1, max_size=4), st.integers(1, 600))
 def test_a_plan_holds_each_sample_of_each_group_once(num_groups, num_samples, length):
-    shards = plan_shards(num_groups, num_samples, length)
+    (shards,) = plan_shards(num_groups, num_samples, length)
     assert shards == sorted(shards)
     held = [(s.group_index, s.segment_index, at) for s in shards for at in range(s.start, s.stop)]
     everything = [(g, k, at) for g in range(num_groups) for k, n in enumerate(num_samples) for at in range(n)]
     assert held == everything
     assert all(shard.stop - shard.start <= length for shard in shards)
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=4), st.integers(1, 600), st.integers(1, 600))
+def test_periods_are_as_long_as_asked_for_whatever_the_shards(num_samples, length, period):
+    planned = plan_shards(2, num_samples, length, period)
+    starts = np.cumsum([0, *num_samples])
+    for number, shards in enumerate(planned):
+        held = [
+            (s.group_index, starts[s.segment_index] + at) for s in shards for at in range(s.start, s.stop)
+        ]
+        frames = range(number * period, min((number + 1) * period, starts[-1]))
+        assert held == [(group, at) for group in range(2) for at in frames]
+        assert all(shard.stop - shard.start <= length for shard in shards)
 
 
 def test_shards_are_found_again_as_they_were_written(store):
@@ -130,7 +143,7 @@ def test_stretches_in_any_order_give_the_spikes_of_the_whole():
     detector = SpikeDetector(network, np.full(4, 0.58), RATE, DetectionConfig(), torch.device("cpu"))
     whole = detect_in_chunks(detector, traces, 10.0)
     seam = int(whole[0].sample_index[20])  # a spike on the seam
-    shards = plan_shards(1, [20011, 3001], seam)
+    (shards,) = plan_shards(1, [20011, 3001], seam)
     found = {}
     for shard in [shards[index] for index in random.permutation(len(shards))]:
         stretch = (shard.segment_index, shard.start, shard.stop)

@@ -456,7 +456,3 @@ def _print_table(table: Any) -> None:
         cells = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row]
         shown.add_row(str(unit_id), *cells)
     out.print(shown)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

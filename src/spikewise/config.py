@@ -346,6 +346,13 @@ class SortingConfig(Settings):
         "Find the spikes on a Dask cluster: local:N for N processes of this machine, or the address of a "
         "scheduler, such as tcp://host:8786",
     )
+    refresh_min: float | None = setting(
+        None,
+        "Learn the units anew after so many minutes, from their own confident spikes of the last minute, for "
+        "recordings of hours in which units change; default: never",
+        unit="min",
+        minimum=0.1,
+    )
     device: Device = setting("auto", "Where the network runs; auto: the GPU where there is one")
     sparse: bool = setting(
         True,
@@ -561,6 +568,12 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse settings that belong to the other design."""
+        if self.sorting.refresh_min is not None and self.design != "neighbourhood":
+            raise SettingError(
+                f"the setting refresh_min is given with the design {self.design}",
+                "refresh_min is a setting of the design neighbourhood",
+                "leave it out, or set design to neighbourhood",
+            )
         other = DENSE_SETTINGS if self.design == "neighbourhood" else {"units": _names(UnitsConfig)}
         for part, names in other.items():
             settings = getattr(self, part)

@@ -84,7 +84,7 @@ def _make_detector(part: GroupModel, model: Model, config: Config) -> Detector:
     )
 
 
-class _Told:
+class Told:
     """Tells the progress over all shards, those that were finished before included."""
 
     def __init__(self, shards: Sequence[Shard], store: ShardStore, rate: float, progress: ProgressCallback):
@@ -102,6 +102,7 @@ class _Told:
         self("")
 
     def __call__(self, note: str) -> None:
+        """Tell how far it is, with a note."""
         told = f"{self._found} spikes{note}"
         self._progress("sort", self._done / self._rate, self._total / self._rate, told)
 
@@ -111,11 +112,9 @@ def find_here(
     shards: Sequence[Shard],
     store: ShardStore,
     watch: FileWatch,
-    rate: float,
-    progress: ProgressCallback,
+    told: Told,
 ) -> None:
     """Find the spikes of all shards that are not finished, in this process."""
-    told = _Told(shards, store, rate, progress)
     for shard in shards:
         if shard in store:
             continue
@@ -207,11 +206,9 @@ def find_on_cluster(
     shards: Sequence[Shard],
     store: ShardStore,
     watch: FileWatch,
-    rate: float,
-    progress: ProgressCallback,
+    told: Told,
 ) -> None:
     """Find the spikes of all shards that are not finished on a cluster, and write them here."""
-    told = _Told(shards, store, rate, progress)
     missing = [shard for shard in shards if shard not in store]
     for shard, (found, seconds) in cluster.map(find_remotely, work, missing):
         watch.check()

@@ -19,10 +19,11 @@ from spikeinterface.core import BaseRecording, BaseSorting
 from spikewise import __version__
 from spikewise.config import Config
 from spikewise.errors import Interrupted
-from spikewise.finding import Finder, find_here, find_on_cluster, make_remote_work
+from spikewise.finding import Finder, Told, find_here, find_on_cluster, make_remote_work
 from spikewise.learning import Group, label_groups, learn_group, prepare_groups, threads_and_device
 from spikewise.models.checkpoint import Model, load_model, save_model
 from spikewise.progress import ProgressCallback
+from spikewise.refreshing import Refresher
 from spikewise.sorting.cluster import open_cluster
 from spikewise.sorting.damaged import Damage, describe_damage, join_damage, tell_damage
 from spikewise.sorting.fingerprint import FileWatch
@@ -122,10 +123,9 @@ def run_sort(work: Work, state: Unfinished) -> tuple[BaseSorting, Model, dict[st
     store = state.shards()
     earlier_s = store.seconds
     num_samples = work.facts["recording"]["num_samples"]
-    shards = plan_shards(
-        len(model.groups), num_samples, max(1, round(config.sorting.shard_s * model.sampling_frequency))
-    )
-    _find(work, model, groups, shards, store)
+    periods = _plan(model, num_samples, config)
+    last = _find(work, model, groups, periods, store, state)
+    shards = [shard for period in periods for shard in period]
     sorting = merge_shards(store, shards, model, len(num_samples), state.folder / "spikes.npy")
     sorting_s = earlier_s + time.perf_counter() - started
     damage = _damage(model, shards, store, len(num_samples))
@@ -134,7 +134,16 @@ def run_sort(work: Work, state: Unfinished) -> tuple[BaseSorting, Model, dict[st
     if is_given:  # only now, since an error before leaves nothing that is worth keeping
         save_model(model, state.output / MODEL_FILE)
     provenance = _provenance(work, model, groups, sorting, (learning_s, sorting_s))
+    if config.sorting.refresh_min is not None:
+        provenance["refreshed"] = last.facts.get("refreshed", [])
     return sorting, model, {**provenance, "damage": damage}
+
+
+def _plan(model: Model, num_samples: list[int], config: Config) -> list[list[Shard]]:
+    """Cut the recording into shards, those of each period of the same units."""
+    rate, refresh_min = model.sampling_frequency, config.sorting.refresh_min
+    period = None if refresh_min is None else max(1, round(60 * refresh_min * rate))
+    return plan_shards(len(model.groups), num_samples, max(1, round(config.sorting.shard_s * rate)), period)
 
 
 def _damage(model: Model, shards: list[Shard], store: ShardStore, num_segments: int) -> dict[str, Any]:
@@ -205,15 +214,40 @@ def _learning_seconds(model: Model) -> float:
     return model.facts["labels_s"] + sum(group["training_s"] + group["thresholds_s"] for group in groups)
 
 
-def _find(work: Work, model: Model, groups: list[Group], shards: list[Shard], store: ShardStore) -> None:
-    """Find the spikes of all shards that are not finished, here or on a cluster."""
-    config, rate, watch = work.config, model.sampling_frequency, work.watch
+def _find(
+    work: Work,
+    model: Model,
+    groups: list[Group],
+    periods: list[list[Shard]],
+    store: ShardStore,
+    state: Unfinished,
+) -> Model:
+    """Find the spikes of all shards that are not finished; return the model of the last period."""
+    every = [shard for period in periods for shard in period]
+    told = Told(every, store, model.sampling_frequency, work.progress)
+    if work.config.sorting.refresh_min is None:
+        _find_period(work, model, groups, every, store, told)
+        return model
+    refresher = Refresher(model, groups, work.config, store, state, work.progress)
+    for number, shards in enumerate(periods):
+        model = refresher.model_of(number, periods)
+        _find_period(work, model, groups, shards, store, told)
+    return model
+
+
+def _find_period(
+    work: Work, model: Model, groups: list[Group], shards: list[Shard], store: ShardStore, told: Told
+) -> None:
+    """Find the spikes of shards that are not finished, here or on a cluster."""
+    config = work.config
+    if all(shard in store for shard in shards):
+        return
     if config.sorting.cluster is None:
-        find_here(Finder(groups, model, config), shards, store, watch, rate, work.progress)
-    elif any(shard not in store for shard in shards):
+        find_here(Finder(groups, model, config), shards, store, work.watch, told)
+    else:
         remote = make_remote_work(work.recording, model, config)
         with open_cluster(config.sorting.cluster) as cluster:
-            find_on_cluster(cluster, remote, shards, store, watch, rate, work.progress)
+            find_on_cluster(cluster, remote, shards, store, work.watch, told)
 
 
 def _effective_config(config: Config, model: Model) -> dict[str, Any]:

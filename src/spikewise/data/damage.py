@@ -29,11 +29,14 @@ STRETCH = np.dtype([("start", np.int64), ("stop", np.int64), ("channel_index", n
 MANY_CHANNELS = 32
 ARTEFACT_NOISE = {"many channels": 20.0, "few channels": 80.0}
 """Standard deviations by which half of the channels must jump; on few channels a spike may reach them all."""
+TAIL_NOISE = 20.0
+"""Standard deviations by which half of the channels jump in what an artefact leaves behind, for _TAIL_MS."""
 _MEASURED_S = 0.2
 _LISTENERS = 32
 """An artefact reaches all channels, so that so many of them, evenly spread, tell."""
 _FLAT_MS = 1.0
 _JUMP_MS = 0.2
+_TAIL_MS = 10.0
 _JOIN_MS = 5.0
 """Between two artefacts that are closer, nothing is usable."""
 _MARGIN_MS = {"flat": (0.5, 0.5), "artefact": (1.0, 3.0), "time jump": (1.0, 1.0)}
@@ -77,7 +80,7 @@ def samples_of(duration_ms: float, sampling_frequency: float) -> int:
 
 def reach_samples(sampling_frequency: float) -> int:
     """Return how far to either side of a sample the rules look."""
-    durations = (_FLAT_MS, _JUMP_MS, _JOIN_MS, *_MARGIN_MS["artefact"])
+    durations = (_FLAT_MS, _JUMP_MS, _TAIL_MS, _JOIN_MS, *_MARGIN_MS["artefact"])
     return sum(samples_of(duration, sampling_frequency) for duration in durations) + 2
 
 
@@ -261,14 +264,24 @@ def _artefacts(traces: np.ndarray, sampling_frequency: float, limits: DamageLimi
     listeners, lag = limits.listeners, samples_of(_JUMP_MS, sampling_frequency)
     if not len(listeners) or len(traces) <= lag:
         return np.empty(0, STRETCH)
-    highest = (limits.artefact_noise * np.sqrt(2) * limits.noise_levels[listeners]).astype(np.float32)
-    jumps = np.flatnonzero(_jumps(traces, listeners, highest, lag)) + lag
-    if not len(jumps):
+    noise = np.sqrt(2) * limits.noise_levels[listeners]
+    jumps = _jumps(traces, listeners, (limits.artefact_noise * noise).astype(np.float32), lag)
+    if not jumps.any():
         return np.empty(0, STRETCH)
+    if limits.artefact_noise > TAIL_NOISE:
+        smaller = _jumps(traces, listeners, (TAIL_NOISE * noise).astype(np.float32), lag)
+        jumps |= smaller & _follows(jumps, samples_of(_TAIL_MS, sampling_frequency))
+    jumps = np.flatnonzero(jumps) + lag
     apart = np.diff(jumps) > samples_of(_JOIN_MS, sampling_frequency)
     starts, stops = jumps[np.concatenate(([True], apart))], jumps[np.concatenate((apart, [True]))]
     margin = _margin("artefact", sampling_frequency)
     return _stretches(starts - lag, stops + 1, "artefact", ALL_CHANNELS, margin)
+
+
+def _follows(flags: np.ndarray, reach: int) -> np.ndarray:
+    """Tell where a true value lies at most so many samples before."""
+    places = np.where(flags, np.arange(len(flags)), -reach - 1)
+    return np.arange(len(flags)) - np.maximum.accumulate(places) <= reach
 
 
 def _runs(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

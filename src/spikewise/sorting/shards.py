@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -48,8 +49,10 @@ class Shard:
         return f"{self.group_index}-{self.segment_index}-{self.start}-{self.stop}.npy"
 
 
-def plan_shards(num_groups: int, num_samples: Sequence[int], length: int) -> list[Shard]:
-    """Cut a recording: all shards, in the order of group, segment, time.
+def plan_shards(
+    num_groups: int, num_samples: Sequence[int], length: int, period: int | None = None
+) -> list[list[Shard]]:
+    """Cut a recording: the shards of each period, in the order of group, segment, time.
 
     Parameters
     ----------
@@ -57,14 +60,19 @@ def plan_shards(num_groups: int, num_samples: Sequence[int], length: int) -> lis
     num_samples : sequence of int
         Length of each segment.
     length : int
-        Samples of a shard; the last of a segment may be shorter.
+        Samples of a shard; the last of a segment or of a period may be shorter.
+    period : int, optional
+        Samples of a period, counted through all segments; default: there is one period.
     """
-    return [
-        Shard(group_index, segment_index, start, min(start + length, total))
-        for group_index in range(num_groups)
-        for segment_index, total in enumerate(num_samples)
-        for start in range(0, total, length)
-    ]
+    starts = [sum(num_samples[:index]) for index in range(len(num_samples))]
+    period = period or max(1, sum(num_samples))
+    planned: list[list[Shard]] = [[] for _ in range(max(1, -(-sum(num_samples) // period)))]
+    for group_index in range(num_groups):
+        for segment_index, (first, total) in enumerate(zip(starts, num_samples, strict=True)):
+            cuts = {*range(0, total, length), *range(-first % period, total, period), total}
+            for start, stop in itertools.pairwise(sorted(cuts)):
+                planned[(first + start) // period].append(Shard(group_index, segment_index, start, stop))
+    return planned
 
 
 class ShardStore:

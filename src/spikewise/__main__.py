@@ -1,0 +1,8 @@
+"""``python -m spikewise`` is the command ``spikewise``."""
+
+import sys
+
+from spikewise.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Units learnt anew while a recording is sorted follow what changes, keep their ids, and can be resumed."""
+
+import numpy as np
+import pytest
+from commands import Simulated, assert_told, run, succeed
+from spikeinterface.core import load
+from test_resume import Ended, ending
+
+import spikewise
+from spikewise.models.checkpoint import load_model
+
+QUICK_UNITS = {"patches_per_unit": 400, "unit_steps": 60}
+EVERY = {"refresh_min": 0.1, "shard_s": 2.0, "label_interval": (0.0, 6.0)}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Simulated:
+    """Eighteen seconds of six units, one of which falls silent after six."""
+    folder = tmp_path_factory.mktemp("refresh") / "made"
+    return Simulated(folder, **{"probe": "linear-16", "num-units": 6, "duration-s": 18, "seed": 4})
+
+
+@pytest.fixture(scope="module")
+def refreshed(scene):
+    return spikewise.sort(scene.recording, labels=scene.truth, **EVERY, **QUICK_UNITS)
+
+
+def test_each_period_learns_from_the_one_before(scene, refreshed):
+    truth = load(scene.truth)
+    told = refreshed.provenance["refreshed"]
+    assert len(told) == 2  # three periods of six seconds
+    enough = [
+        sum(
+            len(truth.get_unit_spike_train(unit, start_frame=start, end_frame=start + 6 * 30000)) >= 10
+            for unit in truth.unit_ids
+        )
+        for start in (0, 6 * 30000)
+    ]
+    assert [sum(groups.values()) for groups in told] == enough
+    assert refreshed.sorting.unit_ids.tolist() == truth.unit_ids.tolist()
+    performance = spikewise.evaluate(truth, refreshed.sorting, interval=(6, 18))
+    assert performance.accuracy > 0.9  # it learns little from little
+
+
+def test_the_first_period_is_that_of_the_model_alone(scene, refreshed):
+    plain = spikewise.sort(scene.recording, model=refreshed.model)
+    rate = plain.sorting.sampling_frequency
+    ours, theirs = (made.sorting.to_spike_vector() for made in (refreshed, plain))
+    for begin, end, is_same in ((0, 6 * rate - 50, True), (6 * rate + 50, 18 * rate, False)):
+        parts = [one[(one["sample_index"] >= begin) & (one["sample_index"] < end)] for one in (ours, theirs)]
+        assert np.array_equal(*parts) == is_same
+    assert "refreshed" not in plain.provenance
+
+
+@pytest.mark.parametrize(("stage", "after"), [("sort", 5), ("train", 8)])
+def test_it_goes_on_where_it_was_ended(scene, refreshed, tmp_path, stage, after):
+    given = {"labels": scene.truth, "output": tmp_path / "out", **EVERY, **QUICK_UNITS}
+    with pytest.raises(Ended):
+        spikewise.sort(scene.recording, progress=ending(stage, after), **given)
+    resumed = spikewise.sort(scene.recording, resume=True, **given)
+    assert resumed.provenance["result"] == refreshed.provenance["result"]
+    assert resumed.provenance["refreshed"] == refreshed.provenance["refreshed"]
+    assert load_model(tmp_path / "out").hash() == refreshed.model.hash()
+
+
+def test_the_length_of_shards_changes_nothing(scene, refreshed):
+    other = spikewise.sort(scene.recording, labels=scene.truth, **{**EVERY, "shard_s": 5.0}, **QUICK_UNITS)
+    assert other.provenance["result"] == refreshed.provenance["result"]
+
+
+def test_the_dense_design_is_refused(capsys, tetrode, trained, tmp_path):
+    options = {"--model": trained, "-o": tmp_path / "out", "--refresh-min": 0.1}
+    outcome = run(capsys, "sort", tetrode.recording, options)
+    assert_told(
+        outcome, "refresh_min is given with a model of the design esort-paper", "Leave refresh_min out"
+    )
+    options = {"--model": trained, "-o": tmp_path / "again"}
+    assert succeed(capsys, "sort", tetrode.recording, options).summary["spikes"] > 100
