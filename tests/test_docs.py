@@ -13,13 +13,17 @@ import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import run
 from pages import PAGES, REPOSITORY, Block, blocks, command_lines, inline_code, is_of_the_reader
+from spikeinterface.core import NumpyRecording
 
 import spikewise
 from spikewise.cli import app
 from spikewise.config import Config
+from spikewise.data.label_files import load_labels
+from spikewise.many import read_list
 from spikewise.settings import Settings
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
@@ -43,7 +47,7 @@ def test_every_block_is_of_a_language_that_is_tested():
     languages = {str(block): block.language for page in PAGES for block in blocks(page)}
     plain = {place for place, language in languages.items() if language == ""}
     assert {languages[place] for place in languages} <= {"sh", "python", ""}
-    assert len(plain) <= 2, plain  # a list of recordings, and the flow of the data
+    assert len(plain) <= 3, plain  # a list of recordings, labels, and the flow of the data
 
 
 @pytest.mark.parametrize("block", **named(all_blocks("sh")))
@@ -101,7 +105,8 @@ def reference():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_within_the_text_exist(page):
-    known = all_options() | {"--help"}
+    scripts = [file.read_text(encoding="utf-8") for file in (REPOSITORY / "benchmarks").glob("*.py")]
+    known = all_options() | {"--help", *re.findall(r'add_argument\("(-[\w-]+)"', "".join(scripts))}
     others = {"pip": {"--index-url"}, "dask": {"--preload"}}
     for code in inline_code(page):
         words = code.split()
@@ -116,7 +121,7 @@ def test_options_within_the_text_exist(page):
             names = [word for word in words[1:3] if re.fullmatch(r"[a-z-]+", word)]
             chain, _, rest = app.parse_commands(names)
             assert chain, f"{page.name}: {code}"
-            assert not rest or not app[chain[0]].default_command is None, f"{page.name}: {code}"
+            assert not rest or app[chain[0]].default_command is not None, f"{page.name}: {code}"
 
 
 @pytest.mark.parametrize("block", **named(all_blocks("python")))
@@ -169,7 +174,9 @@ def test_blocks_run_in_their_order(name, tmp_path, monkeypatch, capsys):
     if name == "first-sort.md":
         assert done == ["simulate", "sort", "evaluate", "report", "python", "sort"]
         assert (tmp_path / "sorted" / "report.html").is_file()
-        first, again = (json.loads((tmp_path / n / "provenance.json").read_text()) for n in ("sorted", "sorted-again"))
+        first, again = (
+            json.loads((tmp_path / n / "provenance.json").read_text()) for n in ("sorted", "sorted-again")
+        )
         assert first["result"]["spikes_hash"] == again["result"]["spikes_hash"]
 
 
@@ -177,6 +184,28 @@ def test_every_extra_is_told():
     text = (REPOSITORY / "docs" / "install.md").read_text(encoding="utf-8")
     told = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
     assert sorted(told) == sorted(PYPROJECT["project"]["optional-dependencies"])
+
+
+def test_the_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)", PAGES[0].read_text(encoding="utf-8"))
+    assert len(links) > 10
+    assert all((REPOSITORY / link).exists() for link in links if not link.startswith("https://"))
+
+
+def test_the_labels_that_curation_shows_are_read(tmp_path):
+    (block,) = blocks(REPOSITORY / "docs" / "curation.md", "")
+    (tmp_path / "labels.csv").write_text(block.text, encoding="utf-8")
+    recording = NumpyRecording([np.zeros((6000, 1), dtype=np.int16)], 30000)
+    found = load_labels(tmp_path / "labels.csv", recording)
+    assert found.get_unit_spike_train("soma").tolist() == [3561]
+    assert found.get_unit_spike_train("3").tolist() == [3102]
+
+
+def test_the_list_of_recordings_is_read(tmp_path):
+    (block,) = blocks(REPOSITORY / "docs" / "long-recordings.md", "")
+    (tmp_path / "list.csv").write_text(block.text, encoding="utf-8")
+    entries = read_list(tmp_path / "list.csv")
+    assert [entry.output for entry in entries] == [tmp_path / "sorted" / name for name in ("day1", "day2")]
 
 
 # The site

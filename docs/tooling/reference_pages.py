@@ -75,15 +75,19 @@ class Command:
 
 
 def all_commands() -> list[Command]:
-    """Return every command, those that hold others ahead of these."""
+    """Return every command: the main ones, others, and then those that hold commands, each ahead of these."""
     return list(_below(()))
+
+
+def _rank(command: App) -> tuple[bool, bool]:
+    main = command.default_command
+    return main is None, getattr(main, "__module__", None) != "spikewise.cli"
 
 
 def _below(words: tuple[str, ...]) -> Iterator[Command]:
     _, apps, _ = app.parse_commands(list(words))
-    for name in apps[-1]:
-        if name.startswith("-"):
-            continue
+    names = [name for name in apps[-1] if not name.startswith("-")]
+    for name in sorted(names, key=lambda name: _rank(apps[-1][name])):
         inner = (*words, name)
         _, path, _ = app.parse_commands(list(inner))
         command = path[-1]
@@ -129,9 +133,9 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "Made from the parser itself; `spikewise COMMAND --help` tells the same. Results go to standard output; "
-        "progress, warnings and errors to standard error. Exit codes: 0 done, 1 some of many recordings failed, "
-        "2 something given cannot be used, 130 interrupted.",
+        "Made from the parser itself; `spikewise COMMAND --help` tells the same. Results go to standard "
+        "output; progress, warnings and errors to standard error. Exit codes: 0 done, 1 some of many "
+        "recordings failed, 2 something given cannot be used, 130 interrupted.",
         "",
     ]
     for command in all_commands():
@@ -145,7 +149,9 @@ def commands_page() -> str:
                 [_argument_row(argument) for argument in command.own_arguments],
             )
             if command.settings:
-                links = ", ".join(f"[{_title(kind)}](settings.md#{_anchor(kind)})" for kind in command.settings)
+                links = ", ".join(
+                    f"[{_title(kind)}](settings.md#{_anchor(kind)})" for kind in command.settings
+                )
                 lines += ["", f"Its other options are settings: {links}."]
         lines.append("")
     return "\n".join(lines)
@@ -162,16 +168,21 @@ def _told(command: Command) -> str:
 def _usage(command: Command) -> str:
     words = [command.title]
     for argument in command.own_arguments:
-        name = argument.name if argument.name.startswith("-") else argument.name.upper()
-        if argument.index is not None and not argument.name.startswith("-"):
-            words.append(name if argument.required else f"[{name}]")
+        if argument.index is not None:
+            words.append(_place(argument) if argument.required else f"[{_place(argument)}]")
         elif argument.required:
-            words.append(f"{name} {argument.field_info.name.upper()}")
+            words.append(f"{argument.name} {_place(argument)}")
     return " ".join([*words, "[OPTIONS]"])
 
 
+def _place(argument: Argument) -> str:
+    """Return the word that stands for a value."""
+    return argument.field_info.name.upper()
+
+
 def _argument_row(argument: Argument) -> list[str]:
-    names = "<br>".join(f"`{name}`" for name in argument.names)
+    names = [_place(argument)] if argument.index is not None else []
+    names = "<br>".join(f"`{name}`" for name in (*names, *argument.names))
     default = argument.field_info.default
     return [
         names,
@@ -186,9 +197,10 @@ def settings_page() -> str:
         "# Settings",
         "",
         "Made from the code: each setting is declared once, and the options of the commands and the names in "
-        "Python derive from it. In Python the names are those of the second line of each cell, all in one row: "
+        "Python derive from it. The option of the command stands first and the name in Python last, as in "
         "`spikewise.sort(recording, labels=labels, freq_min_hz=250, seed=1)`. A value outside of its range, "
-        "and a name that does not exist, is refused before anything runs.",
+        "and a name that does not exist, is refused before anything runs. Where the default is -, nothing is "
+        "given, and the text says what is done then.",
         "",
     ]
     users = all_commands()
@@ -321,13 +333,13 @@ def _docstring(item: Any) -> list[str]:
     for title, kinds in (("Parameters", ("param",)), ("Attributes", ("attribute",))):
         found = [entry for entry in parsed.params if entry.args[0] in kinds]
         if found:
-            rows = [
-                [f"`{e.arg_name}`", _cell(e.type_name or ""), _cell(e.description or "")] for e in found
-            ]
+            rows = [[f"`{e.arg_name}`", _cell(e.type_name or ""), _cell(e.description or "")] for e in found]
             lines += ["", f"**{title}**", "", *_table(["name", "type", "what it is"], rows)]
     returned = [entry for entry in parsed.many_returns if entry.type_name or entry.description]
     if returned:
-        told = [": ".join(filter(None, (_cell(e.type_name or ""), _cell(e.description or "")))) for e in returned]
+        told = [
+            ": ".join(filter(None, (_cell(e.type_name or ""), _cell(e.description or "")))) for e in returned
+        ]
         lines += ["", f"**Returns** {'; '.join(told)}"]
     if parsed.raises:
         rows = [[_cell(e.type_name or ""), _cell(e.description or "")] for e in parsed.raises]
@@ -345,9 +357,9 @@ def formats_page() -> str:
     lines = [
         "# Formats and probes",
         "",
-        "Made from the code; `spikewise info` lists the same. The format is found from the path, and `--format` "
-        "names it where it cannot be. Any other recording or sorting that SpikeInterface reads is taken from "
-        "Python as an object.",
+        "Made from the code; `spikewise info` lists the same. The format is found from the path, and "
+        "`--format` names it where it cannot be. Any other recording or sorting that SpikeInterface reads "
+        "is taken from Python as an object.",
         "",
     ]
     for title, (head, formats) in parts.items():
@@ -358,8 +370,8 @@ def formats_page() -> str:
         "## Probes",
         "",
         f"`--probe` takes a name: {names}, where N is a number, as in `linear-16`. Or a file: `.json` of "
-        "probeinterface, `.prb`, `.meta` or `.imro` of SpikeGLX, `.h5` of MEArec. Or `MANUFACTURER:PROBE` of the "
-        "probeinterface library, which is downloaded.",
+        "probeinterface, `.prb`, `.meta` or `.imro` of SpikeGLX, `.h5` of MEArec. Or `MANUFACTURER:PROBE` "
+        "of the probeinterface library, which is downloaded.",
         "",
     ]
     return "\n".join(lines)
@@ -368,7 +380,7 @@ def formats_page() -> str:
 def _title(kind: type[Settings]) -> str:
     """Return the name of settings as words: ``ChannelSortingConfig`` is *Channel sorting*."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__.removesuffix("Config"))
-    return words[0] + words[1:].lower() if not words.isupper() else words
+    return words.upper() if words in ("Gui", "Nwb") else words.capitalize()
 
 
 def _anchor(kind: type[Settings]) -> str:
@@ -392,7 +404,7 @@ def _kinds(hint: Any) -> str:
 def _value(value: Any) -> str:
     """Write a default."""
     if value is None or value is inspect.Parameter.empty:
-        return "–"
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
