@@ -22,7 +22,7 @@ from spikewise.sorting.detect import SpikeDetector, make_detector
 from spikewise.sorting.postprocess import find_peaks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-START_S, LENGTH_S = 18.0, 0.04
+LENGTH_S = 0.04
 COLOURS = [f"C{index}" for index in range(10)]
 
 
@@ -37,7 +37,8 @@ def draw_method(path: Path) -> None:
         part.network, part.thresholds, rate, model.detection_config, SortingConfig(sparse=False, device="cpu")
     )
     assert isinstance(detector, SpikeDetector)
-    start, stop = round(START_S * rate), round((START_S + LENGTH_S) * rate)
+    start = _busiest(made.sorting.to_spike_vector()["sample_index"], round(13 * rate), round(LENGTH_S * rate))
+    stop = start + round(LENGTH_S * rate)
     network = detector.network
     with torch.inference_mode():
         around = reader.read(0, start - network.left_margin, stop + network.right_margin)
@@ -61,17 +62,14 @@ def draw_method(path: Path) -> None:
     for unit in range(probabilities.shape[1]):
         axes[1].plot(times, probabilities[:, unit], color=COLOURS[unit], linewidth=1)
         axes[2].plot(times, responses[:, unit], color=COLOURS[unit], linewidth=1)
-    axes[2].plot(times[peaks], responses[peaks, units], "v", color="black", markersize=6, label="spikes")
-    axes[2].axhline(
-        float(detector.thresholds.min()), color="0.5", linestyle="--", linewidth=0.8, label="threshold"
-    )
-    axes[2].legend(loc="upper right", frameon=False)
+    axes[2].plot(times[peaks], responses[peaks, units], "v", color="black", markersize=6)
+    axes[2].axhline(float(detector.thresholds.min()), color="0.5", linestyle="--", linewidth=0.8)
     axes[0].set(yticks=[], ylabel="channels")
     axes[1].set(ylabel="probability")
     axes[2].set(ylabel="response", xlabel="ms", xlim=(times[0], times[-1]))
     axes[0].set_title("filtered traces; the spikes that are found, in the colour of their unit", loc="left")
     axes[1].set_title("what the network of each unit answers: a plateau for each spike", loc="left")
-    axes[2].set_title("after the triangle: a peak for each spike", loc="left")
+    axes[2].set_title("after the triangle: a peak for each spike, above the threshold (dashed)", loc="left")
     _save(figure, path)
 
 
@@ -96,6 +94,13 @@ def draw_labels(path: Path) -> None:
     axes.set_xticks([5, 10, 15, 30, 50])
     axes.legend(loc="lower right", frameon=False)
     _save(figure, path)
+
+
+def _busiest(samples: np.ndarray, first: int, length: int) -> int:
+    """Return the start of the stretch with the most spikes from a sample on, at least 2 ms ahead of one."""
+    starts = samples[samples >= first] - length // 20
+    counts = np.searchsorted(samples, starts + length) - np.searchsorted(samples, starts)
+    return int(starts[counts.argmax()])
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

@@ -175,7 +175,7 @@ def test_blocks_run_in_their_order(name, tmp_path, monkeypatch, capsys):
         assert done == ["simulate", "sort", "evaluate", "report", "python", "sort"]
         assert (tmp_path / "sorted" / "report.html").is_file()
         first, again = (
-            json.loads((tmp_path / n / "provenance.json").read_text()) for n in ("sorted", "sorted-again")
+            json.loads((tmp_path / n / "provenance.json").read_text()) for n in ("sorted", "again")
         )
         assert first["result"]["spikes_hash"] == again["result"]["spikes_hash"]
 

@@ -144,10 +144,8 @@ def commands_page() -> str:
         lines += [_told(command), ""]
         if command.arguments:
             lines += ["```console", _usage(command), "```", ""]
-            lines += _table(
-                ["", "default", "what it is"],
-                [_argument_row(argument) for argument in command.own_arguments],
-            )
+            rows = [_argument_row(argument) for argument in command.own_arguments]
+            lines += _narrow("options", _table(["", "default", "what it is"], rows))
             if command.settings:
                 links = ", ".join(
                     f"[{_title(kind)}](settings.md#{_anchor(kind)})" for kind in command.settings
@@ -232,7 +230,7 @@ def _settings_table(kind: type[Settings], takers: list[Command]) -> list[str]:
         names = [f"`{name}`" for name in options.get(field.name, ())] + [f"`{field.name}`"]
         told = _plain(field.metadata["help"]) + _design_note(kind, field.name)
         rows.append(["<br>".join(names), _default(kind, field), _kinds(hints[field.name]), told])
-    return _table(["setting", "default", "value", "what it is"], rows)
+    return _narrow("settings", _table(["setting", "default", "value", "what it is"], rows))
 
 
 def _design_note(kind: type[Settings], name: str) -> str:
@@ -418,6 +416,11 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     heads = list(heads)
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     return lines + [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+
+
+def _narrow(kind: str, table: list[str]) -> list[str]:
+    """Mark a table whose rows stand below each other on narrow screens (stylesheets/site.css)."""
+    return [f'<div class="{kind}" markdown>', "", *table, "", "</div>"]
 
 
 def _plain(text: str) -> str:
