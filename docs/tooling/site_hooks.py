@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import reference_pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,6 +25,8 @@ FROM_REPOSITORY = {
 }
 """Pages that are files elsewhere in the repository, and links to them from docs/."""
 
+_titles: dict[str, str] = {}
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are not files of docs/."""
@@ -34,8 +38,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
+    """Note what the pages are called."""
+    _titles.update({page.file.src_uri: str(page.title) for page in nav.pages})
+    return nav
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links to files of the repository that are pages here lead to these pages."""
+    """Let links to files of the repository lead to their pages, and call pages by their titles."""
     for place, source in FROM_REPOSITORY.items():
         markdown = markdown.replace(f"](../{source})", f"]({place})")
-    return markdown
+    return re.sub(r"\[([\w-]+\.md)\](?=\(\1)", lambda link: f"[{_titles[link[1]]}]", markdown)
