@@ -42,9 +42,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Into site/; site/index.html opens from the disk, and serving it lets the search work, too.
+# Into site/: its index.html opens from the disk; served, its search works too. Not with --quiet, which hides the
+# warnings from --strict.
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
