@@ -1,4 +1,5 @@
-# `make demo` sets everything up, sorts a small recording and writes a report; `make test` runs the tests.
+# `make demo` sets everything up, sorts a small recording and writes a report; `make test` runs the tests;
+# `make docs` builds the documentation site.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ TORCH_CPU := torch==2.13.0+cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 DEMO := demo
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench docs clean
 
 setup: $(STAMP)
 
@@ -20,7 +21,7 @@ $(STAMP): pyproject.toml
 	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null; then \
 	  $(BIN)/pip install --quiet "$(TORCH_CPU)" 2> /dev/null || \
 	  $(BIN)/pip install --quiet "$(TORCH_CPU)" --index-url $(TORCH_CPU_INDEX); fi
-	$(BIN)/pip install --quiet --editable ".[simulate,nwb,cluster,gui,papers,dev]"
+	$(BIN)/pip install --quiet --editable ".[simulate,nwb,cluster,gui,papers,docs,dev]"
 	touch $(STAMP)
 
 demo: setup
@@ -41,8 +42,13 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Into site/: its index.html opens from the disk; served, its search works too. Not with --quiet, which hides the
+# warnings from --strict.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: setup
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(DEMO) bench build dist
+	rm -rf $(DEMO) bench build dist site

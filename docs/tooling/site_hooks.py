@@ -1,0 +1,51 @@
+"""What mkdocs calls while it builds the site: pages that are made from the code, links that leave docs/."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import reference_pages
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.nav import Navigation
+from mkdocs.structure.pages import Page
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+FROM_CODE = {
+    "reference/commands.md": reference_pages.commands_page,
+    "reference/settings.md": reference_pages.settings_page,
+    "reference/python.md": reference_pages.python_page,
+    "reference/formats.md": reference_pages.formats_page,
+}
+FROM_REPOSITORY = {
+    "changelog.md": "CHANGELOG.md",
+    "model-card.md": "src/spikewise/weights/MODEL_CARD.md",
+}
+"""Pages that are files elsewhere in the repository, and links to them from docs/."""
+
+_titles: dict[str, str] = {}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are not files of docs/."""
+    for place, write in FROM_CODE.items():
+        files.append(File.generated(config, place, content=write()))
+    for place, source in FROM_REPOSITORY.items():
+        text = (REPOSITORY / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, place, content=text))
+    return files
+
+
+def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
+    """Note what the pages are called."""
+    _titles.update({page.file.src_uri: str(page.title) for page in nav.pages})
+    return nav
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let links to files of the repository lead to their pages, and call pages by their titles."""
+    for place, source in FROM_REPOSITORY.items():
+        markdown = markdown.replace(f"](../{source})", f"]({place})")
+    return re.sub(r"\[([\w-]+\.md)\](?=\(\1)", lambda link: f"[{_titles[link[1]]}]", markdown)
