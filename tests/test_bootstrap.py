@@ -1,5 +1,7 @@
 """Labels from a sorter: each rule exact on constructed units, and real sorters run from end to end."""
 
+from multiprocessing.shared_memory import SharedMemory
+
 import numpy as np
 import pytest
 from probeinterface import generate_tetrode
@@ -361,6 +363,28 @@ def test_all_units_dropped_says_why(sorted_tetrode, tmp_path):
     _, _, _, recording, preprocessed = sorted_tetrode
     with pytest.raises(BootstrapError, match=r"All \d units .* dropped: \d for low amplitude"):
         run(recording, preprocessed, tmp_path, bootstrap_s=6.0, bootstrap_min_amplitude=1000.0)
+
+
+def test_memory_that_a_sorter_shares_is_given_back(sorted_tetrode, tmp_path):
+    _, _, _, recording, preprocessed = sorted_tetrode
+    before = SharedMemory(create=True, size=8)  # not the sorter's
+    names = []
+
+    class Noted(SharedMemory):
+        def __init__(self, *given, **named):
+            super().__init__(*given, **named)
+            names.append(self.name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("multiprocessing.shared_memory.SharedMemory", Noted)
+        run(recording, preprocessed, tmp_path, bootstrap_s=6.0)
+    assert names
+    for name in names:
+        with pytest.raises(FileNotFoundError):
+            SharedMemory(name)
+    SharedMemory(before.name).close()
+    before.close()
+    before.unlink()
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import random
 import shutil
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import fuzzing
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
+from scipy.io import loadmat, savemat
 from spikeinterface.core import NumpyFolderSorting, load
 
 import spikewise
@@ -25,8 +27,9 @@ from spikewise.data.bootstrap import Bootstrap
 from spikewise.data.files import replacing
 from spikewise.data.labels import LabelSet
 from spikewise.data.probes import load_probe
-from spikewise.data.untrusted import check_npz, load_npy, load_npz, parse_json, safe_name
-from spikewise.errors import CheckpointError, LabelsError, ProbeError, WaveformsError
+from spikewise.data.raw_channel import load_raw_channel
+from spikewise.data.untrusted import check_matlab, check_npz, load_npy, load_npz, parse_json, safe_name
+from spikewise.errors import CheckpointError, LabelsError, ProbeError, RecordingError, WaveformsError
 from spikewise.models.checkpoint import load_model, save_model
 from spikewise.output.result import load_result
 from spikewise.sorting.store import save_json
@@ -206,6 +209,64 @@ def test_names_from_files_name_no_other_folder(name, tmp_path):
     assert safe_name("0") == "0"
     assert safe_name("shank-1_a.b c") == "shank-1_a.b c"
     assert safe_name("a/b") != safe_name("a\\b")
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("level", ["4", "5"])
+def test_older_matlab_files_of_all_that_is_read_are_whole(tmp_path, level, compress):
+    plain = {"data": np.arange(12.0).reshape(3, 4), "flags": np.array([1, 0, 2], np.uint8), "text": "a name"}
+    nested = {
+        "cells": np.array([np.arange(3.0), "b", np.empty(0)], object),
+        "of": {"x": 1.5, "y": {"z": "w"}},
+    }
+    savemat(
+        tmp_path / "s.mat", plain | (nested if level == "5" else {}), format=level, do_compression=compress
+    )
+    check_matlab(tmp_path / "s.mat")
+    assert loadmat(tmp_path / "s.mat")["data"].tolist() == plain["data"].tolist()
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_matlab_file_with_an_element_of_an_unknown_type_is_refused_before_scipy_crashes(tmp_path, compress):
+    path = tmp_path / "s.mat"
+    savemat(path, {"data": np.arange(400.0), "sr": 24000.0})
+    content = bytearray(path.read_bytes())
+    at = content.index(struct.pack("<II", 9, 3200))  # the numbers of the array
+    content[at] = 0xED
+    if compress:
+        array = zlib.compress(bytes(content[128 : 128 + 8 + struct.unpack_from("<I", content, 132)[0]]))
+        content[128:] = struct.pack("<II", 15, len(array)) + array
+    path.write_bytes(content)
+    with pytest.raises(WaveformsError, match="element of type 237"):
+        load_raw_channel(path)
+
+
+def test_matlab_objects_and_endless_cells_are_refused(tmp_path):
+    path = tmp_path / "s.mat"
+    savemat(path, {"data": np.arange(4.0)})
+    content = bytearray(path.read_bytes())
+    at = content.index(struct.pack("<III", 6, 8, 6))  # flags of an array of doubles
+    content[at + 8] = 17
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="class 17"):
+        check_matlab(path)
+    deep = np.zeros(1)
+    for _ in range(60):
+        cell = np.empty(1, object)
+        cell[0] = deep
+        deep = cell
+    savemat(path, {"data": deep})
+    with pytest.raises(ValueError, match="depth 51"):
+        check_matlab(path)
+
+
+def test_recordings_annotated_without_end_are_refused(tetrode, tmp_path):
+    shutil.copytree(tetrode.recording, tmp_path / "r")
+    file = tmp_path / "r" / "annotations.json"
+    nested = json.loads("[" * 400 + "]" * 400)
+    file.write_text(json.dumps({**json.loads(file.read_text()), "note": nested}))
+    with pytest.raises(RecordingError, match="nested too deeply"):
+        spikewise.load_recording(tmp_path / "r")
 
 
 def truth_as_bootstrap(recording, config, preprocessed, seed, folder, silenced_channel_ids):

@@ -27,7 +27,12 @@ from spikeinterface.sorters import installed_sorters, run_sorter
 
 from spikewise.api import SortingResult, simulate, sort, train
 from spikewise.config import Config, SortingConfig
-from spikewise.data.bootstrap import last_line, seeded_chunks, sorter_parameters
+from spikewise.data.bootstrap import (
+    last_line,
+    seeded_chunks,
+    shared_memory_given_back,
+    sorter_parameters,
+)
 from spikewise.data.simulate import save_simulation
 from spikewise.data.training_set import Block
 from spikewise.errors import Interrupted, MissingExtraError, OutputError, SpikewiseError
@@ -324,7 +329,12 @@ def quietly(
     """Run a sorter with what it prints in a file, and return its spikes in memory."""
     with (place / "log").open("w", encoding="utf-8") as log:
         try:
-            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), seeded_chunks(seed):
+            with (
+                contextlib.redirect_stdout(log),
+                contextlib.redirect_stderr(log),
+                seeded_chunks(seed),
+                shared_memory_given_back(),
+            ):
                 found = run_sorter(sorter, recording, folder=place / "sorter", **parameters)
                 return NumpySorting.from_sorting(found)
         except Exception as error:  # a sorter can fail in any way

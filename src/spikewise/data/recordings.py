@@ -22,7 +22,7 @@ from spikeinterface.core.binaryfolder import read_binary_folder
 
 from spikewise.config import RecordingConfig
 from spikewise.data.arrays import check_dtype, check_whole_frames, read_binary, read_numpy
-from spikewise.data.untrusted import load_npy, parsing
+from spikewise.data.untrusted import check_nesting, load_npy, parsing
 from spikewise.errors import MissingExtraError, RecordingError
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,8 @@ def load_recording(path: str | Path, config: RecordingConfig = _DEFAULTS) -> Bas
         )
     with reading_errors(f"the recording {path}, taken as {name}"):
         recording = _FORMATS[name].read(path, config)
+        annotations = {key: recording.get_annotation(key) for key in recording.get_annotation_keys()}
+        check_nesting(annotations, "what it is annotated with")
         _check_recording(recording, path)
     logger.info("Loaded %s as %s: %d channels", path, name, recording.get_num_channels())
     return recording

@@ -11,7 +11,9 @@ import hashlib
 import json
 import math
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,13 @@ MOST_EXPANSION = 200
 """What is unpacked may be so many times larger than the file; recordings shrink by less than ten."""
 SMALL_BYTES = 2**26
 """Below that much, proportions do not matter."""
+MOST_NESTING = 50
+"""Levels of lists, dictionaries and arrays in one another."""
+_MATLAB_HEADER = 128
+_MATLAB_FLAGS, _MATLAB_ARRAY, _MATLAB_COMPRESSED = 6, 14, 15
+_MATLAB_KINDS = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14, 15, 16, 17, 18}
+_MATLAB_CLASSES = {1, 2, *range(4, 16)}
+"""Cells, structs, text and numbers; no objects, functions and opaque ones."""
 
 
 @contextmanager
@@ -100,6 +109,78 @@ def check_hdf5(item: h5py.Dataset) -> None:
     """Raise ValueError where a dataset promises more than its file can hold."""
     if item.dtype.kind not in "O":
         check_expansion(math.prod(item.shape or ()) * item.dtype.itemsize, Path(item.file.filename))
+
+
+def check_nesting(value: Any, name: str) -> None:
+    """Raise ValueError where lists and dictionaries are nested so deeply that copying them would fail."""
+    level = [value]
+    for _ in range(MOST_NESTING):
+        level = [
+            item
+            for one in level
+            if isinstance(one, dict | list | tuple)
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return
+    raise ValueError(f"{name} is nested too deeply")
+
+
+def check_matlab(path: Path) -> None:
+    """Raise ValueError where an older MATLAB file (level 5) is made of anything but whole, known elements.
+
+    SciPy looks up the type of an element in a table without a look at its end, and crashes.
+    Source: MathWorks, MAT-File Format.
+    """
+    content = path.read_bytes()
+    if len(content) < _MATLAB_HEADER or 0 in content[:4]:  # level 4, which is read in plain Python
+        return
+    order = ">" if content[126:128] == b"MI" else "<"
+    for kind, part in _matlab_elements(memoryview(content)[_MATLAB_HEADER:], order):
+        if kind == _MATLAB_COMPRESSED:
+            most = max(SMALL_BYTES, MOST_EXPANSION * len(content))
+            unpacked = zlib.decompressobj().decompress(part, most + 1)
+            check_expansion(len(unpacked), path)
+            for inner_kind, inner in _matlab_elements(memoryview(unpacked), order):
+                _check_matlab_array(inner_kind, inner, order, 0)
+        else:
+            _check_matlab_array(kind, part, order, 0)
+
+
+def _matlab_elements(content: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    """Yield the type and the bytes of each element, all of which must be there."""
+    at = 0
+    while at < len(content):
+        if at + 8 > len(content):
+            raise ValueError("it ends within an element")
+        kind, size = struct.unpack_from(f"{order}II", content, at)
+        if kind >> 16:  # a small element: its size lies in the upper half, up to four bytes follow
+            kind, size, start, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
+        else:
+            start, end = at + 8, at + 8 + size
+            end += 0 if kind == _MATLAB_COMPRESSED else -size % 8
+        if kind not in _MATLAB_KINDS or start + size > min(end, len(content)):
+            raise ValueError(f"it has an element of type {kind} with {size} bytes")
+        yield kind, content[start : start + size]
+        at = end
+
+
+def _check_matlab_array(kind: int, content: memoryview, order: str, depth: int) -> None:
+    """Check the elements of an array, and of the arrays in it."""
+    if kind != _MATLAB_ARRAY or depth > MOST_NESTING:
+        raise ValueError(f"it has an element of type {kind} in the place of an array, at depth {depth}")
+    elements = list(_matlab_elements(content, order))
+    if not elements:  # an empty cell
+        return
+    flags_kind, flags = elements[0]
+    if flags_kind != _MATLAB_FLAGS or len(flags) != 8:
+        raise ValueError("it has an array without flags")
+    array_class = struct.unpack_from(f"{order}I", flags)[0] & 0xFF
+    if array_class not in _MATLAB_CLASSES:
+        raise ValueError(f"it has an array of class {array_class}, which is not read")
+    for inner_kind, inner in elements[1:]:
+        if inner_kind == _MATLAB_ARRAY:
+            _check_matlab_array(inner_kind, inner, order, depth + 1)
 
 
 def safe_name(name: str) -> str:

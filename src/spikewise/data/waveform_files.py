@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from scipy.io import loadmat
 
-from spikewise.data.untrusted import check_hdf5, load_npy, load_npz, parsing
+from spikewise.data.untrusted import check_hdf5, check_matlab, load_npy, load_npz, parsing
 from spikewise.errors import WaveformsError
 
 SNIPPET_FORMATS = {
@@ -104,6 +104,7 @@ def load_arrays(path: Path) -> dict[str, Any]:
         if h5py.is_hdf5(path):
             with h5py.File(path, "r") as file:
                 return {name: _of_hdf5(item, file) for name, item in file.items() if not name.startswith("#")}
+        check_matlab(path)
         variables = loadmat(path, appendmat=False)
         return {name: _of_matlab(value) for name, value in variables.items() if not name.startswith("__")}
     return dict(load_npz(path)) if zipfile.is_zipfile(path) else {"array": load_npy(path)}
