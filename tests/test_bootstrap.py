@@ -17,8 +17,9 @@ from spikeinterface.preprocessing import scale
 
 import spikewise.data.bootstrap as bootstrap
 from spikewise.config import BootstrapConfig, PreprocessingConfig
-from spikewise.data.bootstrap import bootstrap_labels, clean_units, initial_interval, sorter_parameters
+from spikewise.data.bootstrap import bootstrap_labels, clean_units, initial_interval
 from spikewise.data.labels import LabelSet, mean_waveforms
+from spikewise.data.other_sorters import sorter_parameters
 from spikewise.data.preprocessing import TraceReader, preprocess_recording
 from spikewise.errors import BootstrapError
 
@@ -251,7 +252,7 @@ def test_interval_ends_with_the_recording():
 def test_a_sorter_without_units_is_an_error(tmp_path, monkeypatch):
     # no sorter can be made to find nothing without failing
     empty = NumpySorting.from_unit_dict({}, 15000.0)
-    monkeypatch.setattr(bootstrap, "run_sorter", lambda *args, **kwargs: empty)
+    monkeypatch.setattr("spikewise.data.other_sorters.run_sorter", lambda *args, **kwargs: empty)
     recording = make_silence()
     with pytest.raises(BootstrapError, match=r"Lupin found no unit .*\(10 s\)"):
         bootstrap_labels(recording, BootstrapConfig(), recording, 0, tmp_path)

@@ -1,13 +1,17 @@
 """Units learnt anew while a recording is sorted follow what changes, keep their ids, and can be resumed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 from commands import Simulated, assert_told, run, succeed
 from spikeinterface.core import load
 from test_resume import Ended, ending
 
 import spikewise
 from spikewise.models.checkpoint import load_model
+from spikewise.refreshing import _with_units
 
 QUICK_UNITS = {"patches_per_unit": 400, "unit_steps": 60}
 EVERY = {"refresh_min": 0.1, "shard_s": 2.0, "label_interval": (0.0, 6.0)}
@@ -15,7 +19,7 @@ EVERY = {"refresh_min": 0.1, "shard_s": 2.0, "label_interval": (0.0, 6.0)}
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> Simulated:
-    """Eighteen seconds of six units, one of which falls silent after six."""
+    """Eighteen seconds of six units."""
     folder = tmp_path_factory.mktemp("refresh") / "made"
     return Simulated(folder, **{"probe": "linear-16", "num-units": 6, "duration-s": 18, "seed": 4})
 
@@ -50,6 +54,27 @@ def test_the_first_period_is_that_of_the_model_alone(scene, refreshed):
         parts = [one[(one["sample_index"] >= begin) & (one["sample_index"] < end)] for one in (ours, theirs)]
         assert np.array_equal(*parts) == is_same
     assert "refreshed" not in plain.provenance
+
+
+def test_units_that_are_not_learnt_anew_stay_as_they_were(scene, refreshed):
+    part, units, rest = refreshed.model.groups[0], np.array([1, 4]), [0, 2, 3, 5]
+    two = load(scene.truth).select_units(load(scene.truth).unit_ids[units])
+    learnt = spikewise.train(scene.recording, two, seed=9, **QUICK_UNITS).groups[0]
+    learnt = dataclasses.replace(learnt, thresholds=np.float32([0.25, 0.75]))
+    before = {name: tensor.clone() for name, tensor in part.network.state_dict().items()}
+    made = _with_units(part, learnt, units)
+    new = learnt.network.state_dict()
+    assert not torch.equal(before["units.bias"][units], new["units.bias"])
+    for name, tensor in made.network.state_dict().items():
+        if name.startswith("backbone."):
+            assert torch.equal(tensor, before[name])
+        else:
+            assert torch.equal(tensor[units], new[name])
+            assert torch.equal(tensor[rest], before[name][rest])
+        assert torch.equal(part.network.state_dict()[name], before[name])
+    assert made.thresholds[units].tolist() == [0.25, 0.75]
+    assert made.thresholds[rest].tolist() == part.thresholds[rest].tolist()
+    assert made.unit_ids == part.unit_ids
 
 
 @pytest.mark.parametrize(("stage", "after"), [("sort", 5), ("train", 8)])

@@ -539,6 +539,8 @@ DENSE_SETTINGS: dict[str, tuple[str, ...]] = {
     "transfer": ("frozen", "temporal_rate", "spatial_rate"),
 }
 """Settings of the design esort-paper alone."""
+UNITS_SETTINGS = {"units": _names(UnitsConfig), "sorting": ("refresh_min",)}
+"""Settings of the design neighbourhood alone."""
 
 
 @dataclass(frozen=True)
@@ -568,13 +570,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse settings that belong to the other design."""
-        if self.sorting.refresh_min is not None and self.design != "neighbourhood":
-            raise SettingError(
-                f"the setting refresh_min is given with the design {self.design}",
-                "refresh_min is a setting of the design neighbourhood",
-                "leave it out, or set design to neighbourhood",
-            )
-        other = DENSE_SETTINGS if self.design == "neighbourhood" else {"units": _names(UnitsConfig)}
+        other = DENSE_SETTINGS if self.design == "neighbourhood" else UNITS_SETTINGS
         for part, names in other.items():
             settings = getattr(self, part)
             usual = type(settings)()

@@ -23,16 +23,11 @@ from typing import Any
 import pandas as pd
 import spikeinterface
 from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting
-from spikeinterface.sorters import installed_sorters, run_sorter
+from spikeinterface.sorters import installed_sorters
 
 from spikewise.api import SortingResult, simulate, sort, train
 from spikewise.config import Config, SortingConfig
-from spikewise.data.bootstrap import (
-    last_line,
-    seeded_chunks,
-    shared_memory_given_back,
-    sorter_parameters,
-)
+from spikewise.data.other_sorters import last_line, run_quietly, sorter_parameters
 from spikewise.data.simulate import save_simulation
 from spikewise.data.training_set import Block
 from spikewise.errors import Interrupted, MissingExtraError, OutputError, SpikewiseError
@@ -329,14 +324,7 @@ def quietly(
     """Run a sorter with what it prints in a file, and return its spikes in memory."""
     with (place / "log").open("w", encoding="utf-8") as log:
         try:
-            with (
-                contextlib.redirect_stdout(log),
-                contextlib.redirect_stderr(log),
-                seeded_chunks(seed),
-                shared_memory_given_back(),
-            ):
-                found = run_sorter(sorter, recording, folder=place / "sorter", **parameters)
-                return NumpySorting.from_sorting(found)
+            return run_quietly(sorter, recording, place / "sorter", parameters, seed, log)
         except Exception as error:  # a sorter can fail in any way
             raise SpikewiseError(
                 f"{sorter} failed: {last_line(error)}",

@@ -9,6 +9,7 @@ model is kept until the sort is whole, so that a sort that ended goes on with th
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Sequence
@@ -70,12 +71,8 @@ class Refresher:
         state: Unfinished,
         progress: ProgressCallback,
     ):
-        if not all(isinstance(part.network, NeighbourhoodNetwork) for part in model.groups):
-            raise SettingError(
-                "refresh_min is given with a model of the design esort-paper",
-                "a model of the design neighbourhood, whose units are learnt one by one",
-                "leave refresh_min out, or train with the design neighbourhood",
-            )
+        for part in model.groups:
+            _network_of(part)
         self._models = [model]
         self._groups = {group.name: group for group in groups}
         self._config, self._store, self._state, self._progress = config, store, state, progress
@@ -109,8 +106,7 @@ class Refresher:
         label_set, units = self._own_spikes(group, len(part.unit_ids), shards)
         if not len(units):
             return part, 0
-        network = part.network
-        assert isinstance(network, NeighbourhoodNetwork)
+        network = _network_of(part)
         learnt, facts = learn_group(
             group,
             label_set,
@@ -149,12 +145,15 @@ class Refresher:
         reader = group.reader
         rate = reader.sampling_frequency
         starts = np.cumsum([0, *(reader.num_samples(index) for index in range(reader.num_segments))])[:-1]
-        stop = max(int(starts[shard.segment_index]) + shard.stop for shard in shards)
-        start = max(
-            min(int(starts[shard.segment_index]) + shard.start for shard in shards),
-            stop - round(WINDOW_S * rate),
-        )
-        tables = [(int(starts[shard.segment_index]), self._store.read(shard)) for shard in shards]
+        firsts = [int(starts[shard.segment_index]) for shard in shards]
+        stop = max(first + shard.stop for first, shard in zip(firsts, shards, strict=True))
+        start = min(first + shard.start for first, shard in zip(firsts, shards, strict=True))
+        start = max(start, stop - round(WINDOW_S * rate))
+        tables = [
+            (first, self._store.read(shard))
+            for first, shard in zip(firsts, shards, strict=True)
+            if first + shard.stop > start
+        ]
         frames = np.concatenate([first + table["sample_index"] for first, table in tables])
         of_unit = np.concatenate([table["unit_index"] for _, table in tables])
         response = np.concatenate([table["response"] for _, table in tables])
@@ -166,6 +165,17 @@ class Refresher:
         return relabelled(where, [np.sort(frames[is_sure & (of_unit == unit)]) for unit in units]), units
 
 
+def _network_of(part: GroupModel) -> NeighbourhoodNetwork:
+    """Return the network of a group, whose units can be learnt one by one."""
+    if not isinstance(part.network, NeighbourhoodNetwork):
+        raise SettingError(
+            "refresh_min is given with a model of the design esort-paper",
+            "a model of the design neighbourhood, whose units are learnt one by one",
+            "leave refresh_min out, or train with the design neighbourhood",
+        )
+    return part.network
+
+
 def _with_units(part: GroupModel, learnt: GroupModel, units: np.ndarray) -> GroupModel:
     """Return a group's model in which some units are those that were learnt, in their places."""
     old, new = part.network.state_dict(), learnt.network.state_dict()
@@ -174,11 +184,7 @@ def _with_units(part: GroupModel, learnt: GroupModel, units: np.ndarray) -> Grou
         name: tensor if name.startswith("backbone.") else tensor.index_copy(0, rows, new[name])
         for name, tensor in old.items()
     }
-    before = part.network
-    assert isinstance(before, NeighbourhoodNetwork)
-    network = NeighbourhoodNetwork(
-        before.backbone, before.num_channels, merged["channel_index"], before.units.hidden_weight.shape[2]
-    )
+    network = copy.deepcopy(part.network)
     network.load_state_dict(merged)
     thresholds = part.thresholds.copy()
     thresholds[units] = learnt.thresholds

@@ -16,7 +16,6 @@ Conventions: the sorter sees one segment, the initial interval, in which a sampl
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import tempfile
@@ -24,9 +23,8 @@ import time
 import traceback
 import typing
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import shared_memory
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +32,12 @@ import numpy as np
 from spikeinterface.comparison.comparisontools import make_match_count_matrix
 from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting, concatenate_recordings
 from spikeinterface.core.base import minimum_spike_dtype
-from spikeinterface.core.time_series_tools import get_random_sample_slices
-from spikeinterface.sorters import get_default_sorter_params, installed_sorters, run_sorter, sorter_dict
-from spikeinterface.sorters.utils import SpikeSortingError
+from spikeinterface.sorters import installed_sorters, sorter_dict
 
-from spikewise.compiling import keep_compiled
 from spikewise.config import Bootstrap as BootstrapSorter
 from spikewise.config import BootstrapConfig
 from spikewise.data.labels import LabelSet, Traces, kept_spikes, make_sorting, mean_waveforms, segment_starts
+from spikewise.data.other_sorters import last_line, run_quietly, sorter_parameters
 from spikewise.data.preprocessing import TraceReader
 from spikewise.errors import BootstrapError
 
@@ -163,28 +159,6 @@ def bootstrap_labels(
         num_found=len(found.unit_ids),
         seconds=seconds,
     )
-
-
-def sorter_parameters(sorter: str, recording: BaseRecording, seed: int) -> dict[str, Any]:
-    """Return what differs from the sorter's defaults.
-
-    No motion correction, since an initial interval is too short for it; the upper edge of the band-pass at
-    most 0.45 of the sampling frequency, so that recordings at 10 kHz pass; a seed; one job, since each more
-    process would compile the sorter again (about a minute) and could not start from a script without a main
-    guard; no progress bars and no intermediate files. Tetrodes and single channels need nothing else.
-    Kilosort4 does not look further for neighbours than there are channels.
-    """
-    jobs = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
-    top_hz = 0.45 * recording.sampling_frequency
-    if sorter == "kilosort4":
-        nearest = min(10, recording.get_num_channels())
-        return {"do_correction": False, "nearest_chans": nearest, **jobs}
-    defaults = get_default_sorter_params(sorter)
-    parameters = {"apply_motion_correction": False, "seed": seed, "job_kwargs": jobs}
-    if sorter == "spykingcircus2":
-        edges = {**defaults["filtering"], "freq_max": min(defaults["filtering"]["freq_max"], top_hz)}
-        return {**parameters, "filtering": edges, "deterministic_peaks_detection": True}
-    return {**parameters, "freq_max": min(defaults["freq_max"], top_hz), "save_array": False}
 
 
 def initial_interval(
@@ -408,17 +382,10 @@ def _run_logged(
     """Run the sorter with its output in the log file."""
     parameters = sorter_parameters(sorter, recording, seed)
     version = sorter_dict[sorter].get_sorter_version()
-    _keep_sorters_compiled()
     with log_file.open("a", encoding="utf-8") as log:
         log.write(f"{sorter} {version}, {recording}, parameters {json.dumps(parameters)}\n")
         try:
-            with (
-                contextlib.redirect_stdout(log),
-                contextlib.redirect_stderr(log),
-                seeded_chunks(seed),
-                shared_memory_given_back(),
-            ):
-                found = NumpySorting.from_sorting(run_sorter(sorter, recording, folder=folder, **parameters))
+            found = run_quietly(sorter, recording, folder, parameters, seed, log)
         except Exception as error:  # a sorter can fail in any way
             log.write(traceback.format_exc())
             raise BootstrapError(
@@ -433,74 +400,6 @@ def _run_logged(
             f"read {log_file}, sort a longer interval (bootstrap_s), choose another sorter, or give labels",
         )
     return found
-
-
-def _keep_sorters_compiled() -> None:
-    """Keep on disk what the sorters of SpikeInterface compile: most of their time where units are few.
-
-    These modules compile nothing of other modules.
-    """
-    from spikeinterface.postprocessing import template_similarity
-    from spikeinterface.sortingcomponents.clustering import isosplit_isocut
-    from spikeinterface.sortingcomponents.matching import tdc_peeler
-    from spikeinterface.sortingcomponents.peak_detection import locally_exclusive, matched_filtering
-
-    for module in (template_similarity, isosplit_isocut, tdc_peeler, locally_exclusive, matched_filtering):
-        keep_compiled(module)
-
-
-@contextlib.contextmanager
-def seeded_chunks(seed: int) -> Iterator[None]:
-    """Give a seed to the random chunks that SpikeInterface draws while a sorter runs.
-
-    In SpikeInterface 0.105 Lupin's matched filter and Tridesclous2's whitening draw chunks with no seed and
-    take none, so that two runs find different units.
-    """
-    defaults = get_random_sample_slices.__defaults__
-    get_random_sample_slices.__defaults__ = (*defaults[:-1], seed)  # its last parameter is the seed
-    try:
-        yield
-    finally:
-        get_random_sample_slices.__defaults__ = defaults
-
-
-@contextlib.contextmanager
-def shared_memory_given_back() -> Iterator[None]:
-    """Give back the memory that a sorter shares among processes.
-
-    In SpikeInterface 0.105 the sorters keep the filtered recording in shared memory (2.8 GB for a minute of
-    384 channels), and leave it there until the process ends: it is closed while arrays still look into it.
-    """
-    made: list[str] = []
-    original = shared_memory.SharedMemory
-
-    class Noted(original):  # type: ignore[misc, valid-type]
-        """Tells its name to this function."""
-
-        def __init__(self, name: str | None = None, create: bool = False, size: int = 0):
-            super().__init__(name, create, size)
-            if create:
-                made.append(self.name)
-
-    shared_memory.SharedMemory = Noted  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        shared_memory.SharedMemory = original  # type: ignore[misc]
-        for name in made:
-            with contextlib.suppress(FileNotFoundError):  # the sorter gave it back
-                left = original(name)
-                left.unlink()
-                left.close()
-
-
-def last_line(error: Exception) -> str:
-    """Return the line that names the error; SpikeInterface puts one more below a sorter's traceback."""
-    text = str(error) if isinstance(error, SpikeSortingError) else traceback.format_exception_only(error)[-1]
-    lines = [
-        line.strip() for line in text.splitlines() if line.strip() and "Spike sorting failed." not in line
-    ]
-    return lines[-1]
 
 
 def _refuse_nothing_left(sorter: str, dropped: dict[str, dict[str, Any]], log_file: Path) -> None:

@@ -192,7 +192,8 @@ def _share_out(
 
 def _stay_together(one: np.ndarray, other: np.ndarray, cutter: _Cutter, rate: float, duration: int) -> bool:
     """Tell whether two parts of a unit are one neuron: by their trains, or where too short, by shape."""
-    if _jumped(one, other, cutter.mean(one), cutter.mean(other)):
+    means = np.stack([cutter.mean(one), cutter.mean(other)])
+    if _jumped(one, other, float(_cosines(means[:1], means[1:])[0, 0]), means.shape[1]):
         return True
     if _expected(one, other, rate, duration) < LEAST_EXPECTED:
         return _differ_by(one, other, cutter) < SAME_SHAPE
@@ -252,11 +253,9 @@ def take_turns(one: np.ndarray, other: np.ndarray, cosine: float) -> bool:
     return bool(runs < share * expected and runs - expected < RUNS_DEVIATION * deviation)
 
 
-def _jumped(one: np.ndarray, other: np.ndarray, mean: np.ndarray, like: np.ndarray) -> bool:
-    """Tell whether two trains are of one neuron before and after jumps."""
-    return len(mean) >= FEWEST_CHANNELS and take_turns(
-        one, other, float(_cosines(mean[None], like[None])[0, 0])
-    )
+def _jumped(one: np.ndarray, other: np.ndarray, cosine: float, num_channels: int) -> bool:
+    """Tell whether two trains are of one neuron before and after jumps; `cosine` is of their waveforms."""
+    return num_channels >= FEWEST_CHANNELS and take_turns(one, other, cosine)
 
 
 def _merge(trains: Sequence[np.ndarray], cutter: _Cutter, rate: float, duration: int) -> list[np.ndarray]:
@@ -283,7 +282,7 @@ def _most_alike(
         one, other = int(ones[pair]), int(others[pair])
         if alike[one, other] > ALIKE and _is_one_neuron(trains[one], trains[other], rate, duration):
             return one, other
-        if num_channels >= FEWEST_CHANNELS and take_turns(trains[one], trains[other], alike[one, other]):
+        if _jumped(trains[one], trains[other], alike[one, other], num_channels):
             return one, other
     return None
 

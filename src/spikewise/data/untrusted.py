@@ -33,8 +33,8 @@ MOST_NESTING = 50
 _MATLAB_HEADER = 128
 _MATLAB_FLAGS, _MATLAB_ARRAY, _MATLAB_COMPRESSED = 6, 14, 15
 _MATLAB_KINDS = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14, 15, 16, 17, 18}
-_MATLAB_CLASSES = {1, 2, *range(4, 16)}
-"""Cells, structs, text and numbers; no objects, functions and opaque ones."""
+_MATLAB_CLASSES = range(1, 18)
+"""From cells to what SciPy calls opaque."""
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def _check_matlab_array(kind: int, content: memoryview, order: str, depth: int) 
         raise ValueError("it has an array without flags")
     array_class = struct.unpack_from(f"{order}I", flags)[0] & 0xFF
     if array_class not in _MATLAB_CLASSES:
-        raise ValueError(f"it has an array of class {array_class}, which is not read")
+        raise ValueError(f"it has an array of class {array_class}, which there is not")
     for inner_kind, inner in elements[1:]:
         if inner_kind == _MATLAB_ARRAY:
             _check_matlab_array(inner_kind, inner, order, depth + 1)
