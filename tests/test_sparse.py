@@ -118,11 +118,11 @@ def test_gates_open_where_the_definition_says():
     signal = random.normal(size=(3, 64 * 8 + 5)).astype(np.float32)
     extremes = np.empty((3, 2, 64), np.float32)
     tile = Tile.of(signal.T)
-    block_extremes(tile.values, tile.step, 5, 8, 0, 3, extremes)
+    block_extremes(tile.values, tile.step, 5, 8, extremes)
     blocks = signal[:, 5:].reshape(3, 64, 8)
     np.testing.assert_array_equal(extremes, np.stack([blocks.min(2), blocks.max(2)], 1))
     of_four = np.empty((3, 2, 128), np.float32)
-    block_extremes(tile.values, tile.step, 5, 4, 0, 3, of_four)
+    block_extremes(tile.values, tile.step, 5, 4, of_four)
     halves = signal[:, 5:].reshape(3, 128, 4)
     np.testing.assert_array_equal(of_four, np.stack([halves.min(2), halves.max(2)], 1))
     weight = random.normal(size=(2, 2, 2, 3)).astype(np.float32)
@@ -133,7 +133,7 @@ def test_gates_open_where_the_definition_says():
     scores = [(weight[unit][..., None] * around[unit]).sum((0, 1, 2)) for unit in range(2)]
     level = np.quantile(scores, 0.8, axis=1).astype(np.float32)
     is_open = np.empty((2, 60), np.bool_)
-    open_gates(extremes, channel_index, weight, level, 0, 2, is_open)
+    open_gates(extremes, channel_index, weight, level, is_open)
     for unit in range(2):
         passed = scores[unit] > level[unit]
         beside = np.convolve(passed, np.ones(3), "valid") > 0

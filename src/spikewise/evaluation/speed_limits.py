@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from spikewise.data.labels import Traces
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.models.windowed import WindowedNetwork
 from spikewise.sorting.detect import SparseDetector, Spikes
-from spikewise.sorting.sparse import Asked, Tile
+from spikewise.sorting.sparse import Asked, Tile, Workspace
 
 NETWORK_STAGES = ("tiles", "gates", "temporal", "units", "post-processing")
 """Stages from traces in memory to spikes."""
@@ -175,10 +176,11 @@ class MemoryTraces:
 
 
 class Clock:
-    """Adds up the seconds of what has a name."""
+    """Adds up the seconds of what has a name, of all threads."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -187,7 +189,9 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - started
+            taken = time.perf_counter() - started
+            with self._lock:
+                self.seconds[name] += taken
 
 
 class TimedDetector(SparseDetector):
@@ -203,6 +207,7 @@ class TimedDetector(SparseDetector):
         super().__init__(network, thresholds, sampling_frequency, config)
         self.clock = Clock()
         self.counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
         watched: dict[str, tuple[str, Callable[..., None]]] = {
             "ask": ("ask", self._count_answers),
             "_open": ("gates", self._count_open),
@@ -219,7 +224,8 @@ class TimedDetector(SparseDetector):
         def watched(*given: Any) -> Any:
             with self.clock(stage):
                 result = run(*given)
-            count(result, *given)
+            with self._lock:
+                count(result, *given)
             return result
 
         return watched
@@ -228,22 +234,17 @@ class TimedDetector(SparseDetector):
         self.counts["tiles"] += 1
         self.counts["answers"] += asked.probabilities.size
 
-    def _count_open(self, is_open: np.ndarray, tile: Tile) -> None:
+    def _count_open(self, is_open: np.ndarray, tile: Tile, space: Workspace) -> None:
         self.counts["open blocks"] += int(is_open.sum())
 
     def _count_closer(self, is_worth: np.ndarray, tile: Tile, is_open: np.ndarray) -> None:
         self.counts["looked closer"] += int(is_open.sum())
 
-    def _count_features(
-        self, made: tuple[Tensor, np.ndarray], tile: Tile, is_open: np.ndarray, num_outputs: int
-    ) -> None:
-        moments = len(made[0])
-        self.counts["channel outputs"] += moments
-        stretch = self.network.window_samples + (num_outputs - 1) * self._sparse.stride
-        self.counts["samples"] += moments // num_outputs * stretch
+    def _count_features(self, made: None, tile: Tile, output: int, space: Workspace) -> None:
+        self.counts["channel outputs"] += int(space.is_needed.sum())
 
-    def _count_units(self, made: Tensor, features: Tensor, rows: Tensor, unit_index: np.ndarray) -> None:
-        self.counts["unit outputs"] += made.numel()
+    def _count_units(self, made: None, is_asked: np.ndarray, output: int, space: Workspace) -> None:
+        self.counts["unit outputs"] += int(is_asked.sum())
 
     def find(
         self, traces: Traces, segment_index: int, start: int, stop: int, known: dict[int, Asked] | None = None
@@ -252,20 +253,22 @@ class TimedDetector(SparseDetector):
         with self.clock("find"):
             return super().find(traces, segment_index, start, stop, known)
 
-    def _read_tile(self, traces: Traces, segment_index: int, number: int) -> Tile:
+    def _read(self, traces: Traces, segment_index: int, first: int, stop: int) -> np.ndarray:
         with self.clock("tiles"):
-            return super()._read_tile(traces, segment_index, number)
+            return super()._read(traces, segment_index, first, stop)
 
     def stage_seconds(self) -> dict[str, float]:
         """Return the seconds of each of :data:`NETWORK_STAGES` so far.
 
-        Choosing what goes into the units is a part of theirs. What is neither tiles nor network is
-        post-processing.
+        Of the network, which several threads run, the mean of the threads. Choosing what goes into the units
+        is a part of theirs. What is neither tiles nor network is post-processing.
         """
         spent = self.clock.seconds
-        stages = {name: spent[name] for name in ("tiles", "gates", "temporal")}
-        stages["units"] = spent["ask"] - spent["gates"] - spent["temporal"]
-        stages["post-processing"] = spent["find"] - spent["ask"] - spent["tiles"]
+        threads = torch.get_num_threads()
+        stages = {"tiles": spent["tiles"]}
+        stages |= {name: spent[name] / threads for name in ("gates", "temporal")}
+        stages["units"] = (spent["ask"] - spent["gates"] - spent["temporal"]) / threads
+        stages["post-processing"] = spent["find"] - spent["ask"] / threads - spent["tiles"]
         return stages
 
     def asked(self) -> dict[str, Any]:
@@ -307,7 +310,7 @@ class TimedDetector(SparseDetector):
             ),
             "temporal": _work(
                 channel_operations * counts["channel outputs"],
-                4 * (counts["samples"] + second * counts["channel outputs"]),
+                4 * (network.window_samples + second) * counts["channel outputs"],
             ),
             "units": _work(
                 unit_operations * counts["unit outputs"],

@@ -1,4 +1,4 @@
-"""Compiled loops of the sparse path: gates, the stretches they let through, and peaks among few samples.
+"""Compiled loops of the sparse path: gates, and peaks among few samples.
 
 What they compute and why is told in :mod:`spikewise.sorting.sparse`. All loops are free of locks and of
 anything that depends on the number of threads. Where a loop copies, its indices are unsigned: that a negative
@@ -19,15 +19,13 @@ _USUAL_BLOCK = 8
 
 
 @compiled(fastmath={"nnan", "nsz"})
-def block_extremes(
-    values: np.ndarray, step: int, begin: int, block: int, first: int, stop: int, extremes: np.ndarray
-) -> None:
-    """Fill `extremes` (C, 2, B) with the lowest and highest value of each block, for some channels.
+def block_extremes(values: np.ndarray, step: int, begin: int, block: int, extremes: np.ndarray) -> None:
+    """Fill `extremes` (C, 2, B) with the lowest and highest value of each block.
 
     Sample s of channel c is ``values[c * step + s]``. Block 0 begins at sample `begin`.
     """
-    num_blocks = extremes.shape[2]
-    for channel in range(first, stop):
+    num_channels, _, num_blocks = extremes.shape
+    for channel in range(num_channels):
         for index in range(num_blocks):
             at = channel * step + begin + index * block
             lowest = values[at]
@@ -50,11 +48,9 @@ def open_gates(
     channel_index: np.ndarray,
     weight: np.ndarray,
     level: np.ndarray,
-    first: int,
-    stop: int,
     is_open: np.ndarray,
 ) -> None:
-    """Tell in which blocks the gates of some units are open, or are in a block beside.
+    """Tell in which blocks the gates of units are open, or are in a block beside.
 
     Parameters
     ----------
@@ -69,108 +65,61 @@ def open_gates(
     is_open : ndarray of bool
         (N, B), filled.
     """
-    num_blocks = is_open.shape[1]
+    num_units, num_blocks = is_open.shape
     scores = np.empty(num_blocks + 2, np.float32)
-    for unit in range(first, stop):
+    for unit in range(num_units):
         scores[:] = 0
         for near in range(channel_index.shape[1]):
-            for kind in range(2):
-                row = extremes[channel_index[unit, near], kind]
-                for shift in range(3):
-                    factor = weight[unit, near, kind, shift]
-                    for index in range(num_blocks + 2):
-                        scores[index] += factor * row[index + shift]
+            low, high = extremes[channel_index[unit, near], 0], extremes[channel_index[unit, near], 1]
+            before, here, after = weight[unit, near, 0]
+            before2, here2, after2 = weight[unit, near, 1]
+            one, two = np.uint64(1), np.uint64(2)
+            for index in range(
+                np.uint64(num_blocks + 2)
+            ):  # all six at once: a score is read and written once
+                scores[index] += (
+                    before * low[index]
+                    + here * low[index + one]
+                    + after * low[index + two]
+                    + before2 * high[index]
+                    + here2 * high[index + one]
+                    + after2 * high[index + two]
+                )
         for index in range(num_blocks):
             highest = max(scores[index], scores[index + 1], scores[index + 2])
             is_open[unit, index] = highest > level[unit]
 
 
-@compiled(fastmath={"contract", "reassoc", "nsz"})
-def close_gates(
-    values: np.ndarray,
-    step: int,
-    block: int,
-    channel_index: np.ndarray,
-    weight: np.ndarray,
-    level: np.ndarray,
-    first: int,
-    stop: int,
-    is_open: np.ndarray,
-) -> None:
-    """Close the gates of some units in the blocks at whose first output the second gate is closed.
-
-    Parameters
-    ----------
-    values, step
-        Sample s of channel c is ``values[c * step + s]``; the window of block b begins at sample b * block.
-    channel_index : ndarray
-        (N, M)
-    weight : ndarray
-        (N, M, window)
-    level : ndarray
-        (N,)
-    is_open : ndarray of bool
-        (N, B), changed.
-    """
-    window = np.uint64(weight.shape[2])
-    for unit in range(first, stop):
-        for index in range(is_open.shape[1]):
-            if not is_open[unit, index]:
-                continue
-            score = np.float32(0)
-            for near in range(channel_index.shape[1]):
-                begin = np.uint64(channel_index[unit, near] * step + index * block)
-                row = weight[unit, near]
-                for sample in range(window):
-                    score += row[sample] * values[begin + sample]
-            is_open[unit, index] = score > level[unit]
-
-
 @compiled()
-def mark_channels(is_open: np.ndarray, channel_index: np.ndarray, is_needed: np.ndarray) -> None:
-    """Mark the blocks (C, B) of the channels of units whose gates (N, B) are open."""
-    for unit in range(is_open.shape[0]):
+def mark_channels(is_asked: np.ndarray, channel_index: np.ndarray, is_needed: np.ndarray) -> None:
+    """Tell which blocks (C, B) of channels the units see in the blocks (N, B) in which they are asked."""
+    is_needed[:] = False
+    for unit in range(is_asked.shape[0]):
         for near in range(channel_index.shape[1]):
             channel = channel_index[unit, near]
-            for index in range(is_open.shape[1]):
-                is_needed[channel, index] |= is_open[unit, index]
+            for index in range(is_asked.shape[1]):
+                is_needed[channel, index] |= is_asked[unit, index]
 
 
 @compiled()
-def cut_stretches(
-    values: np.ndarray,
-    step: int,
-    places: np.ndarray,
-    num_blocks: int,
-    block: int,
-    cut: np.ndarray,
+def keep_promising(
+    is_open: np.ndarray, is_known: np.ndarray, probabilities: np.ndarray, least: np.float32
 ) -> None:
-    """Copy what the outputs of some blocks depend on: row by row of `cut` (R, length).
+    """Close the gates (N, B) of units where nothing at the first moment says that there may be a spike.
 
-    A place is ``channel * num_blocks + block``; sample s of channel c is ``values[c * step + s]``.
+    A block is shorter than the plateau of a spike, so that the first output of a block falls on it: a block
+    stays open where its `probabilities` (N, B), if it `is_known`, or those of a block beside it are above
+    `least`. At the ends of the tile, whose neighbours are not seen, all that was open stays.
     """
-    length = np.uint64(cut.shape[1])
-    for row in range(len(places)):
-        channel, index = divmod(places[row], num_blocks)
-        begin, target = np.uint64(channel * step + index * block), np.uint64(row)
-        for sample in range(length):
-            cut[target, sample] = values[begin + sample]
-
-
-@compiled()
-def rows_of_inputs(
-    units: np.ndarray, blocks: np.ndarray, channel_index: np.ndarray, row_of: np.ndarray, rows: np.ndarray
-) -> None:
-    """Fill `rows` (R, Q, M) with the rows of features that a unit in a block takes.
-
-    `row_of` (C, B) numbers the blocks of channels that have features, Q rows each.
-    """
-    num_outputs, num_near = rows.shape[1:]
-    for entry in range(len(units)):
-        for near in range(num_near):
-            row = row_of[channel_index[units[entry], near], blocks[entry]] * num_outputs
-            for output in range(num_outputs):
-                rows[entry, output, near] = row + output
+    num_units, num_blocks = is_open.shape
+    seen = np.empty(num_blocks + 2, np.bool_)
+    for unit in range(num_units):
+        for index in range(num_blocks):
+            seen[index + 1] = is_known[unit, index] and probabilities[unit, index] > least
+        seen[:2] = True
+        seen[-2:] = True
+        for index in range(num_blocks):
+            is_open[unit, index] &= seen[index] | seen[index + 1] | seen[index + 2]
 
 
 @compiled()

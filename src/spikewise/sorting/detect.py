@@ -25,12 +25,15 @@ from spikewise.models.windowed import WindowedNetwork
 from spikewise.sorting.compiled import peaks_of_units
 from spikewise.sorting.postprocess import LEVELS, find_peaks, smooth_probabilities, triangle_radius
 from spikewise.sorting.sparse import Asked, SparseNetwork, Tile, join
+from spikewise.threads import on_all_cores
 
 _TILE_VALUES = 2**19  # samples times channels: large enough to keep two cores busy, small enough for a cache
 _TILE_SAMPLES = (1024, 8192)
-_SPARSE_TILE_VALUES = 2**24
-_SPARSE_TILE_SAMPLES = (8192, 65536)
-"""Few of them are computed: the more at once, the less it matters what a call costs."""
+_SPARSE_TILE_VALUES = 2**21
+_SPARSE_TILE_SAMPLES = (1024, 8192)
+"""So few that a tile and its features stay in a processor's cache."""
+_SPARSE_READ_VALUES = 2**24
+"""Of tiles that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -294,9 +297,10 @@ class SparseDetector:
         known = {} if known is None else known
         for number in [number for number in known if not first <= number <= last]:
             del known[number]
-        for number in range(first, last + 1):
-            if number not in known:
-                known[number] = self._sparse.ask(self._read_tile(traces, segment_index, number))
+        together = max(1, _SPARSE_READ_VALUES // (self.tile_samples * self.network.num_channels))
+        for begin in range(first, last + 1, together):
+            numbers = range(begin, min(begin + together, last + 1))
+            self._ask(traces, segment_index, [n for n in numbers if n not in known], known)
         asked = join({number: known[number] for number in sorted(known)}, self._sparse.num_blocks)
         first_entry = np.searchsorted(asked.unit_index, np.arange(self.network.num_units + 1))
         sample_index, unit_index, response = peaks_of_units(
@@ -314,12 +318,23 @@ class SparseDetector:
         order = np.lexsort((unit_index, sample_index))
         return Spikes(sample_index[order], unit_index[order], response[order])
 
-    def _read_tile(self, traces: Traces, segment_index: int, number: int) -> Tile:
-        """Read the samples of a tile and of the network's margins."""
-        begin, end = number * self.tile_samples, (number + 1) * self.tile_samples
-        return Tile.of(
-            traces.read(segment_index, begin - self.network.left_margin, end + self.network.right_margin)
-        )
+    def _ask(self, traces: Traces, segment_index: int, numbers: list[int], known: dict[int, Asked]) -> None:
+        """Run the network on tiles that lie near to one another, each on one thread."""
+        if not numbers:
+            return
+        samples = self._read(traces, segment_index, numbers[0], numbers[-1] + 1)
+        length = self.network.left_margin + self.tile_samples + self.network.right_margin
+
+        def run(number: int) -> None:
+            begin = (number - numbers[0]) * self.tile_samples
+            known[number] = self._sparse.ask(Tile.of(samples[begin : begin + length]))
+
+        on_all_cores(run, numbers)
+
+    def _read(self, traces: Traces, segment_index: int, first: int, stop: int) -> np.ndarray:
+        """Read the samples of some tiles and of the network's margins."""
+        begin, end = first * self.tile_samples, stop * self.tile_samples
+        return traces.read(segment_index, begin - self.network.left_margin, end + self.network.right_margin)
 
 
 Detector = SpikeDetector | SparseDetector

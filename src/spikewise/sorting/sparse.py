@@ -8,7 +8,9 @@ be more, for all; and peaks are looked for among them. Elsewhere the probability
 the reference; tests bound what the gates lose.
 
 As in the dense path, the work is done on tiles of a fixed grid of the recording, so that the same numbers
-come out to the bit however a recording is cut.
+come out to the bit however a recording is cut. A tile is worked through by one thread, in compiled loops
+(:mod:`spikewise.sorting.kernels`), and is so small that it stays in a processor's cache; threads take
+different tiles.
 """
 
 from __future__ import annotations
@@ -16,23 +18,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import Tensor
-from torch.nn import functional
 
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
-from spikewise.sorting import compiled
-from spikewise.threads import on_all_cores
+from spikewise.sorting import compiled, kernels
 
 _GLIMPSE = 0.02
 """Probability at one moment of a block from which on all its moments are looked at."""
-_PIECE_BLOCKS = 64
-"""Blocks of one unit that are computed together."""
-_PIECES_AT_ONCE = 16
-_ROWS_AT_ONCE = 4096
-_CHANNELS_AT_ONCE = 16
-_UNITS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -82,8 +75,25 @@ class Tile:
         return cls(as_strided(by_channel, (length,), (4,), writeable=False), step, num_channels)
 
 
+class Workspace:
+    """Memory that a thread works in, used again for each tile.
+
+    Parameters
+    ----------
+    num_channels, num_units, num_blocks, num_outputs, num_features : int
+    """
+
+    def __init__(
+        self, num_channels: int, num_units: int, num_blocks: int, num_outputs: int, num_features: int
+    ):
+        self.extremes = np.empty((num_channels, 2, num_blocks + 4), np.float32)
+        self.is_needed = np.empty((num_channels, num_blocks), np.bool_)
+        self.features = np.empty((num_channels, num_blocks, num_features), np.float32)
+        self.probabilities = np.empty((num_outputs, num_units, num_blocks), np.float32)
+
+
 class SparseNetwork:
-    """Runs a network on tiles, where gates are open.
+    """Runs a network on tiles, where gates are open; several threads may ask at the same time.
 
     Parameters
     ----------
@@ -102,177 +112,109 @@ class SparseNetwork:
     def __init__(
         self, network: NeighbourhoodNetwork, block: int, stride: int, plateau: int, tile_samples: int
     ):
-        self.network = network
         self.block = block
-        self._can_glimpse = stride < block <= plateau
         self.stride = stride
         self.num_blocks = tile_samples // block
         self.num_outputs = block // stride
-        self._channel_index = network.channel_index.numpy()
-        self._weight = network.gate_weight.numpy()
-        self._level = network.gate_level.numpy()
-        self._closer_weight = network.closer_weight.numpy()
-        self._closer_level = network.closer_level.numpy()
-        backbone = network.backbone
-        self._filters = {
-            count: (
-                _repeated(backbone.filter1.weight, count, stride),
-                backbone.filter1.bias.detach().repeat(count),
-            )
-            for count in (1, self.num_outputs)
-        }
-        self._buffer = np.empty(_ROWS_AT_ONCE * len(self._filters[self.num_outputs][0]), np.float32)
+        self._window = network.window_samples
+        self._begin = network.left_margin - 2 * block
+        self._can_glimpse = stride < block <= plateau and self._window >= kernels.SUM_LANES
+        self._channel_index = _array(network.channel_index)
+        self._gate = _array(network.gate_weight), _array(network.gate_level)
+        self._closer_gate = kernels.overlapping(_array(network.closer_weight)), _array(network.closer_level)
+        backbone, units = network.backbone, network.units
+        first, second = backbone.filter1, backbone.filter2
+        hidden = kernels.LANES * -(-first.out_features // kernels.LANES)
+        self._first = kernels.panels(_array(first.weight).T), kernels.panels(_array(first.bias)[None])[:, 0]
+        self._second = (
+            kernels.panels(_with_rows(_array(second.weight).T, hidden)),
+            kernels.panels(_array(second.bias)[None])[:, 0],
+        )
+        num_features = kernels.LANES * len(self._second[0])
+        weight = _array(units.hidden_weight)  # N, M * F, H
+        of_channels = weight.reshape(len(weight), -1, backbone.num_features, weight.shape[2])
+        padded = _with_rows(of_channels, num_features).reshape(len(weight), -1, weight.shape[2])
+        self._hidden = kernels.panels(padded), kernels.panels(_array(units.hidden_bias))[:, :, 0]
+        width = kernels.LANES * self._hidden[0].shape[1]
+        self._last = _with_rows(_array(units.weight), width)[:, :, 0].copy(), _array(units.bias)[:, 0]
+        self._size = network.num_channels, network.num_units, self.num_blocks, self.num_outputs, num_features
+        self._spare: list[Workspace] = []
 
-    @torch.inference_mode()
     def ask(self, tile: Tile) -> Asked:
         """Compute the probabilities of a tile, which is given with the network's margins."""
-        is_open = self._open(tile)
+        space = self._spare.pop() if self._spare else Workspace(*self._size)
+        is_open = self._open(tile, space)
+        is_known = np.zeros_like(is_open)
         if self._can_glimpse:
-            glimpse = self._answer(tile, self._closer(tile, is_open), 1)
-            is_open = self._looked_at(glimpse, is_open)
-        return self._answer(tile, is_open, self.num_outputs)
+            is_known = self._closer(tile, is_open)
+            self._answer(tile, is_known, 0, space)
+            compiled.keep_promising(is_open, is_known, space.probabilities[0], np.float32(_GLIMPSE))
+        self._answer(tile, is_open & ~is_known, 0, space)
+        for output in range(1, self.num_outputs):
+            self._answer(tile, is_open, output, space)
+        unit_index, block = np.nonzero(is_open)
+        probabilities = space.probabilities[:, unit_index, block].T.copy()
+        self._spare.append(space)
+        return Asked(unit_index, block, probabilities)
 
-    def _answer(self, tile: Tile, is_open: np.ndarray, num_outputs: int) -> Asked:
-        """Compute so many outputs, from the first on, of each block in which a unit's gate is open."""
-        features, row_of = self._features(tile, is_open, num_outputs)
-        unit_index, block = np.divmod(np.flatnonzero(is_open), self.num_blocks)
-        rows = np.empty((len(block), num_outputs, self._channel_index.shape[1]), np.int64)
-        compiled.rows_of_inputs(unit_index, block, self._channel_index, row_of, rows)
-        probabilities = self._units(features, torch.from_numpy(rows), unit_index)
-        return Asked(unit_index, block, probabilities.numpy())
-
-    def _looked_at(self, glimpse: Asked, is_open: np.ndarray) -> np.ndarray:
-        """Return the blocks (num_units, num_blocks) in or beside which one output says that there may be.
-
-        A block is shorter than the plateau of a spike, so that one output of a block falls on it. At the ends
-        of the tile, whose neighbours are not seen, all that was asked stays.
-        """
-        seen = np.zeros((len(is_open), self.num_blocks + 2), np.bool_)
-        seen[:, :2] = seen[:, -2:] = True
-        answered = glimpse.probabilities[:, 0] > _GLIMPSE
-        seen[glimpse.unit_index[answered], glimpse.block[answered] + 1] = True
-        return is_open & (seen[:, :-2] | seen[:, 1:-1] | seen[:, 2:])
-
-    def _open(self, tile: Tile) -> np.ndarray:
+    def _open(self, tile: Tile, space: Workspace) -> np.ndarray:
         """Return in which blocks of the tile each unit is asked: (num_units, num_blocks)."""
-        extremes = np.empty((tile.num_channels, 2, self.num_blocks + 4), np.float32)
-        begin = self.network.left_margin - 2 * self.block
-
-        def measure(first: int) -> None:
-            stop = min(first + _CHANNELS_AT_ONCE, tile.num_channels)
-            compiled.block_extremes(tile.values, tile.step, begin, self.block, first, stop, extremes)
-
-        on_all_cores(measure, range(0, tile.num_channels, _CHANNELS_AT_ONCE))
-        num_units = len(self._level)
-        is_open = np.empty((num_units, self.num_blocks), np.bool_)
-
-        def decide(first: int) -> None:
-            stop = min(first + _UNITS_AT_ONCE, num_units)
-            compiled.open_gates(
-                extremes, self._channel_index, self._weight, self._level, first, stop, is_open
-            )
-
-        on_all_cores(decide, range(0, num_units, _UNITS_AT_ONCE))
+        compiled.block_extremes(tile.values, tile.step, self._begin, self.block, space.extremes)
+        is_open = np.empty((len(self._channel_index), self.num_blocks), np.bool_)
+        compiled.open_gates(space.extremes, self._channel_index, *self._gate, is_open)
         return is_open
 
     def _closer(self, tile: Tile, is_open: np.ndarray) -> np.ndarray:
         """Return the open blocks (num_units, num_blocks) in or beside which the second gates are open too."""
         is_worth = is_open.copy()
+        weight, level = self._closer_gate
+        kernels.close_gates(
+            tile.values, tile.step, self.block, self._channel_index, weight, self._window, level, is_worth
+        )
+        return is_worth
 
-        def decide(first: int) -> None:
-            stop = min(first + _UNITS_AT_ONCE, len(is_worth))
-            compiled.close_gates(
-                tile.values,
-                tile.step,
-                self.block,
-                self._channel_index,
-                self._closer_weight,
-                self._closer_level,
-                first,
-                stop,
-                is_worth,
-            )
+    def _answer(self, tile: Tile, is_asked: np.ndarray, output: int, space: Workspace) -> None:
+        """Compute the probabilities of one output of the blocks in which units are asked."""
+        if is_asked.any():
+            compiled.mark_channels(is_asked, self._channel_index, space.is_needed)
+            self._features(tile, output, space)
+            self._units(is_asked, output, space)
 
-        on_all_cores(decide, range(0, len(is_worth), _UNITS_AT_ONCE))
-        beside = is_worth.copy()
-        beside[:, 1:] |= is_worth[:, :-1]
-        beside[:, :-1] |= is_worth[:, 1:]
-        return is_open & beside
+    def _features(self, tile: Tile, output: int, space: Workspace) -> None:
+        """Compute the features of the blocks of channels that are needed."""
+        begin = output * self.stride
+        kernels.features_of_channels(
+            tile.values,
+            tile.step,
+            begin,
+            self.block,
+            space.is_needed,
+            self._first,
+            self._second,
+            space.features,
+        )
 
-    def _features(self, tile: Tile, is_open: np.ndarray, num_outputs: int) -> tuple[Tensor, np.ndarray]:
-        """Return the features of the blocks of channels that are needed, and their numbers (C, B)."""
-        is_needed = np.zeros((tile.num_channels, self.num_blocks), np.bool_)
-        compiled.mark_channels(is_open, self._channel_index, is_needed)
-        places = np.flatnonzero(is_needed)
-        row_of = np.empty(is_needed.shape, np.int64)
-        row_of.ravel()[places] = np.arange(len(places))
-        backbone = self.network.backbone
-        filters, filter_bias = self._filters[num_outputs]
-        features = torch.empty(len(places) * num_outputs, backbone.num_features)
-        weight, bias = backbone.filter2.weight.T, backbone.filter2.bias
-        for begin in range(0, len(places), _ROWS_AT_ONCE):
-            rows = places[begin : begin + _ROWS_AT_ONCE]
-            hidden = torch.addmm(filter_bias, self._stretches(tile, rows, len(filters)), filters)
-            part = features[begin * num_outputs : (begin + len(rows)) * num_outputs]
-            torch.addmm(bias, functional.relu_(hidden).view(len(part), -1), weight, out=part)
-            functional.relu_(part)
-        return features, row_of
-
-    def _stretches(self, tile: Tile, places: np.ndarray, length: int) -> Tensor:
-        """Return the stretches (num_places, length) of blocks of channels, in a buffer that is used again."""
-        # By one thread: those of PyTorch still spin after the last product, and would be in the way.
-        cut = self._buffer[: len(places) * length].reshape(-1, length)
-        compiled.cut_stretches(tile.values, tile.step, places, self.num_blocks, self.block, cut)
-        return torch.from_numpy(cut)
-
-    def _units(self, features: Tensor, rows: Tensor, unit_index: np.ndarray) -> Tensor:
-        """Return the probabilities (num_asked, num_outputs) of units from the rows of features they take."""
-        units, num_outputs = self.network.units, rows.shape[1]
-        probabilities = torch.empty(len(rows), num_outputs)
-        unit_of, entries, is_filling = _pieces(unit_index, len(self._level))
-        done = 0
-        for begin in range(0, len(unit_of), _PIECES_AT_ONCE):
-            part = slice(begin, begin + _PIECES_AT_ONCE)
-            chosen = torch.from_numpy(unit_of[part])
-            inputs = features.index_select(0, rows[torch.from_numpy(entries[part].ravel())].view(-1))
-            inputs = inputs.view(len(chosen), _PIECE_BLOCKS * num_outputs, -1)
-            hidden = torch.baddbmm(units.hidden_bias[chosen], inputs, units.hidden_weight[chosen])
-            logits = torch.baddbmm(
-                units.bias[chosen][:, None], functional.relu_(hidden), units.weight[chosen]
-            )
-            answers = torch.sigmoid(logits).view(-1, num_outputs)
-            answers = answers[torch.from_numpy(~is_filling[part].ravel())]
-            probabilities[done : done + len(answers)] = answers
-            done += len(answers)
-        return probabilities
+    def _units(self, is_asked: np.ndarray, output: int, space: Workspace) -> None:
+        """Compute the probabilities of units from the features of their channels."""
+        kernels.answers_of_units(
+            space.features,
+            is_asked,
+            self._channel_index,
+            self._hidden,
+            self._last,
+            space.probabilities[output],
+        )
 
 
-def _pieces(unit_index: np.ndarray, num_units: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Divide the entries of each unit into pieces of one length.
+def _array(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.detach().numpy())
 
-    Parameters
-    ----------
-    unit_index : ndarray
-        (num_entries,) ascending.
-    num_units : int
 
-    Returns
-    -------
-    unit_of : ndarray
-        (num_pieces,)
-    entries : ndarray
-        (num_pieces, length): all entries in order, and between them what fills the last piece of a unit.
-    is_filling : ndarray of bool
-        (num_pieces, length)
-    """
-    starts = np.searchsorted(unit_index, np.arange(num_units + 1))
-    pieces_of = -(-np.diff(starts) // _PIECE_BLOCKS)
-    unit_of = np.repeat(np.arange(num_units), pieces_of)
-    number = np.arange(len(unit_of)) - np.repeat(np.cumsum(pieces_of) - pieces_of, pieces_of)
-    first = starts[unit_of] + number * _PIECE_BLOCKS
-    entries = first[:, None] + np.arange(_PIECE_BLOCKS)
-    is_filling = entries >= starts[unit_of + 1][:, None]
-    return unit_of, np.where(is_filling, first[:, None], entries), is_filling
+def _with_rows(weight: np.ndarray, num_rows: int) -> np.ndarray:
+    """Return weights (..., rows, features) with rows of zeros after them."""
+    padded = np.zeros((*weight.shape[:-2], num_rows, weight.shape[-1]), np.float32)
+    padded[..., : weight.shape[-2], :] = weight
+    return padded
 
 
 def join(tiles: dict[int, Asked], num_blocks: int) -> Asked:
@@ -282,15 +224,3 @@ def join(tiles: dict[int, Asked], num_blocks: int) -> Asked:
     order = np.lexsort((block, unit_index))
     probabilities = np.concatenate([tile.probabilities for tile in tiles.values()])
     return Asked(unit_index[order], block[order], probabilities[order])
-
-
-def _repeated(weight: Tensor, num_outputs: int, stride: int) -> Tensor:
-    """Return a matrix that applies a filter (features, window) at each output of a block.
-
-    (window + (num_outputs - 1) * stride, num_outputs * features)
-    """
-    features, window = weight.shape
-    matrix = torch.zeros(window + (num_outputs - 1) * stride, num_outputs, features)
-    for output in range(num_outputs):
-        matrix[output * stride : output * stride + window, output] = weight.detach().T
-    return matrix.flatten(1)

@@ -1,0 +1,416 @@
+"""Compiled loops of the network where gates are open: features of channels, and answers of units.
+
+All the arithmetic of the sparse path that counts is products of a few rows with a small matrix. It is written
+here in vectors of sixteen numbers that stay in a processor's registers, straight from the traces, without
+copies: a library's product of this size spends as much again on cutting out what goes into it. LLVM turns the
+vectors into what a processor has. The loops take no lock, and a result depends on nothing but its inputs.
+
+Shapes: C channels, B blocks of a tile, N units, M channels of a unit, W samples of a window, R rows. Features
+come in panels of sixteen: weights (panels, inputs, 16), with zeros where there are fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from spikewise.compiling import compiled
+
+LANES = 16
+"""Numbers of a vector."""
+ROWS = 4
+"""Rows that are multiplied at once: as many chains of additions keep a processor busy."""
+SUM_LANES = 8
+_FLOAT = ir.FloatType()
+_VECTOR, _SUM_VECTOR = ir.VectorType(_FLOAT, LANES), ir.VectorType(_FLOAT, SUM_LANES)
+_INDEX = ir.IntType(64)
+
+
+def _load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+    """Load from an address that need not be aligned."""
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
+
+
+def _multiply_add(builder: ir.IRBuilder, one: ir.Value, other: ir.Value, total: ir.Value) -> ir.Value:
+    name = f"llvm.fmuladd.v{total.type.count}f32"
+    kind = ir.FunctionType(total.type, [total.type] * 3)
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, [one, other, total])
+
+
+def _spread(builder: ir.IRBuilder, value: ir.Value, kind: ir.VectorType) -> ir.Value:
+    """Return a vector that holds one value everywhere."""
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    places = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return builder.shuffle_vector(first, first, places)
+
+
+def _count_up(
+    builder: ir.IRBuilder,
+    count: ir.Value,
+    totals: list[ir.Value],
+    step: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
+) -> list[ir.Value]:
+    """Write a loop over 0 to `count` (above 0) that carries vectors; `step` may write loops within it."""
+    before = builder.block
+    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    index = builder.phi(_INDEX)
+    carried = [builder.phi(total.type) for total in totals]
+    made = step(index, list(carried))
+    following = builder.add(index, ir.Constant(_INDEX, 1))
+    end = builder.block
+    index.add_incoming(ir.Constant(_INDEX, 0), before)
+    index.add_incoming(following, end)
+    for phi, start, result in zip(carried, totals, made, strict=True):
+        phi.add_incoming(start, before)
+        phi.add_incoming(result, end)
+    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+    builder.position_at_end(after)
+    return made
+
+
+def _write_positive_products(  # type: ignore[no-untyped-def]
+    typing_context, one, two, three, four, to_one, to_two, to_three, to_four, length, weight, bias
+):
+    """Fill 16 features of each of four rows: the positive part of bias (16,) + row @ weight (length, 16).
+
+    All but `length` are addresses.
+    """
+    signature = types.void(*[types.int64] * 11)
+
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
+        rows, targets, (length, weight, bias) = given[:ROWS], given[ROWS : 2 * ROWS], given[2 * ROWS :]
+        start = [_load(builder, bias, _VECTOR)] * ROWS
+
+        def step(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+            factor = _load(
+                builder, builder.add(weight, builder.mul(index, ir.Constant(_INDEX, 4 * LANES))), _VECTOR
+            )
+            offset = builder.mul(index, ir.Constant(_INDEX, 4))
+            values = [_load(builder, builder.add(row, offset), _FLOAT) for row in rows]
+            return [
+                _multiply_add(builder, _spread(builder, value, _VECTOR), factor, total)
+                for value, total in zip(values, totals, strict=True)
+            ]
+
+        nothing = ir.Constant(_VECTOR, [0.0] * LANES)
+        for target, total in zip(targets, _count_up(builder, length, start, step), strict=True):
+            positive = builder.select(builder.fcmp_ordered(">", total, nothing), total, nothing)
+            builder.store(positive, builder.inttoptr(target, _VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _write_weighted_sum(  # type: ignore[no-untyped-def]
+    typing_context, values, starts, num_rows, weight, num_vectors, overlap
+):
+    """Return the sum of rows of values times weight (num_rows, num_vectors, SUM_LANES).
+
+    A row begins at so many values from `values` as `starts` (int64) tells. Its last vector begins `overlap`
+    values earlier than the one before ends. All but the numbers are addresses.
+    """
+    signature = types.float32(*[types.int64] * 6)
+
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
+        values, starts, num_rows, weight, num_vectors, overlap = given
+        size = ir.Constant(_INDEX, 4 * SUM_LANES)
+        last = builder.sub(num_vectors, ir.Constant(_INDEX, 1))
+        back = builder.mul(overlap, ir.Constant(_INDEX, 4))
+
+        def row(number: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+            place = builder.add(starts, builder.mul(number, ir.Constant(_INDEX, 8)))
+            start = _load(builder, place, _INDEX)
+            begin = builder.add(values, builder.mul(start, ir.Constant(_INDEX, 4)))
+            factors = builder.add(weight, builder.mul(builder.mul(number, num_vectors), size))
+
+            def vector(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+                offset = builder.mul(index, size)
+                is_last = builder.icmp_signed("==", index, last)
+                moved = builder.select(is_last, builder.sub(offset, back), offset)
+                value = _load(builder, builder.add(begin, moved), _SUM_VECTOR)
+                factor = _load(builder, builder.add(factors, offset), _SUM_VECTOR)
+                return [_multiply_add(builder, value, factor, totals[0])]
+
+            return _count_up(builder, num_vectors, totals, vector)
+
+        (total,) = _count_up(builder, num_rows, [ir.Constant(_SUM_VECTOR, [0.0] * SUM_LANES)], row)
+        parts = [builder.extract_element(total, ir.Constant(_INDEX, lane)) for lane in range(SUM_LANES)]
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [builder.fadd(one, other) for one, other in zip(parts[:half], parts[half:], strict=True)]
+        return parts[0]
+
+    return signature, write
+
+
+_positive_products: Any = intrinsic(_write_positive_products)
+_weighted_sum: Any = intrinsic(_write_weighted_sum)
+
+
+def panels(weight: np.ndarray) -> np.ndarray:
+    """Return weights (..., inputs, features) as panels (..., panels, inputs, 16) of float32."""
+    *outer, num_inputs, num_features = weight.shape
+    num_panels = -(-num_features // LANES)
+    padded = np.zeros((*outer, num_inputs, num_panels * LANES), np.float32)
+    padded[..., :num_features] = weight
+    split = padded.reshape(*outer, num_inputs, num_panels, LANES)
+    return np.ascontiguousarray(np.moveaxis(split, -2, -3))
+
+
+def overlapping(weight: np.ndarray) -> np.ndarray:
+    """Return weights (..., W) in vectors (..., vectors, SUM_LANES) of which the last ends with the window.
+
+    Where it overlaps the one before, its weights are 0.
+    """
+    *outer, window = weight.shape
+    num_vectors = -(-window // SUM_LANES)
+    vectors = np.zeros((*outer, num_vectors, SUM_LANES), np.float32)
+    whole = (num_vectors - 1) * SUM_LANES
+    vectors[..., :-1, :] = weight[..., :whole].reshape(*outer, -1, SUM_LANES)
+    vectors[..., -1, num_vectors * SUM_LANES - window :] = weight[..., whole:]
+    return vectors
+
+
+@compiled()
+def close_gates(
+    values: np.ndarray,
+    step: int,
+    block: int,
+    channel_index: np.ndarray,
+    weight: np.ndarray,
+    window: int,
+    level: np.ndarray,
+    is_open: np.ndarray,
+) -> None:
+    """Close the gates in the blocks at whose first output the second gate is closed, and beside which too.
+
+    Parameters
+    ----------
+    values, step
+        Sample s of channel c is ``values[c * step + s]``; the window of block b begins at sample b * block.
+    channel_index : ndarray
+        (N, M)
+    weight : ndarray
+        (N, M, vectors, SUM_LANES) see :func:`overlapping`.
+    window : int
+        Samples of a window, no fewer than SUM_LANES.
+    level : ndarray
+        (N,)
+    is_open : ndarray of bool
+        (N, B), changed.
+    """
+    num_units, num_near = channel_index.shape
+    num_blocks = is_open.shape[1]
+    num_vectors = weight.shape[2]
+    overlap = num_vectors * SUM_LANES - window
+    starts = np.empty(num_near, np.int64)
+    is_worth = np.zeros(num_blocks + 2, np.bool_)
+    for unit in range(num_units):
+        is_worth[:] = False
+        for index in range(num_blocks):
+            if is_open[unit, index]:
+                for near in range(num_near):
+                    starts[near] = channel_index[unit, near] * step + index * block
+                score: np.float32 = _weighted_sum(
+                    np.int64(values.ctypes.data),
+                    np.int64(starts.ctypes.data),
+                    np.int64(num_near),
+                    np.int64(weight[unit].ctypes.data),
+                    np.int64(num_vectors),
+                    np.int64(overlap),
+                )
+                is_worth[index + 1] = score > level[unit]
+        for index in range(num_blocks):
+            is_open[unit, index] &= is_worth[index] | is_worth[index + 1] | is_worth[index + 2]
+
+
+@compiled()
+def features_of_channels(
+    values: np.ndarray,
+    step: int,
+    begin: int,
+    block: int,
+    is_needed: np.ndarray,
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    features: np.ndarray,
+) -> None:
+    """Compute the features of the blocks of channels that are needed, at one moment of each.
+
+    Parameters
+    ----------
+    values, step
+        Sample s of channel c is ``values[c * step + s]``; the window of block b begins at sample
+        ``begin + b * block``.
+    is_needed : ndarray of bool
+        (C, B)
+    first, second : (ndarray, ndarray)
+        Panels of the two filters, (panels, inputs, 16), and their biases (panels, 16).
+    features : ndarray
+        (C, B, panels of the second filter * 16), filled where needed.
+    """
+    num_channels, num_blocks = is_needed.shape
+    size = 4 * features.shape[2]
+    hidden = np.empty((ROWS, first[1].size), np.float32)
+    spare = np.empty(features.shape[2], np.float32)
+    sources, targets = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
+    waiting = 0
+    for channel in range(num_channels):
+        source = np.int64(values.ctypes.data) + 4 * (channel * step + begin)
+        target = np.int64(features.ctypes.data) + size * channel * num_blocks
+        for index in range(num_blocks):
+            if is_needed[channel, index]:
+                sources[waiting] = source + 4 * index * block
+                targets[waiting] = target + size * index
+                waiting += 1
+                if waiting == ROWS:
+                    _two_filters(sources, targets, first, second, hidden)
+                    waiting = 0
+    if waiting:
+        sources[waiting:] = sources[0]
+        targets[waiting:] = np.int64(spare.ctypes.data)
+        _two_filters(sources, targets, first, second, hidden)
+
+
+@compiled()
+def _two_filters(
+    sources: np.ndarray,
+    targets: np.ndarray,
+    first: tuple[np.ndarray, np.ndarray],
+    second: tuple[np.ndarray, np.ndarray],
+    hidden: np.ndarray,
+) -> None:
+    """Compute the features of four rows; `hidden` (4, hidden features) is in between."""
+    weight, bias = first
+    at = np.int64(hidden.ctypes.data)
+    size = np.int64(4 * hidden.shape[1])
+    for panel in range(weight.shape[0]):
+        here = at + 4 * LANES * panel
+        _positive_products(
+            sources[0],
+            sources[1],
+            sources[2],
+            sources[3],
+            here,
+            here + size,
+            here + 2 * size,
+            here + 3 * size,
+            np.int64(weight.shape[1]),
+            np.int64(weight[panel].ctypes.data),
+            np.int64(bias[panel].ctypes.data),
+        )
+    weight, bias = second
+    for panel in range(weight.shape[0]):
+        offset = 4 * LANES * panel
+        _positive_products(
+            at,
+            at + size,
+            at + 2 * size,
+            at + 3 * size,
+            targets[0] + offset,
+            targets[1] + offset,
+            targets[2] + offset,
+            targets[3] + offset,
+            np.int64(weight.shape[1]),
+            np.int64(weight[panel].ctypes.data),
+            np.int64(bias[panel].ctypes.data),
+        )
+
+
+@compiled()
+def answers_of_units(
+    features: np.ndarray,
+    is_asked: np.ndarray,
+    channel_index: np.ndarray,
+    hidden: tuple[np.ndarray, np.ndarray],
+    last: tuple[np.ndarray, np.ndarray],
+    probabilities: np.ndarray,
+) -> None:
+    """Compute the probabilities of units in the blocks in which they are asked.
+
+    Parameters
+    ----------
+    features : ndarray
+        (C, B, F)
+    is_asked : ndarray of bool
+        (N, B)
+    channel_index : ndarray
+        (N, M)
+    hidden : (ndarray, ndarray)
+        Panels (N, panels, M * F, 16) of the hidden features of units, and their biases (N, panels, 16).
+    last : (ndarray, ndarray)
+        Weights (N, panels * 16) and biases (N,) of the logits.
+    probabilities : ndarray
+        (N, B), filled where they are asked.
+    """
+    num_units, num_near = channel_index.shape
+    num_features = features.shape[2]
+    inputs = np.empty((ROWS, num_near * num_features), np.float32)
+    made = np.empty((ROWS, hidden[1].shape[1] * LANES), np.float32)
+    blocks = np.empty(ROWS, np.int64)
+    for unit in range(num_units):
+        waiting = 0
+        for index in range(is_asked.shape[1] + 1):
+            if index < is_asked.shape[1]:
+                if not is_asked[unit, index]:
+                    continue
+                blocks[waiting] = index
+                waiting += 1
+                if waiting < ROWS:
+                    continue
+            if waiting:
+                for number in range(waiting):
+                    _gather(features, channel_index[unit], blocks[number], inputs[number])
+                _hidden_features(inputs, hidden[0][unit], hidden[1][unit], made)
+                for number in range(waiting):
+                    logit = last[1][unit] + _product(made[number], last[0][unit])
+                    probabilities[unit, blocks[number]] = np.float32(1) / (np.float32(1) + np.exp(-logit))
+                waiting = 0
+
+
+@compiled()
+def _gather(features: np.ndarray, channels: np.ndarray, block: int, inputs: np.ndarray) -> None:
+    """Put the features (F,) of channels at a block side by side."""
+    num_features = np.uint64(features.shape[2])
+    for near in range(len(channels)):
+        row, begin = features[channels[near], block], np.uint64(near) * num_features
+        for feature in range(num_features):
+            inputs[begin + feature] = row[feature]
+
+
+@compiled()
+def _hidden_features(inputs: np.ndarray, weight: np.ndarray, bias: np.ndarray, made: np.ndarray) -> None:
+    """Fill the hidden features (4, panels * 16) of four rows of inputs."""
+    source, target = np.int64(inputs.ctypes.data), np.int64(made.ctypes.data)
+    source_size, target_size = np.int64(4 * inputs.shape[1]), np.int64(4 * made.shape[1])
+    for panel in range(weight.shape[0]):
+        here = target + 4 * LANES * panel
+        _positive_products(
+            source,
+            source + source_size,
+            source + 2 * source_size,
+            source + 3 * source_size,
+            here,
+            here + target_size,
+            here + 2 * target_size,
+            here + 3 * target_size,
+            np.int64(weight.shape[1]),
+            np.int64(weight[panel].ctypes.data),
+            np.int64(bias[panel].ctypes.data),
+        )
+
+
+@compiled(fastmath={"reassoc", "contract", "nsz"})
+def _product(one: np.ndarray, other: np.ndarray) -> np.float32:
+    total = np.float32(0)
+    for index in range(len(one)):
+        total += one[index] * other[index]
+    return total
