@@ -11,7 +11,6 @@ come in panels of sixteen: weights (panels, inputs, 16), with zeros where there 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from spikewise import vectors
 from spikewise.compiling import compiled
 
 LANES = 16
@@ -26,54 +26,8 @@ LANES = 16
 ROWS = 4
 """Rows that are multiplied at once: as many chains of additions keep a processor busy."""
 SUM_LANES = 8
-_FLOAT = ir.FloatType()
-_VECTOR, _SUM_VECTOR = ir.VectorType(_FLOAT, LANES), ir.VectorType(_FLOAT, SUM_LANES)
-_INDEX = ir.IntType(64)
-
-
-def _load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
-    """Load from an address that need not be aligned."""
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=4)
-
-
-def _multiply_add(builder: ir.IRBuilder, one: ir.Value, other: ir.Value, total: ir.Value) -> ir.Value:
-    name = f"llvm.fmuladd.v{total.type.count}f32"
-    kind = ir.FunctionType(total.type, [total.type] * 3)
-    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    return builder.call(function, [one, other, total])
-
-
-def _spread(builder: ir.IRBuilder, value: ir.Value, kind: ir.VectorType) -> ir.Value:
-    """Return a vector that holds one value everywhere."""
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    places = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
-    return builder.shuffle_vector(first, first, places)
-
-
-def _count_up(
-    builder: ir.IRBuilder,
-    count: ir.Value,
-    totals: list[ir.Value],
-    step: Callable[[ir.Value, list[ir.Value]], list[ir.Value]],
-) -> list[ir.Value]:
-    """Write a loop over 0 to `count` (above 0) that carries vectors; `step` may write loops within it."""
-    before = builder.block
-    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    index = builder.phi(_INDEX)
-    carried = [builder.phi(total.type) for total in totals]
-    made = step(index, list(carried))
-    following = builder.add(index, ir.Constant(_INDEX, 1))
-    end = builder.block
-    index.add_incoming(ir.Constant(_INDEX, 0), before)
-    index.add_incoming(following, end)
-    for phi, start, result in zip(carried, totals, made, strict=True):
-        phi.add_incoming(start, before)
-        phi.add_incoming(result, end)
-    builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
-    builder.position_at_end(after)
-    return made
+_VECTOR = ir.VectorType(vectors.FLOAT, LANES)
+_SUM_VECTOR = ir.VectorType(vectors.FLOAT, SUM_LANES)
 
 
 def _write_positive_products(  # type: ignore[no-untyped-def]
@@ -87,23 +41,22 @@ def _write_positive_products(  # type: ignore[no-untyped-def]
 
     def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
         rows, targets, (length, weight, bias) = given[:ROWS], given[ROWS : 2 * ROWS], given[2 * ROWS :]
-        start = [_load(builder, bias, _VECTOR)] * ROWS
 
         def step(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-            factor = _load(
-                builder, builder.add(weight, builder.mul(index, ir.Constant(_INDEX, 4 * LANES))), _VECTOR
-            )
-            offset = builder.mul(index, ir.Constant(_INDEX, 4))
-            values = [_load(builder, builder.add(row, offset), _FLOAT) for row in rows]
+            factor = vectors.load(builder, vectors.after(builder, weight, index, 4 * LANES), _VECTOR)
+            values = [
+                vectors.load(builder, vectors.after(builder, row, index, 4), vectors.FLOAT) for row in rows
+            ]
             return [
-                _multiply_add(builder, _spread(builder, value, _VECTOR), factor, total)
+                vectors.multiply_add(builder, vectors.spread(builder, value, LANES), factor, total)
                 for value, total in zip(values, totals, strict=True)
             ]
 
-        nothing = ir.Constant(_VECTOR, [0.0] * LANES)
-        for target, total in zip(targets, _count_up(builder, length, start, step), strict=True):
-            positive = builder.select(builder.fcmp_ordered(">", total, nothing), total, nothing)
-            builder.store(positive, builder.inttoptr(target, _VECTOR.as_pointer()), align=4)
+        start = [vectors.load(builder, bias, _VECTOR)] * ROWS
+        nothing = vectors.zeros(_VECTOR)
+        for target, total in zip(targets, vectors.count_up(builder, length, start, step), strict=True):
+            is_positive = builder.fcmp_ordered(">", total, nothing)
+            vectors.store(builder, builder.select(is_positive, total, nothing), target)
         return context.get_dummy_value()
 
     return signature, write
@@ -121,32 +74,28 @@ def _write_weighted_sum(  # type: ignore[no-untyped-def]
 
     def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
         values, starts, num_rows, weight, num_vectors, overlap = given
-        size = ir.Constant(_INDEX, 4 * SUM_LANES)
-        last = builder.sub(num_vectors, ir.Constant(_INDEX, 1))
-        back = builder.mul(overlap, ir.Constant(_INDEX, 4))
+        last = builder.sub(num_vectors, vectors.number(1))
+        back = builder.mul(overlap, vectors.number(4))
 
         def row(number: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-            place = builder.add(starts, builder.mul(number, ir.Constant(_INDEX, 8)))
-            start = _load(builder, place, _INDEX)
-            begin = builder.add(values, builder.mul(start, ir.Constant(_INDEX, 4)))
-            factors = builder.add(weight, builder.mul(builder.mul(number, num_vectors), size))
+            start = vectors.load(builder, vectors.after(builder, starts, number, 8), vectors.INDEX)
+            begin = vectors.after(builder, values, start, 4)
+            factors = vectors.after(builder, weight, builder.mul(number, num_vectors), 4 * SUM_LANES)
 
             def vector(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-                offset = builder.mul(index, size)
+                place = vectors.after(builder, begin, index, 4 * SUM_LANES)
                 is_last = builder.icmp_signed("==", index, last)
-                moved = builder.select(is_last, builder.sub(offset, back), offset)
-                value = _load(builder, builder.add(begin, moved), _SUM_VECTOR)
-                factor = _load(builder, builder.add(factors, offset), _SUM_VECTOR)
-                return [_multiply_add(builder, value, factor, totals[0])]
+                place = builder.select(is_last, builder.sub(place, back), place)
+                value = vectors.load(builder, place, _SUM_VECTOR)
+                factor = vectors.load(
+                    builder, vectors.after(builder, factors, index, 4 * SUM_LANES), _SUM_VECTOR
+                )
+                return [vectors.multiply_add(builder, value, factor, totals[0])]
 
-            return _count_up(builder, num_vectors, totals, vector)
+            return vectors.count_up(builder, num_vectors, totals, vector)
 
-        (total,) = _count_up(builder, num_rows, [ir.Constant(_SUM_VECTOR, [0.0] * SUM_LANES)], row)
-        parts = [builder.extract_element(total, ir.Constant(_INDEX, lane)) for lane in range(SUM_LANES)]
-        while len(parts) > 1:
-            half = len(parts) // 2
-            parts = [builder.fadd(one, other) for one, other in zip(parts[:half], parts[half:], strict=True)]
-        return parts[0]
+        (total,) = vectors.count_up(builder, num_rows, [vectors.zeros(_SUM_VECTOR)], row)
+        return vectors.sum_of(builder, total)
 
     return signature, write
 
