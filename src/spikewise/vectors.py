@@ -59,19 +59,20 @@ def multiply_add(builder: ir.IRBuilder, one: ir.Value, other: ir.Value, total: i
     return builder.call(function, [one, other, total])
 
 
-def sum_of(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
-    """Return the sum of a vector of a power of two numbers: halves are added until one number is left."""
+def folded(
+    builder: ir.IRBuilder, vector: ir.Value, join: Callable[[ir.Value, ir.Value], ir.Value]
+) -> ir.Value:
+    """Return one number of a vector of a power of two: halves are joined until one number is left."""
     count = vector.type.count
     while count > 1:
         count //= 2
-        halves = [
+        low, high = (
             builder.shuffle_vector(
                 vector, vector, ir.Constant(ir.VectorType(_PLACE, count), list(range(first, first + count)))
             )
             for first in (0, count)
-        ]
-        is_whole = isinstance(vector.type.element, ir.IntType)
-        vector = builder.add(*halves) if is_whole else builder.fadd(*halves)
+        )
+        vector = join(low, high)
     return builder.extract_element(vector, ir.Constant(_PLACE, 0))
 
 

@@ -11,27 +11,29 @@ Shapes: traces are (num_samples, num_channels).
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import numpy as np
 import scipy.signal
-import torch
 from spikeinterface.core import BaseRecording, get_chunk_with_margin
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
-from spikewise.compiling import compiled
+from spikewise.data.conditioning_loops import (
+    LANES,
+    SECTIONS,
+    bandpass_panel,
+    fill_panel,
+    medians_of_rows,
+    reference_and_scale_panels,
+)
 from spikewise.threads import on_all_cores
 
 FILTER_ORDER = 5
 MARGIN_PERIODS = 5
 """Periods of the lower edge that are read to either side: what the ends of a stretch do has faded by then."""
-_CHANNELS_AT_ONCE = (64, 192)
-"""Fewer cost more for each, more do not stay in a processor's cache."""
 _SAMPLES_AT_ONCE = 1024
 _ROWS_AT_ONCE = 64
-_LINE = 64
-"""Samples that a line of a processor's cache holds."""
-_HUGE = np.float32(1e30)
 
 
 class ConditionedRecording(BasePreprocessor):
@@ -101,13 +103,7 @@ class _ConditionedSegment(BasePreprocessorSegment):
         raw, left, right = get_chunk_with_margin(
             self.parent_recording_segment, start_frame, end_frame, slice(None), self.margin
         )
-        if not len(raw):
-            traces = np.empty(raw.shape, np.float32)
-        elif self.sections is not None:
-            traces = bandpass(raw, self.sections)[left : len(raw) - right]
-        else:
-            traces = np.array(raw, dtype=np.float32)
-        traces = reference_and_scale(traces, self.averaged, *self.scaling)
+        traces = _condition(raw, self.sections, (left, right), self.averaged, *self.scaling)
         return traces if channel_indices is None else traces[:, channel_indices]
 
 
@@ -119,23 +115,13 @@ def bandpass(traces: np.ndarray, sections: np.ndarray) -> np.ndarray:
     traces : ndarray
         (num_samples, num_channels) of any real type.
     sections : ndarray
-        (num_sections, 6), as of ``scipy.signal.butter``.
+        (num_sections, 6), as of ``scipy.signal.butter``; five at most.
     """
     num_samples, num_channels = traces.shape
-    filtered = np.empty(traces.shape, np.float32)
-    settled = scipy.signal.sosfilt_zi(sections)
-    # As many samples as sosfiltfilt mirrors at either end, where there are so many.
-    length = 3 * (2 * len(sections) + 1 - min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum()))
-    padding = int(min(length, num_samples - 1))
-    if traces.dtype.byteorder not in ("=", "|") or not traces.dtype.isnative:
-        traces = traces.astype(traces.dtype.newbyteorder("="))
-    low, high = _CHANNELS_AT_ONCE
-    width = min(max(-(-num_channels // torch.get_num_threads()), low), high)
-
-    def run(start: int) -> None:
-        _bandpass_group(traces, sections, settled, padding, start, min(start + width, num_channels), filtered)
-
-    on_all_cores(run, range(0, num_channels, width))
+    panels, padding = _panels(traces, sections)
+    rows = panels[:, padding : padding + num_samples].transpose(1, 0, 2)
+    filtered = rows.reshape(num_samples, -1)[:, :num_channels].copy()
+    _spare_panels.append(panels)
     return filtered
 
 
@@ -158,14 +144,87 @@ def reference_and_scale(
     ndarray
         (num_samples, num_channels); the samples of a channel lie side by side in memory.
     """
-    by_channel = np.empty(traces.shape[::-1], np.float32)
+    return _condition(traces, None, (0, 0), averaged, gains, offsets)
+
+
+def _condition(
+    traces: np.ndarray,
+    sections: np.ndarray | None,
+    margins: tuple[int, int],
+    averaged: np.ndarray,
+    gains: np.ndarray,
+    offsets: np.ndarray,
+) -> np.ndarray:
+    """Filter, cut off the margins, reference and scale; the samples of a channel lie side by side."""
+    num_samples, num_channels = len(traces) - sum(margins), traces.shape[1]
+    if num_samples <= 0:
+        return np.empty((0, num_channels), np.float32)
+    panels, padding = _panels(traces, sections)
+    width = len(panels) * LANES
+    scaling = np.zeros((2, width), np.float32)
+    scaling[:, :num_channels] = gains, offsets
+    left_out = np.full((len(panels), LANES), np.inf, np.float32)
+    left_out.ravel()[averaged] = 0
+    by_channel = np.empty((width, LANES * _odd(-(-num_samples // LANES))), np.float32)
 
     def run(start: int) -> None:
-        part = slice(start, start + _SAMPLES_AT_ONCE)
-        _reference_and_scale(traces[part], averaged, gains, offsets, by_channel[:, part])
+        count = min(_SAMPLES_AT_ONCE, num_samples - start)
+        first_row = padding + margins[0] + start
+        reference_and_scale_panels(
+            panels, first_row, count, left_out, scaling[0], scaling[1], by_channel[:, start:]
+        )
 
-    on_all_cores(run, range(0, len(traces), _SAMPLES_AT_ONCE))
-    return by_channel.T
+    on_all_cores(run, range(0, num_samples, _SAMPLES_AT_ONCE))
+    _spare_panels.append(panels)
+    return by_channel[:num_channels, :num_samples].T
+
+
+_spare_panels: deque[np.ndarray] = deque(maxlen=1)
+"""Used again: memory that is asked for anew is first filled with zeros by the system."""
+
+
+def _panels(traces: np.ndarray, sections: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Return panels (num_panels, rows, LANES) of filtered channels, and in which row the first sample is."""
+    num_samples, num_channels = traces.shape
+    if traces.dtype.byteorder not in ("=", "|") or not traces.dtype.isnative:
+        traces = traces.astype(traces.dtype.newbyteorder("="))
+    padding = 0
+    if sections is not None:
+        # As many samples as sosfiltfilt mirrors at either end, where there are so many.
+        length = 3 * (2 * len(sections) + 1 - min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum()))
+        padding = int(min(length, num_samples - 1))
+        factors = _filled_up(sections)
+    num_rows = num_samples + 2 * padding
+    shape = (
+        -(-num_channels // LANES),
+        _odd(num_rows + LANES),
+        LANES,
+    )  # the last vectors reach beyond the end
+    panels = _memory_for(shape)
+
+    def run(index: int) -> None:
+        fill_panel(traces, index * LANES, padding, sections is not None, panels[index])
+        if sections is not None:
+            bandpass_panel(panels[index], num_rows, *factors)
+
+    on_all_cores(run, range(len(panels)))
+    return panels, padding
+
+
+def _odd(count: int) -> int:
+    """Return the next odd number: rows a power of two of lines apart share few places of a cache."""
+    return count | 1
+
+
+def _memory_for(shape: tuple[int, int, int]) -> np.ndarray:
+    """Return panels with any content: those that were used last where they are large enough."""
+    size = int(np.prod(shape))
+    try:
+        spare = _spare_panels.pop()
+    except IndexError:
+        return np.empty(shape, np.float32)
+    base = spare if spare.base is None else spare.base
+    return base.ravel()[:size].reshape(shape) if base.size >= size else np.empty(shape, np.float32)
 
 
 def medians(rows: np.ndarray) -> np.ndarray:
@@ -174,183 +233,16 @@ def medians(rows: np.ndarray) -> np.ndarray:
     found = np.empty(len(values), np.float32)
 
     def run(first: int) -> None:
-        _medians(values, first, min(first + _ROWS_AT_ONCE, len(values)), found)
+        medians_of_rows(values, first, min(first + _ROWS_AT_ONCE, len(values)), found)
 
     on_all_cores(run, range(0, len(values), _ROWS_AT_ONCE))
     return np.where(np.isnan(values).any(axis=1), np.float32(np.nan), found)
 
 
-@compiled()
-def _bandpass_group(
-    traces: np.ndarray,
-    sections: np.ndarray,
-    settled: np.ndarray,
-    padding: int,
-    first: int,
-    stop: int,
-    filtered: np.ndarray,
-) -> None:
-    """Filter channels `first` to `stop`."""
-    num_samples, width = traces.shape[0], np.uint64(stop - first)
-    end, origin = num_samples - 1, np.uint64(first)
-    buffer = np.empty((num_samples + 2 * padding, width), np.float32)
-    base = np.empty(width)  # subtracted, which a band-pass does not see: large values keep their digits
-    for channel in range(width):
-        base[channel] = traces[0, origin + channel]
-    for sample in range(-padding, num_samples + padding):
-        row = np.uint64(sample + padding)
-        if 0 <= sample <= end:
-            inside = np.uint64(sample)
-            for channel in range(width):
-                buffer[row, channel] = np.float64(traces[inside, origin + channel]) - base[channel]
-        else:  # as far beyond the value at the end as the mirrored sample is from it
-            edge = np.uint64(0 if sample < 0 else end)
-            mirrored = np.uint64(-sample if sample < 0 else 2 * end - sample)
-            for channel in range(width):
-                outer = 2 * np.float64(traces[edge, origin + channel]) - base[channel]
-                buffer[row, channel] = outer - np.float64(traces[mirrored, origin + channel])
-    _run_sections(buffer, sections, settled, False)
-    _run_sections(buffer, sections, settled, True)
-    for sample in range(np.uint64(num_samples)):
-        for channel in range(width):
-            filtered[sample, origin + channel] = buffer[sample + np.uint64(padding), channel]
-
-
-@compiled(fastmath={"contract"})
-def _run_sections(buffer: np.ndarray, sections: np.ndarray, settled: np.ndarray, is_backward: bool) -> None:
-    """Run samples (num_samples, num_channels) through all sections, in place (transposed direct form II).
-
-    The filter begins as if the first sample had been there for ever.
-    """
-    num_rows, width = np.uint64(buffer.shape[0]), np.uint64(buffer.shape[1])
-    last = num_rows - np.uint64(1)
-    num_sections = np.uint64(sections.shape[0])
-    state = np.zeros((num_sections, 2, width))
-    now = np.zeros(width)
-    beginning = buffer[last if is_backward else np.uint64(0)]
-    for section in range(num_sections):
-        for channel in range(width):
-            state[section, 0, channel] = settled[section, 0] * np.float64(beginning[channel])
-            state[section, 1, channel] = settled[section, 1] * np.float64(beginning[channel])
-    for step in range(num_rows):
-        row = last - step if is_backward else step
-        for channel in range(width):
-            now[channel] = buffer[row, channel]
-        for section in range(num_sections):
-            b0, b1, b2 = sections[section, 0], sections[section, 1], sections[section, 2]
-            a1, a2 = sections[section, 4], sections[section, 5]
-            first, second = state[section, 0], state[section, 1]
-            for channel in range(width):
-                value = now[channel]
-                output = b0 * value + first[channel]
-                first[channel] = b1 * value - a1 * output + second[channel]
-                second[channel] = b2 * value - a2 * output
-                now[channel] = output
-        for channel in range(width):
-            buffer[row, channel] = now[channel]
-
-
-@compiled()
-def _reference_and_scale(
-    traces: np.ndarray,
-    averaged: np.ndarray,
-    gains: np.ndarray,
-    offsets: np.ndarray,
-    by_channel: np.ndarray,
-) -> None:
-    num_samples, width = traces.shape[0], np.uint64(traces.shape[1])
-    count = np.uint64(len(averaged))
-    row = np.empty(count, np.float32)
-    middles = np.zeros(_LINE, np.float32)
-    middle, step = np.float32(0), np.float32(1)
-    for begin in range(0, num_samples, _LINE):
-        first, length = np.uint64(begin), np.uint64(min(_LINE, num_samples - begin))
-        if count:
-            for at in range(length):
-                for index in range(count):
-                    row[index] = traces[first + at, averaged[index]]
-                previous = middle
-                middle = _median(row, previous, step)
-                step = np.float32(0.9) * step + np.float32(0.1) * abs(middle - previous)
-                if not step < _HUGE:  # not numbers: begin again
-                    middle, step = np.float32(0), np.float32(1)
-                middles[at] = middle
-        for channel in range(width):
-            gain, offset = gains[channel], offsets[channel]
-            for at in range(length):
-                by_channel[channel, first + at] = (traces[first + at, channel] - middles[at]) * gain + offset
-
-
-@compiled()
-def _medians(rows: np.ndarray, first: int, stop: int, found: np.ndarray) -> None:
-    for index in range(first, stop):
-        found[index] = _median(rows[index], rows[index, 0], np.float32(1))
-
-
-@compiled()
-def _median(row: np.ndarray, guess: np.float32, step: np.float32) -> np.float32:
-    """Return the median of `row`, which lies about `step` from `guess`.
-
-    A bracket around the guess is widened until it holds the median, then narrowed to a limit that parts the
-    lower half of the values from the others. Values are only counted, many at once.
-    """
-    half = len(row) // 2
-    low, below = _edge(row, guess, -step, (len(row) - 1) // 2)
-    high, within = _edge(row, guess, step, half)
-    for attempt in range(200):
-        share = np.float32((half - below) / (within - below)) if attempt < 4 else np.float32(0.5)
-        limit = np.float32(low + (high - low) * min(max(share, np.float32(0.05)), np.float32(0.95)))
-        if not low < limit < high:
-            limit = np.float32(low + (high - low) * np.float32(0.5))
-            if not low < limit < high:
-                return low  # no number lies between: all that are left are equal
-        number = _count_below(row, limit)
-        if number == half:
-            upper = _least_from(row, limit)
-            return upper if len(row) % 2 else np.float32(0.5) * (_greatest_below(row, limit) + upper)
-        if number < half:
-            low, below = limit, number
-        else:
-            high, within = limit, number
-    return np.float32(np.nan)  # not numbers
-
-
-@compiled()
-def _edge(row: np.ndarray, guess: np.float32, step: np.float32, rank: int) -> tuple[np.float32, int]:
-    """Return a limit beyond the value of a rank, on the side of `step`, and how many values are below."""
-    step = step if step != 0 else np.float32(1e-30)
-    limit = np.float32(guess + step)
-    number = _count_below(row, limit)
-    for _ in range(300):
-        if (number <= rank) if step < 0 else (number > rank):
-            break
-        step = np.float32(2) * step
-        limit = np.float32(guess + step)
-        number = _count_below(row, limit)
-    return limit, number
-
-
-@compiled(fastmath={"reassoc", "nsz"})
-def _count_below(row: np.ndarray, limit: np.float32) -> int:
-    number = np.float32(0)  # a whole number: exact in any order
-    for index in range(len(row)):
-        number += np.float32(1) if row[index] < limit else np.float32(0)
-    return int(number)
-
-
-@compiled(fastmath={"nnan", "nsz"})
-def _least_from(row: np.ndarray, limit: np.float32) -> np.float32:
-    least = _HUGE
-    for index in range(len(row)):
-        value = row[index] if row[index] >= limit else _HUGE
-        least = value if value < least else least
-    return least
-
-
-@compiled(fastmath={"nnan", "nsz"})
-def _greatest_below(row: np.ndarray, limit: np.float32) -> np.float32:
-    greatest = -_HUGE
-    for index in range(len(row)):
-        value = row[index] if row[index] < limit else -_HUGE
-        greatest = value if value > greatest else greatest
-    return greatest
+def _filled_up(sections: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return coefficients and settled states of SECTIONS sections, of which the last may do nothing."""
+    coefficients, settled = np.zeros((SECTIONS, 5)), np.zeros((SECTIONS, 2))
+    coefficients[:, 0] = 1.0
+    coefficients[: len(sections)] = sections[:, [0, 1, 2, 4, 5]] * [1, 1, 1, -1, -1]
+    settled[: len(sections)] = scipy.signal.sosfilt_zi(sections)
+    return coefficients, settled

@@ -22,6 +22,7 @@ from spikewise.errors import CheckpointError, OutputError
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
+_MOST_DIMENSIONS = 8
 _HEADER_KEY = "spikewise"
 _COMMANDS = {
     "recording": "`spikewise train` or `spikewise sort`",
@@ -106,6 +107,8 @@ def read_tensors(
             + (f" ({description['spikewise_version']})" if "spikewise_version" in description else ""),
         )
     for name, tensor in tensors.items():
+        if tensor.dim() > _MOST_DIMENSIONS:  # PyTorch itself stumbles over more than 64
+            raise damaged(path, f"{name} has {tensor.dim()} dimensions")
         if not tensor.numel() or tensor.dtype not in (torch.float32, torch.int64):
             raise damaged(path, f"{name} is {tuple(tensor.shape)} of {tensor.dtype}")
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):

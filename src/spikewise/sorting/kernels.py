@@ -95,7 +95,7 @@ def _write_weighted_sum(  # type: ignore[no-untyped-def]
             return vectors.count_up(builder, num_vectors, totals, vector)
 
         (total,) = vectors.count_up(builder, num_rows, [vectors.zeros(_SUM_VECTOR)], row)
-        return vectors.sum_of(builder, total)
+        return vectors.folded(builder, total, builder.fadd)
 
     return signature, write
 
