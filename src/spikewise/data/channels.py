@@ -144,8 +144,10 @@ def measure_noise(
             traces = recording.get_traces(segment_index, start, stop)
         by_channel = np.ascontiguousarray(traces.T, dtype=np.float32)
         levels.append(medians(by_channel))
-        spreads.append(by_channel.std(axis=1, dtype=np.float64))
         deviations.append(MAD_TO_SD * medians(np.abs(by_channel - levels[-1][:, None])))
+        at_rest = deviations[-1] == 0  # the spread of others is not asked for
+        spreads.append(np.zeros(len(by_channel)))
+        spreads[-1][at_rest] = by_channel[at_rest].std(axis=1, dtype=np.float64)
         if usable is not None:
             counted.append(usable(segment_index, start, stop))
     noise_levels = _mean(deviations, counted)
@@ -181,13 +183,17 @@ def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
     for segment_index, start, stop in draw_chunks(recording, NOISE_CHUNK_S, seed) + edges:
         with reading_errors("the recording"):
             traces = recording.get_traces(segment_index, start, stop)
-        if len(traces):
+        if not len(traces):
+            continue
+        num_samples += len(traces)
+        if traces.dtype.kind in "iu":
+            num_finite += len(traces)
+            low, high = np.minimum(low, traces.min(axis=0)), np.maximum(high, traces.max(axis=0))
+        else:
             finite = np.isfinite(traces)
             num_finite += finite.sum(axis=0)
-            num_samples += len(traces)
-            lowest, highest = _extremes(traces.dtype)
-            low = np.minimum(low, traces.min(axis=0, where=finite, initial=highest))
-            high = np.maximum(high, traces.max(axis=0, where=finite, initial=lowest))
+            low = np.minimum(low, traces.min(axis=0, where=finite, initial=np.inf))
+            high = np.maximum(high, traces.max(axis=0, where=finite, initial=-np.inf))
     unusable = {
         str(channel_id): "constant" if is_finite else "NaN or infinite"
         for channel_id, is_finite, varies in zip(
@@ -202,14 +208,6 @@ def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
             "check the recording and its stream",
         )
     return unusable
-
-
-def _extremes(dtype: np.dtype) -> tuple[float, float]:
-    """Return the lowest and the highest value of a type."""
-    if dtype.kind == "f":
-        return -np.inf, np.inf
-    info = np.iinfo(dtype)
-    return info.min, info.max
 
 
 def find_bad(

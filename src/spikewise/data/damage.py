@@ -19,6 +19,7 @@ from spikeinterface.core import BaseRecording
 
 from spikewise.compiling import compiled
 from spikewise.data.channels import draw_chunks
+from spikewise.data.conditioning import medians
 from spikewise.data.recordings import reading_errors
 
 KINDS = ("not finite", "zeros", "constant", "saturated", "artefact", "time jump")
@@ -106,7 +107,8 @@ def measure_limits(recording: BaseRecording, artefact_noise: float | None, seed:
     for segment_index, start, stop in draw_chunks(recording, _MEASURED_S, seed):
         with reading_errors("the recording"):
             traces = recording.get_traces(segment_index, start, stop).astype(np.float32)
-        traces[~np.isfinite(traces)] = np.nan
+        if not np.isfinite(traces.sum()):
+            traces[~np.isfinite(traces)] = np.nan
         centers.append(_median(traces))
         if len(traces) > lag:
             deviations.append(_median(np.abs(traces[lag:] - traces[:-lag])))
@@ -195,6 +197,8 @@ def union(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _median(values: np.ndarray) -> np.ndarray:
     """Return the median over the first axis of what is finite; NaN where nothing is."""
+    if np.isfinite(values).all():
+        return medians(values.T).astype(np.float64)
     ordered = np.sort(values, axis=0)  # NaN last
     count = np.isfinite(ordered).sum(axis=0)
     columns = np.arange(values.shape[1])

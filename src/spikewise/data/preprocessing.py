@@ -9,6 +9,8 @@ Samples are frames of a segment; times are in seconds from its start.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -155,7 +157,8 @@ class TraceReader:
 
     A filter near the edge of what is asked for sees less on that side, so that SpikeInterface returns
     slightly different values for different requests. This reader always asks for the same blocks on a
-    fixed grid (frames ``k * block`` to ``(k + 1) * block`` of a segment), keeps the last few, and cuts.
+    fixed grid (frames ``k * block`` to ``(k + 1) * block`` of a segment), keeps the last few, and cuts. One
+    thread may ask it; the next blocks are read by another where :meth:`read_ahead` is called.
 
     Parameters
     ----------
@@ -187,6 +190,9 @@ class TraceReader:
         self.sampling_frequency: float = recording.get_sampling_frequency()
         self._block = max(1, round(block_s * self.sampling_frequency))
         self._blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._most_blocks = self.max_blocks
+        self._keeping, self._reading = threading.Lock(), threading.RLock()
+        self._ahead: threading.Thread | None = None
 
     def num_samples(self, segment_index: int) -> int:
         """Return the number of frames of a segment."""
@@ -212,16 +218,38 @@ class TraceReader:
         RecordingError
             If the block of a frame holds NaN or infinite values, or cannot be read.
         """
-        traces = np.zeros((self.num_channels, max(0, stop - start)), dtype=np.float32).T
         first, last = max(0, start), min(stop, self.num_samples(segment_index))
+        shape = (self.num_channels, max(0, stop - start))
         if first >= last:
-            return traces
+            return np.zeros(shape, dtype=np.float32).T
+        is_inside = start >= 0 and stop == last
+        traces = (np.empty if is_inside else np.zeros)(shape, dtype=np.float32).T
         for block_index in range(first // self._block, -(-last // self._block)):
             offset = block_index * self._block
             low, high = max(first, offset), min(last, offset + self._block)
             block = self._get_block(segment_index, block_index)
             traces[low - start : high - start] = block[low - offset : high - offset]
         return traces
+
+    def read_ahead(self, segment_index: int, start: int, stop: int) -> None:
+        """Begin to read the blocks of some frames in another thread; what is read next waits for it.
+
+        Nothing is begun while the thread still reads what it was asked for before.
+        """
+        if self._ahead is not None and self._ahead.is_alive():
+            return
+        self._most_blocks = self.max_blocks + 2
+        last = min(stop, self.num_samples(segment_index))
+        numbers = range(max(0, start) // self._block, -(-last // self._block))
+
+        def run() -> None:
+            # What goes wrong is told where the traces are asked for, which reads them again.
+            with contextlib.suppress(Exception):
+                for number in numbers:
+                    self._get_block(segment_index, number)
+
+        self._ahead = threading.Thread(target=run, name="spikewise-read-ahead", daemon=True)
+        self._ahead.start()
 
     def damage(self, segment_index: int, start: int, stop: int) -> np.ndarray:
         """Return the damaged stretches between two frames of a segment.
@@ -242,29 +270,45 @@ class TraceReader:
 
     def _damage_of(self, segment_index: int, block_index: int) -> np.ndarray:
         key = (segment_index, block_index)
-        if key not in self._damage and self._repaired is not None:
-            start = block_index * self._block
-            stop = min(start + self._block, self.num_samples(segment_index))
-            with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
-                self._damage[key] = self._repaired.damage(segment_index, start, stop)
+        with self._reading:
+            if key not in self._damage and self._repaired is not None:
+                start = block_index * self._block
+                stop = min(start + self._block, self.num_samples(segment_index))
+                with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
+                    self._damage[key] = self._repaired.damage(segment_index, start, stop)
         return self._damage[key]
 
     def _get_block(self, segment_index: int, block_index: int) -> np.ndarray:
         key = (segment_index, block_index)
-        if key in self._blocks:
-            self._blocks.move_to_end(key)
-            return self._blocks[key]
+        if (block := self._kept(key)) is not None:
+            return block
+        with self._reading:  # recordings need not bear several threads
+            if (block := self._kept(key)) is not None:
+                return block
+            block = self._read_block(segment_index, block_index)
+            with self._keeping:
+                self._blocks[key] = block
+                while len(self._blocks) > self._most_blocks:
+                    self._blocks.popitem(last=False)
+            return block
+
+    def _kept(self, key: tuple[int, int]) -> np.ndarray | None:
+        """Return a block if it is kept, which is then the last to be given up."""
+        with self._keeping:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+            return self._blocks.get(key)
+
+    def _read_block(self, segment_index: int, block_index: int) -> np.ndarray:
         start = block_index * self._block
         stop = min(start + self._block, self.num_samples(segment_index))
         with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
             traces = self._recording.get_traces(segment_index, start, stop).astype(np.float32, copy=False)
-        if not np.isfinite(traces).all():
+        # A sum is the sooner told; it may overflow where all are finite.
+        if not np.isfinite(traces.sum(dtype=np.float32)) and not np.isfinite(traces).all():
             raise self._not_finite(segment_index, start, stop, traces)
-        self._blocks[key] = traces
         if self._repaired is not None:
             self._damage_of(segment_index, block_index)
-        while len(self._blocks) > self.max_blocks:
-            self._blocks.popitem(last=False)
         return traces
 
     def _not_finite(self, segment_index: int, start: int, stop: int, traces: np.ndarray) -> RecordingError:
