@@ -1,4 +1,6 @@
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -435,6 +437,50 @@ def test_few_blocks_are_kept_and_read_again_only_when_needed(preprocessed, monke
     assert len(asked) == 4
     reader.read(0, 2000, 2001)
     assert len(asked) == 5
+
+
+def test_blocks_are_read_ahead_once_and_by_one_thread_at_a_time(preprocessed, monkeypatch):
+    asked, at_once, most = [], 0, 0
+    get_traces, lock = preprocessed.get_traces, threading.Lock()
+
+    def spy(segment_index, start, stop):
+        nonlocal at_once, most
+        with lock:
+            at_once, most = at_once + 1, max(most, at_once + 1)
+        time.sleep(0.05)
+        traces = get_traces(segment_index, start, stop)
+        with lock:
+            asked.append((segment_index, start, stop))
+            at_once -= 1
+        return traces
+
+    monkeypatch.setattr(preprocessed, "get_traces", spy)
+    alone, reader = TraceReader(preprocessed, 0.1), TraceReader(preprocessed, 0.1)
+    expected = alone.read(0, 100, 7900)
+    asked.clear()
+    found = []
+    for start in range(0, 8000, 2000):
+        reader.read_ahead(0, start + 2000, min(start + 4000, 8000))
+        found.append(reader.read(0, max(start, 100), min(start + 2000, 7900)))
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+    assert sorted(asked) == [(0, start, start + 2000) for start in range(0, 8000, 2000)]
+    assert most == 1
+
+
+def test_what_goes_wrong_ahead_is_told_where_it_is_asked_for(preprocessed, monkeypatch):
+    get_traces = preprocessed.get_traces
+
+    def broken(segment_index, start, stop):
+        if start == 2000:
+            raise OSError("the disk is gone")
+        return get_traces(segment_index, start, stop)
+
+    monkeypatch.setattr(preprocessed, "get_traces", broken)
+    reader = TraceReader(preprocessed, 0.1)
+    reader.read_ahead(0, 0, 4000)
+    assert len(reader.read(0, 0, 2000)) == 2000
+    with pytest.raises(RecordingError, match="disk is gone"):
+        reader.read(0, 2000, 2100)
 
 
 def test_nan_that_appears_later_is_named_with_its_time_where_damage_is_kept():

@@ -10,10 +10,11 @@ from spikewise.data.training_set import Block
 from spikewise.models.gates import ANSWER, LOST, OPEN, block_samples, fit_gate, gate_inputs
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.compiled import block_extremes, open_gates, peaks_of_units
+from spikewise.sorting.compiled import block_extremes, keep_promising, open_gates, peaks_of_units
 from spikewise.sorting.detect import SparseDetector, SpikeDetector, find_in_block, make_detector
+from spikewise.sorting.kernels import close_gates, overlapping
 from spikewise.sorting.postprocess import LEVELS, find_peaks, smooth_probabilities, triangle_radius
-from spikewise.sorting.sparse import Tile
+from spikewise.sorting.sparse import SparseNetwork, Tile
 
 RATE = 32000.0
 CPU = torch.device("cpu")
@@ -139,6 +140,54 @@ def test_gates_open_where_the_definition_says():
         beside = np.convolve(passed, np.ones(3), "valid") > 0
         assert is_open[unit].tolist() == beside.tolist()
         assert 5 < beside.sum() < 55
+
+
+@pytest.mark.parametrize("window", [8, 19, 24, 60])
+def test_second_gates_are_closed_where_the_definition_says(window):
+    random = np.random.default_rng(window)
+    signal = random.normal(size=(5, 8 * 50 + window)).astype(np.float32)
+    weight = random.normal(size=(3, 2, window)).astype(np.float32)
+    channel_index = np.array([[0, 4], [3, 1], [2, 2]])
+    windows = np.lib.stride_tricks.sliding_window_view(signal, window, axis=1)[:, : 8 * 50 : 8]
+    scores = np.einsum("nmw,nmbw->nb", weight, windows[channel_index])
+    level = np.array([0.0, 1.0, -1.0], np.float32)
+    was_open = random.random((3, 50)) < 0.7
+    is_open = was_open.copy()
+    tile = Tile.of(signal.T)
+    close_gates(tile.values, tile.step, 8, channel_index, overlapping(weight), window, level, is_open)
+    assert is_open.tolist() == (was_open & (scores > level[:, None])).tolist()
+    assert 10 < is_open.sum() < 130
+
+
+def test_blocks_stay_open_where_they_or_those_beside_them_answer():
+    is_open = np.ones((2, 9), np.bool_)
+    is_open[0, 5] = False
+    is_known = np.ones((2, 9), np.bool_)
+    is_known[1, 4] = False
+    probabilities = np.zeros((2, 9), np.float32)
+    probabilities[:, 4] = 0.9  # of the second unit not known: what was left there by others
+    keep_promising(is_open, is_known, probabilities, np.float32(0.02))
+    assert np.flatnonzero(is_open[0]).tolist() == [0, 1, 3, 4, 7, 8]
+    assert np.flatnonzero(is_open[1]).tolist() == [0, 1, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("features", "hidden", "window"), [((16, 16), 32, 60), ((8, 20), 8, 19), ((33, 5), 17, 7)]
+)
+def test_kernels_compute_the_network(features, hidden, window):
+    generator = torch.Generator().manual_seed(1)
+    near = torch.tensor([[0, 3, 1], [5, 2, 4]])
+    network = NeighbourhoodNetwork(Backbone(window, features), 6, near, hidden).eval()
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    samples = torch.randn(8 * 40 + window - 1 + 32, 6, generator=generator)
+    sparse = SparseNetwork(network, 8, 4, 5, 8 * 40)  # a plateau too short for a glimpse
+    asked = sparse.ask(Tile.of(samples.numpy()))
+    expected = torch.sigmoid(network(samples[None], 4)[0]).detach().numpy()[: 2 * 40]
+    assert asked.block.tolist() == 2 * list(range(40))
+    found = asked.probabilities.reshape(2, 80).T
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert expected.std() > 0.1
 
 
 @pytest.mark.parametrize(("stride", "label_radius", "merge_radius"), [(2, 5, 16), (1, 2, 5), (2, 4, 1)])

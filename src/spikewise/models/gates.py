@@ -32,7 +32,8 @@ LOST = 0.01
 recordings, and a spike opens the gate in its own block or in one beside it: of the spikes that the dense path
 finds in recordings, less than a thousandth is lost."""
 LOST_CLOSER = 0.005
-"""The same of the second gate. A spike reaches over one or two moments that it sees."""
+"""The same of the second gate. A spike reaches over one or two moments that it sees, and where the network
+says yes at one of them, the blocks beside it are asked, too."""
 CLOSER_PATCHES = 8000
 """Patches of a unit that are enough to fit its second gate."""
 _FEWEST = 50

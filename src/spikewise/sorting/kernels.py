@@ -139,7 +139,7 @@ def close_gates(
     level: np.ndarray,
     is_open: np.ndarray,
 ) -> None:
-    """Close the gates in the blocks at whose first output the second gate is closed, and beside which too.
+    """Close the gates in the blocks at whose first output the second gate is closed.
 
     Parameters
     ----------
@@ -161,9 +161,7 @@ def close_gates(
     num_vectors = weight.shape[2]
     overlap = num_vectors * SUM_LANES - window
     starts = np.empty(num_near, np.int64)
-    is_worth = np.zeros(num_blocks + 2, np.bool_)
     for unit in range(num_units):
-        is_worth[:] = False
         for index in range(num_blocks):
             if is_open[unit, index]:
                 for near in range(num_near):
@@ -176,9 +174,7 @@ def close_gates(
                     np.int64(num_vectors),
                     np.int64(overlap),
                 )
-                is_worth[index + 1] = score > level[unit]
-        for index in range(num_blocks):
-            is_open[unit, index] &= is_worth[index] | is_worth[index + 1] | is_worth[index + 2]
+                is_open[unit, index] = score > level[unit]
 
 
 @compiled()

@@ -165,7 +165,7 @@ class SparseNetwork:
         return is_open
 
     def _closer(self, tile: Tile, is_open: np.ndarray) -> np.ndarray:
-        """Return the open blocks (num_units, num_blocks) in or beside which the second gates are open too."""
+        """Return the open blocks (num_units, num_blocks) in which the second gates are open too."""
         is_worth = is_open.copy()
         weight, level = self._closer_gate
         kernels.close_gates(
