@@ -211,7 +211,8 @@ class TraceReader:
         Returns
         -------
         ndarray of float32, shape (stop - start, num_channels)
-            The samples of a channel lie side by side in memory.
+            The samples of a channel lie side by side in memory. Not to be written into: where one block
+            holds all of them, they are that block's.
 
         Raises
         ------
@@ -223,6 +224,9 @@ class TraceReader:
         if first >= last:
             return np.zeros(shape, dtype=np.float32).T
         is_inside = start >= 0 and stop == last
+        if is_inside and first // self._block == (last - 1) // self._block:
+            offset = first // self._block * self._block
+            return self._get_block(segment_index, first // self._block)[first - offset : last - offset]
         traces = (np.empty if is_inside else np.zeros)(shape, dtype=np.float32).T
         for block_index in range(first // self._block, -(-last // self._block)):
             offset = block_index * self._block
@@ -309,6 +313,7 @@ class TraceReader:
             raise self._not_finite(segment_index, start, stop, traces)
         if self._repaired is not None:
             self._damage_of(segment_index, block_index)
+        traces.flags.writeable = False
         return traces
 
     def _not_finite(self, segment_index: int, start: int, stop: int, traces: np.ndarray) -> RecordingError:

@@ -57,7 +57,7 @@ class StoredTraces:
         firsts = np.cumsum([0, *self._lengths])
         for block, column in zip(chosen, self._columns, strict=True):
             low, high = block.start - firsts[block.segment_index], block.stop - firsts[block.segment_index]
-            part = torch.from_numpy(traces.read(block.segment_index, int(low), int(high)))
+            part = torch.tensor(traces.read(block.segment_index, int(low), int(high)))
             self.values[:, column : column + len(part)] = part.T
         self.usable = self._usable(reach)
 

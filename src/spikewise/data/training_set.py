@@ -293,7 +293,7 @@ class TrainingSet:
             centre = self._centres[index]
             segment_index = int(np.searchsorted(offsets, centre, side="right") - 1)
             frame = int(centre - offsets[segment_index])
-            spans[index] = torch.from_numpy(traces.read(segment_index, frame - before, frame + after))
+            spans[index] = torch.tensor(traces.read(segment_index, frame - before, frame + after))
         return spans
 
     def _find_neighbours(self) -> dict[str, np.ndarray]:

@@ -253,9 +253,9 @@ class TimedDetector(SparseDetector):
         with self.clock("find"):
             return super().find(traces, segment_index, start, stop, known)
 
-    def _read(self, traces: Traces, segment_index: int, first: int, stop: int) -> np.ndarray:
+    def _read_tile(self, traces: Traces, segment_index: int, number: int) -> Tile:
         with self.clock("tiles"):
-            return super()._read(traces, segment_index, first, stop)
+            return super()._read_tile(traces, segment_index, number)
 
     def stage_seconds(self) -> dict[str, float]:
         """Return the seconds of each of :data:`NETWORK_STAGES` so far.

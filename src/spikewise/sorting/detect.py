@@ -320,21 +320,19 @@ class SparseDetector:
 
     def _ask(self, traces: Traces, segment_index: int, numbers: list[int], known: dict[int, Asked]) -> None:
         """Run the network on tiles that lie near to one another, each on one thread."""
-        if not numbers:
-            return
-        samples = self._read(traces, segment_index, numbers[0], numbers[-1] + 1)
-        length = self.network.left_margin + self.tile_samples + self.network.right_margin
+        tiles = {number: self._read_tile(traces, segment_index, number) for number in numbers}
 
         def run(number: int) -> None:
-            begin = (number - numbers[0]) * self.tile_samples
-            known[number] = self._sparse.ask(Tile.of(samples[begin : begin + length]))
+            known[number] = self._sparse.ask(tiles[number])
 
         on_all_cores(run, numbers)
 
-    def _read(self, traces: Traces, segment_index: int, first: int, stop: int) -> np.ndarray:
-        """Read the samples of some tiles and of the network's margins."""
-        begin, end = first * self.tile_samples, stop * self.tile_samples
-        return traces.read(segment_index, begin - self.network.left_margin, end + self.network.right_margin)
+    def _read_tile(self, traces: Traces, segment_index: int, number: int) -> Tile:
+        """Read the samples of a tile and of the network's margins."""
+        begin, end = number * self.tile_samples, (number + 1) * self.tile_samples
+        return Tile.of(
+            traces.read(segment_index, begin - self.network.left_margin, end + self.network.right_margin)
+        )
 
 
 Detector = SpikeDetector | SparseDetector
