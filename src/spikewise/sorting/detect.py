@@ -186,7 +186,7 @@ class SpikeDetector:
         return smooth_probabilities(probabilities[begin : begin + length], self.label_radius), first_sample
 
     def _peaks(self, responses: Tensor, start: int) -> Spikes:
-        """Return the spikes of responses that begin `merge_radius` before `start`; they are copied at once."""
+        """Return the spikes of responses that begin `merge_radius` before `start`, in one copy."""
         sample_index, unit_index = find_peaks(responses, self.thresholds, self.merge_radius)
         heights = responses[sample_index + self.merge_radius, unit_index].float().view(torch.int32)
         found = torch.stack([sample_index + start, unit_index, heights.long()]).cpu().numpy()
@@ -332,7 +332,7 @@ def make_detector(
     detection: DetectionConfig,
     sorting: SortingConfig,
 ) -> Detector:
-    """Return the detector for a network: the sparse one where it can run and is not switched off.
+    """Return the detector for a network: on the CPU the sparse one where it can run and is not switched off.
 
     Raises
     ------
@@ -344,6 +344,11 @@ def make_detector(
         with_gates = SparseDetector.network_with_gates(network, sampling_frequency, detection)
         if with_gates is not None:
             return SparseDetector(with_gates, thresholds, sampling_frequency, detection)
+    if isinstance(network, NeighbourhoodNetwork) and device.type != "cpu":
+        from spikewise.sorting.device import DeviceDetector  # which is made of this module
+
+        precision = sorting.precision
+        return DeviceDetector(network, thresholds, sampling_frequency, detection, device, precision)
     return SpikeDetector(network, thresholds, sampling_frequency, detection, device)
 
 
