@@ -51,9 +51,9 @@ class _Sent:
     """Raw samples on their way to the device, with the lengths of their margins."""
 
     raw: Tensor
+    arrived: torch.cuda.Event | None
     left: int
     right: int
-    arrived: torch.cuda.Event | None
 
 
 class DeviceReader(TraceReader):
@@ -160,7 +160,7 @@ class DeviceReader(TraceReader):
                 sent.raw.record_stream(stream)
             while len(self._on_device) >= _KEPT_BLOCKS:
                 self._on_device.popitem(last=False)
-            block = self._conditioner(sent.raw, sent.left, sent.right)
+            block = self._conditioner(sent.raw.to(self.device), sent.left, sent.right)
             if self._can_be_wrong:
                 self._doubtful.append((*key, torch.isfinite(block).all()))
             self._on_device[key] = block
@@ -182,10 +182,9 @@ class DeviceReader(TraceReader):
             raw, left, right = get_chunk_with_margin(
                 self._raw.segments[segment_index], start, stop, slice(None), self._margin
             )
-            sent = self._sender(raw)
             if self._repaired is not None:
                 self._damage_of(segment_index, index)  # known from the same look
-        return _Sent(sent[0], left, right, sent[1])
+        return _Sent(*self._sender(raw), left, right)
 
     def _get_block(self, segment_index: int, block_index: int) -> np.ndarray:
         with _READING:
@@ -212,10 +211,13 @@ class _Sender:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, raw: np.ndarray) -> tuple[Tensor, torch.cuda.Event | None]:
-        """Start to copy (num_samples, num_channels); return them, and the event of their arrival."""
+        """Start to copy (num_samples, num_channels); return them, and the event of their arrival.
+
+        Without CUDA they are only copied from where they were read.
+        """
         native = raw.dtype.newbyteorder("=")
         if self._stream is None:
-            return torch.from_numpy(np.array(raw, dtype=native, order="C")).to(self._device), None
+            return torch.from_numpy(np.array(raw, dtype=native, order="C")), None
         self._turn = 1 - self._turn
         before = self._copied[self._turn]
         if before is not None:

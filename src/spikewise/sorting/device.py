@@ -85,6 +85,7 @@ class DeviceDetector(SpikeDetector):
         super().__init__(network, thresholds, sampling_frequency, config, torch.device("cpu"))
         self.device = device
         self.thresholds = self.thresholds.to(device)
+        self._second = round(sampling_frequency)
         self.tiles_at_once: int | None = None
         self.allocate: Callable[..., Tensor] = torch.empty
         of_units = network.units.hidden_bias.numel() // network.backbone.num_features
@@ -117,6 +118,8 @@ class DeviceDetector(SpikeDetector):
         SpikewiseError
             If the device has too little memory for one tile.
         """
+        # Where more will be asked for, its first samples are read while the last are worked on.
+        beyond = 0 if known is None else self._second
         known = {} if known is None else known
         parts: list[Spikes] = []
         at = start
@@ -124,7 +127,7 @@ class DeviceDetector(SpikeDetector):
             if self.tiles_at_once is None:
                 self.tiles_at_once = self._tiles_that_fit()
             end = min(stop, at + self.tiles_at_once * self.tile_samples)
-            found = self._try(traces, segment_index, (at, end, stop), known)
+            found = self._try(traces, segment_index, (at, end, stop + beyond), known)
             if found is None:
                 self._shrink(traces, known)
                 continue
