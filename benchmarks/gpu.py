@@ -12,6 +12,7 @@ it on a few channels; its times tell nothing.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import statistics
@@ -330,6 +331,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     scene = make_scene(options.output, config)
     units = UnitsConfig(patches_per_unit=options.patches_per_unit)
     file, training_s = train_model(options.output, scene, config, units, silent)
+    training_s = training_s or trained_before(options.output)
     bench = Bench(device, open_model(file), scene, in_memory(scene), options.repeats)
     times, found = measure_device(bench)
     times |= measure_host(bench)
@@ -353,6 +355,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
     save_json(results, options.output / "gpu.json")
     return results
+
+
+def trained_before(output: Path) -> float | None:
+    """Return the seconds of training in the run that trained, where that ended well."""
+    file = output / "gpu.json"
+    return json.loads(file.read_text())["training_seconds"] if file.exists() else None
 
 
 def main() -> int:
