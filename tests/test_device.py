@@ -25,7 +25,7 @@ from spikewise.sorting.batch import detect_in_chunks
 from spikewise.sorting.damaged import drop_damaged_spikes
 from spikewise.sorting.detect import SpikeDetector, Spikes, make_detector
 from spikewise.sorting.device import DeviceDetector, choose_dtype
-from spikewise.sorting.device_memory import free_bytes, is_out_of_memory
+from spikewise.sorting.device_memory import free_bytes, is_out_of_memory, memory_errors
 from spikewise.sorting.shards import Shard
 
 RATE = 32000.0
@@ -310,6 +310,16 @@ def test_other_errors_are_not_taken_for_too_little_memory(traces, device):
         detect_in_chunks(detector, traces, 10.0)
     assert is_out_of_memory(RuntimeError("MPS backend out of memory"))
     assert free_bytes(device) > 2**20
+
+
+def test_weights_that_do_not_fit_are_told(device):
+    with (
+        pytest.raises(SpikewiseError, match="too little memory for the weights"),
+        memory_errors(device, "the weights"),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="something else"), memory_errors(device, "the weights"):
+        raise RuntimeError("something else")
 
 
 # A trained network

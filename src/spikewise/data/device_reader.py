@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -78,16 +79,23 @@ class DeviceReader(TraceReader):
     ):
         super().__init__(recording, block_s, repaired)
         self.device = device
-        conditioning = Conditioning.of(recording)
-        self._margin = conditioning.margin
-        self._conditioner = DeviceConditioner(conditioning, self._block, device)
+        self._conditioning = Conditioning.of(recording)
         self._raw: BaseRecording = recording.get_parent()
         self._can_be_wrong = self._raw.get_dtype().kind == "f"
-        self._sender = _Sender(device)
         self._thread = ThreadPoolExecutor(1, "spikewise-reader")
         self._ahead: dict[tuple[int, int], Future[_Sent]] = {}
         self._on_device: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._doubtful: list[tuple[int, int, Tensor]] = []
+
+    # Both take memory of the device, which many uses of a reader do not need.
+
+    @cached_property
+    def _conditioner(self) -> DeviceConditioner:
+        return DeviceConditioner(self._conditioning, self._block, self.device)
+
+    @cached_property
+    def _sender(self) -> _Sender:
+        return _Sender(self.device)
 
     def read_on_device(self, segment_index: int, start: int, stop: int, until: int) -> Tensor:
         """Return traces on the device, and read ahead.
@@ -180,7 +188,7 @@ class DeviceReader(TraceReader):
         stop = min(start + self._block, self.num_samples(segment_index))
         with _READING, reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
             raw, left, right = get_chunk_with_margin(
-                self._raw.segments[segment_index], start, stop, slice(None), self._margin
+                self._raw.segments[segment_index], start, stop, slice(None), self._conditioning.margin
             )
             if self._repaired is not None:
                 self._damage_of(segment_index, index)  # known from the same look

@@ -22,11 +22,16 @@ from torch import Tensor
 from spikewise.config import DetectionConfig
 from spikewise.data.device_reader import DeviceTraces
 from spikewise.data.labels import Traces
-from spikewise.errors import SpikewiseError
 from spikewise.models.grouped import GroupedNetwork
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.sorting.detect import SpikeDetector, Spikes, tile_samples
-from spikewise.sorting.device_memory import free_bytes, is_out_of_memory, release
+from spikewise.sorting.device_memory import (
+    free_bytes,
+    is_out_of_memory,
+    memory_errors,
+    release,
+    too_little_memory,
+)
 from spikewise.sorting.postprocess import smooth_probabilities
 
 logger = logging.getLogger(__name__)
@@ -84,18 +89,19 @@ class DeviceDetector(SpikeDetector):
     ):
         super().__init__(network, thresholds, sampling_frequency, config, torch.device("cpu"))
         self.device = device
-        self.thresholds = self.thresholds.to(device)
-        self._second = round(sampling_frequency)
         self.tiles_at_once: int | None = None
         self.allocate: Callable[..., Tensor] = torch.empty
+        self._second = round(sampling_frequency)
         of_units = network.units.hidden_bias.numel() // network.backbone.num_features
         widest = max(network.num_channels, of_units)
         self.tile_samples = tile_samples(widest, _TILE_VALUES, _TILE_SAMPLES)
         num_outputs = self.tile_samples // self.stride + self._beyond
-        dtype = choose_dtype(precision, device)
-        self._grouped = GroupedNetwork(network, num_outputs, self.stride, device, dtype)
-        self._run = _captured(self._grouped) if device.type == "cuda" else self._grouped
-        self._shares = torch.arange(self.stride, device=device) / self.stride
+        with memory_errors(device, f"the weights of {network.num_units} units"):
+            self.thresholds = self.thresholds.to(device)
+            self._shares = torch.arange(self.stride, device=device) / self.stride
+            dtype = choose_dtype(precision, device)
+            self._grouped = GroupedNetwork(network, num_outputs, self.stride, device, dtype)
+            self._run = _captured(self._grouped) if device.type == "cuda" else self._grouped
 
     @torch.inference_mode()
     def find(
@@ -146,7 +152,7 @@ class DeviceDetector(SpikeDetector):
         """Return the spikes of a stretch, or None where memory was not enough."""
         try:
             found = self._find(traces, segment_index, stretch, known)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             logger.info("the device has too little memory for %s tiles: %s", self.tiles_at_once, error)
@@ -162,13 +168,9 @@ class DeviceDetector(SpikeDetector):
             traces.forget()
         release(self.device)
         if self.tiles_at_once == 1:
-            mib, network = free_bytes(self.device) / 2**20, self.network
-            raise SpikewiseError(
-                f"the device {self.device} has too little memory: {mib:.0f} MiB are to be had, and one tile "
-                f"of {network.num_channels} channels and {network.num_units} units takes more",
-                "a device on which a tile fits: 4 GB are enough for 384 channels",
-                "end other programs that use it, or sort with --device cpu",
-            )
+            num_channels, num_units = self.network.num_channels, self.network.num_units
+            what = f"one tile of {num_channels} channels and {num_units} units"
+            raise too_little_memory(self.device, what)
         self.tiles_at_once = max(1, (self.tiles_at_once or 1) // 2)
 
     def _find(

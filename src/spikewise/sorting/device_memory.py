@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
+from spikewise.errors import SpikewiseError
+
 _OF_CPU = 2**30
+_ENOUGH = 2**34
+"""More is of no use."""
 _SHARE = 0.6
 """Of the free memory; the rest is for what allocators and libraries of products and spectra keep."""
 _TELLS = ("out of memory", "ALLOC_FAILED", "Invalid buffer size")
@@ -17,9 +24,10 @@ def free_bytes(device: torch.device) -> int:
         free, total = torch.cuda.mem_get_info(device)
         allocated = torch.cuda.memory_allocated(device)
         free += torch.cuda.memory_reserved(device) - allocated
-        return int(_SHARE * min(free, _allowed_fraction(device) * total - allocated))
+        return min(_ENOUGH, int(_SHARE * min(free, _allowed_fraction(device) * total - allocated)))
     if device.type == "mps":
-        return int(_SHARE * (torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()))
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return min(_ENOUGH, int(_SHARE * free))
     return _OF_CPU
 
 
@@ -35,6 +43,26 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(part in str(error) for part in _TELLS)
     )
+
+
+def too_little_memory(device: torch.device, what: str) -> SpikewiseError:
+    """Return the error that something does not fit on a device, whatever is done."""
+    return SpikewiseError(
+        f"the device {device} has too little memory for {what}",
+        "a device on which that fits: 4 GB are enough for 384 channels",
+        "end other programs that use it, or sort with --device cpu",
+    )
+
+
+@contextmanager
+def memory_errors(device: torch.device, what: str) -> Iterator[None]:
+    """Turn what PyTorch raises where memory is not enough into a :class:`SpikewiseError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise too_little_memory(device, what) from error
 
 
 def release(device: torch.device) -> None:
