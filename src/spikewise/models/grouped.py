@@ -15,8 +15,9 @@ windows, F1 and F temporal features, N units, H hidden features of a unit, G uni
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,8 @@ _ALIGNED = 8
 """Rows of matrices of 16-bit numbers are multiplied fastest where their length is a multiple of this."""
 _FILLED = 2.0
 """Channels between those of a group are computed with, up to so many times as many, to spare the gather."""
+_SETTING = threading.Lock()
+"""Held while a setting of the whole process is another."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ class GroupedNetwork:
         Tensor
             (num_units, num_outputs) float32
         """
-        with _sums_in_float32():
+        with _sums_in_float32() if self.device.type == "cuda" else nullcontext():
             features = self._features(traces)  # B * Q, C, F
             logits = torch.empty(len(features), len(self._place_of_unit), device=self.device)
             first = 0
@@ -233,12 +236,13 @@ class _Product:
 def _sums_in_float32() -> Iterator[None]:
     """Let no product of bfloat16 on CUDA add its parts in bfloat16."""
     settings = torch.backends.cuda.matmul
-    before = settings.allow_bf16_reduced_precision_reduction
-    settings.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        settings.allow_bf16_reduced_precision_reduction = before
+    with _SETTING:
+        before = settings.allow_bf16_reduced_precision_reduction
+        settings.allow_bf16_reduced_precision_reduction = False
+        try:
+            yield
+        finally:
+            settings.allow_bf16_reduced_precision_reduction = before
 
 
 def _repeated(weight: Tensor, stride: int, length: int) -> Tensor:

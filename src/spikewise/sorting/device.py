@@ -256,6 +256,7 @@ class _CapturedNetwork:
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._answer = network(self._traces)
 
+    @torch.inference_mode()
     def __call__(self, traces: Tensor) -> Tensor:
         """Return the probabilities of a tile; see :class:`GroupedNetwork`."""
         self._traces.copy_(traces)
