@@ -156,7 +156,7 @@ def test_medians_are_means_of_the_two_in_the_middle(values, device):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", ">i2", "float32"])
-@pytest.mark.parametrize("band_hz", [(300.0, 6000.0), (150.0, 4000.0), None])
+@pytest.mark.parametrize("band_hz", [(300.0, 6000.0), (300.0, 400.0), None])
 def test_traces_on_the_device_are_those_of_the_host(dtype, band_hz, device):
     segments = [raw_traces(70_020, 8, dtype), raw_traces(40, 8, dtype)]
     view, repaired = conditioned(*segments, band_hz=band_hz, repair=dtype != ">i2")

@@ -23,8 +23,8 @@ from spikewise.data.conditioning import FILTER_ORDER, MARGIN_PERIODS, Conditione
 NUMBERS = tuple(np.dtype(name) for name in ("int8", "uint8", "int16", "float32"))
 """Types of raw samples that lose nothing on the way; others are conditioned on the host."""
 _VALUES_AT_ONCE = 2**24
-_FADING = 2
-"""Margins after which nothing is left of a filter's response."""
+_FADED = 1e-8
+"""Of a filter's response, what is nothing."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ class DeviceConditioner:
     def __init__(self, conditioning: Conditioning, longest: int, device: torch.device):
         self._bandpass = None
         if conditioning.sections is not None:
-            reach = conditioning.margin
-            self._bandpass = _Bandpass(conditioning.sections, longest + 2 * reach, _FADING * reach, device)
+            self._bandpass = _Bandpass(conditioning.sections, longest + 2 * conditioning.margin, device)
         averaged = torch.from_numpy(conditioning.averaged)
         self._averaged = averaged.to(device) if len(averaged) else None
         self._gains, self._offsets = (
@@ -140,15 +139,15 @@ class _Bandpass:
         (num_sections, 6)
     longest : int
         Samples of the longest stretch, with its margins.
-    fading : int
-        Samples after which its response has faded.
     device : torch.device
     """
 
-    def __init__(self, sections: np.ndarray, longest: int, fading: int, device: torch.device):
+    def __init__(self, sections: np.ndarray, longest: int, device: torch.device):
         # As many samples as sosfiltfilt mirrors at either end, where there are so many.
         zeros = min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum())
         self._mirrored = int(3 * (2 * len(sections) + 1 - zeros))
+        slowest = np.abs(scipy.signal.sos2zpk(sections)[1]).max()
+        fading = int(np.log(_FADED) / np.log(slowest)) + 1  # spectra are of signals that begin again
         self._length = scipy.fft.next_fast_len(longest + 2 * self._mirrored + fading, real=True)
         angles = 2 * np.pi * np.arange(self._length // 2 + 1) / self._length
         response = scipy.signal.sosfreqz(sections, worN=angles)[1]
