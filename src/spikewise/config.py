@@ -354,6 +354,11 @@ class SortingConfig(Settings):
         minimum=0.1,
     )
     device: Device = setting("auto", "Where the network runs; auto: the GPU where there is one")
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "Numbers in which a GPU computes the network; auto: bfloat16 on an NVIDIA card that has it (design "
+        "neighbourhood, not on the CPU)",
+    )
     sparse: bool = setting(
         True,
         "Ask the network of a unit only where something happens near it; switched off, it is asked "

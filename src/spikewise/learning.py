@@ -18,6 +18,7 @@ from spikeinterface.core import BaseRecording, BaseSorting, NumpyFolderSorting
 
 from spikewise.config import Config, NetworkConfig, TrainingConfig
 from spikewise.data.bootstrap import bootstrap_labels
+from spikewise.data.device_reader import make_reader
 from spikewise.data.files import sync_tree
 from spikewise.data.label_cleaning import clean_labels
 from spikewise.data.labels import KeptSpikes, LabelSet, kept_spikes, make_label_set, split_labels_by_group
@@ -68,6 +69,7 @@ def prepare_groups(recording: BaseRecording, config: Config, model: Model | None
     _check_length(recording, config.network if model is None else model.network_config)
     recordings = split_groups(recording, settings.group_by)
     known = {} if model is None else {group.name: group for group in model.groups}
+    device = choose_device(config.sorting.device)
     groups = []
     for name, part in recordings.items():
         if model is not None and name not in known:
@@ -83,7 +85,7 @@ def prepare_groups(recording: BaseRecording, config: Config, model: Model | None
         )
         for step in preprocessed.steps:
             logger.info("group %s: %s", name, step)
-        reader = TraceReader(preprocessed.recording, repaired=preprocessed.repaired)
+        reader = make_reader(preprocessed.recording, device, preprocessed.repaired)
         groups.append(Group(name, part, preprocessed, reader))
     return groups
 

@@ -169,14 +169,7 @@ class SpikeDetector:
         Spikes
             Those with ``start <= sample_index < stop``.
         """
-        responses, first_sample = self.responses(padded_traces, start, stop)
-        sample_index, unit_index = find_peaks(responses, self.thresholds, self.merge_radius)
-        heights = responses[sample_index + self.merge_radius, unit_index]
-        return Spikes(
-            sample_index.cpu().numpy() + first_sample + self.merge_radius,
-            unit_index.cpu().numpy(),
-            heights.float().cpu().numpy(),
-        )
+        return self._peaks(self.responses(padded_traces, start, stop)[0], start)
 
     def responses(self, padded_traces: np.ndarray, start: int, stop: int) -> tuple[Tensor, int]:
         """Return the smoothed probabilities of a stretch with the context that finding its peaks takes.
@@ -194,6 +187,13 @@ class SpikeDetector:
         begin = first_sample - triangle_radius(self.label_radius) - first_tile * self.tile_samples
         length = stop - start + 2 * self._context
         return smooth_probabilities(probabilities[begin : begin + length], self.label_radius), first_sample
+
+    def _peaks(self, responses: Tensor, start: int) -> Spikes:
+        """Return the spikes of responses that begin `merge_radius` before `start`, in one copy."""
+        sample_index, unit_index = find_peaks(responses, self.thresholds, self.merge_radius)
+        heights = responses[sample_index + self.merge_radius, unit_index].float().view(torch.int32)
+        found = torch.stack([sample_index + start, unit_index, heights.long()]).cpu().numpy()
+        return Spikes(found[0], found[1], found[2].astype(np.int32).view(np.float32))
 
     @property
     def _context(self) -> int:
@@ -345,7 +345,7 @@ def make_detector(
     detection: DetectionConfig,
     sorting: SortingConfig,
 ) -> Detector:
-    """Return the detector for a network: the sparse one where it can run and is not switched off.
+    """Return the detector for a network: on the CPU the sparse one where it can run and is not switched off.
 
     Raises
     ------
@@ -357,6 +357,11 @@ def make_detector(
         with_gates = SparseDetector.network_with_gates(network, sampling_frequency, detection)
         if with_gates is not None:
             return SparseDetector(with_gates, thresholds, sampling_frequency, detection)
+    if isinstance(network, NeighbourhoodNetwork) and device.type != "cpu":
+        from spikewise.sorting.device import DeviceDetector  # which is made of this module
+
+        precision = sorting.precision
+        return DeviceDetector(network, thresholds, sampling_frequency, detection, device, precision)
     return SpikeDetector(network, thresholds, sampling_frequency, detection, device)
 
 

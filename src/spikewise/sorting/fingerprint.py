@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from spikeinterface.core import BaseRecording, BaseSorting
 from spikeinterface.core.core_tools import extractor_dict_iterator
 
@@ -22,6 +23,7 @@ from spikewise.config import Config
 from spikewise.data.recordings import reading_errors
 from spikewise.errors import OutputError, RecordingError
 from spikewise.sorting.detect import choose_device
+from spikewise.sorting.device import choose_dtype
 from spikewise.sorting.store import spikes_hash
 
 _PIECES = 32
@@ -58,7 +60,9 @@ def describe_job(
     settings = config.to_dict()
     del settings["recording"]  # how a file is read shows in what is read
     settings["sorting"] = {k: v for k, v in settings["sorting"].items() if k not in _NOT_OF_RESULT}
-    settings["sorting"]["device"] = choose_device(config.sorting.device).type
+    device = choose_device(config.sorting.device)
+    dtype = torch.float32 if device.type == "cpu" else choose_dtype(config.sorting.precision, device)
+    settings["sorting"] |= {"device": device.type, "precision": str(dtype).removeprefix("torch.")}
     settings["transfer"]["pretrained"] = filters_hash
     facts = {
         "spikewise_version": __version__,

@@ -1,0 +1,264 @@
+"""From traces to spikes on a GPU, with the network of the neighbourhood design asked everywhere.
+
+Tile by tile of a fixed grid the network's probabilities are computed as a few large products
+(:mod:`spikewise.models.grouped`). A stretch of several tiles is then smoothed and searched for peaks at once;
+nothing waits for the device until the spikes of that stretch are copied back. How long the stretch is depends
+on the memory that is free, and changes no spike: products have the shape of a tile, and what follows is
+exact arithmetic.
+
+Shapes in comments: C channels, S samples, N units, R tiles of a stretch, T outputs of a tile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spikewise.config import DetectionConfig
+from spikewise.data.device_reader import DeviceTraces
+from spikewise.data.labels import Traces
+from spikewise.models.grouped import GroupedNetwork
+from spikewise.models.neighbourhood import NeighbourhoodNetwork
+from spikewise.sorting.detect import SpikeDetector, Spikes, tile_samples
+from spikewise.sorting.device_memory import (
+    free_bytes,
+    is_out_of_memory,
+    memory_errors,
+    release,
+    too_little_memory,
+)
+from spikewise.sorting.postprocess import smooth_probabilities
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["auto", "float32", "bfloat16"]
+_TILE_VALUES = 2**23
+_TILE_SAMPLES = (2048, 65536)
+"""So few that the features of all channels nearly stay in a GPU's cache, so many that products are large."""
+_BYTES_OF_SAMPLE = 32
+"""Of a sample of a unit, while it is smoothed and searched for peaks."""
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the type of the network's numbers; ``auto``: bfloat16 on CUDA where the card has it."""
+    if precision == "auto":
+        has_it = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if has_it else torch.float32
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+class DeviceDetector(SpikeDetector):
+    """Finds the spikes of a network of the neighbourhood design on a device.
+
+    Parameters
+    ----------
+    network : NeighbourhoodNetwork
+        Trained network; it is put into evaluation mode, and stays where it is.
+    thresholds : ndarray
+        (num_units,) response that a spike of each unit must exceed.
+    sampling_frequency : float
+        In Hz.
+    config : DetectionConfig
+        Label radius and merging.
+    device : torch.device
+    precision : {"auto", "float32", "bfloat16"}
+        Of the network's features and weights; see :func:`choose_dtype`.
+
+    Attributes
+    ----------
+    tiles_at_once : int or None
+        Tiles that are searched for peaks together; None before the first stretch, then as the free memory
+        allows.
+    allocate : callable
+        Makes the memory of a stretch, as ``torch.empty``.
+    """
+
+    def __init__(
+        self,
+        network: NeighbourhoodNetwork,
+        thresholds: np.ndarray,
+        sampling_frequency: float,
+        config: DetectionConfig,
+        device: torch.device,
+        precision: Precision = "auto",
+    ):
+        super().__init__(network, thresholds, sampling_frequency, config, torch.device("cpu"))
+        self.device = device
+        self.tiles_at_once: int | None = None
+        self.allocate: Callable[..., Tensor] = torch.empty
+        self._second = round(sampling_frequency)
+        of_units = network.units.hidden_bias.numel() // network.backbone.num_features
+        widest = max(network.num_channels, of_units)
+        self.tile_samples = tile_samples(widest, _TILE_VALUES, _TILE_SAMPLES)
+        num_outputs = self.tile_samples // self.stride + self._beyond
+        with memory_errors(device, f"the weights of {network.num_units} units"):
+            self.thresholds = self.thresholds.to(device)
+            self._shares = torch.arange(self.stride, device=device) / self.stride
+            dtype = choose_dtype(precision, device)
+            self._grouped = GroupedNetwork(network, num_outputs, self.stride, device, dtype)
+            self._run = _captured(self._grouped) if device.type == "cuda" else self._grouped
+
+    @torch.inference_mode()
+    def find(
+        self, traces: Traces, segment_index: int, start: int, stop: int, known: dict[int, Any] | None = None
+    ) -> Spikes:
+        """Find the spikes of one stretch of a segment.
+
+        Parameters
+        ----------
+        traces : Traces
+            Those that are :class:`spikewise.data.device_reader.DeviceTraces` too stay on the device.
+        segment_index : int
+        start, stop : int
+            The stretch; spikes have ``start <= sample_index < stop``.
+        known : dict, optional
+            The tiles that are known already, by number; those that the next stretch may need are left in it.
+
+        Raises
+        ------
+        SpikewiseError
+            If the device has too little memory for one tile.
+        """
+        # Where more will be asked for, its first samples are read while the last are worked on.
+        beyond = 0 if known is None else self._second
+        known = {} if known is None else known
+        parts: list[Spikes] = []
+        at = start
+        while at < stop:
+            if self.tiles_at_once is None:
+                self.tiles_at_once = self._tiles_that_fit()
+            end = min(stop, at + self.tiles_at_once * self.tile_samples)
+            found = self._try(traces, segment_index, (at, end, stop + beyond), known)
+            if found is None:
+                self._shrink(traces, known)
+                continue
+            parts.append(found)
+            at = end
+        return Spikes.concatenate(parts)
+
+    def _tiles_that_fit(self) -> int:
+        """Return how many tiles the free memory allows to search at once."""
+        of_tile = _BYTES_OF_SAMPLE * self.tile_samples * self.network.num_units
+        return max(1, free_bytes(self.device) // of_tile)
+
+    def _try(
+        self, traces: Traces, segment_index: int, stretch: tuple[int, int, int], known: dict[int, Any]
+    ) -> Spikes | None:
+        """Return the spikes of a stretch, or None where memory was not enough."""
+        try:
+            found = self._find(traces, segment_index, stretch, known)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.info("the device has too little memory for %s tiles: %s", self.tiles_at_once, error)
+            return None
+        if isinstance(traces, DeviceTraces):
+            traces.settle()
+        return found
+
+    def _shrink(self, traces: Traces, known: dict[int, Any]) -> None:
+        """Work on half as many tiles at once from now on, with all memory given back."""
+        known.clear()
+        if isinstance(traces, DeviceTraces):
+            traces.forget()
+        release(self.device)
+        if self.tiles_at_once == 1:
+            num_channels, num_units = self.network.num_channels, self.network.num_units
+            what = f"one tile of {num_channels} channels and {num_units} units"
+            raise too_little_memory(self.device, what)
+        self.tiles_at_once = max(1, (self.tiles_at_once or 1) // 2)
+
+    def _find(
+        self, traces: Traces, segment_index: int, stretch: tuple[int, int, int], known: dict[int, Any]
+    ) -> Spikes:
+        """Return the spikes of a stretch: its start and stop, and up to where will be asked for next."""
+        start, stop, until = stretch
+        first, last = self._tiles(start, stop)
+        end = self._tiles(start, until)[1] * self.tile_samples + self.network.right_margin + self._beyond
+        for number in [number for number in known if not first <= number < last]:
+            del known[number]
+        outputs = self.allocate(
+            (self.network.num_units, last - first, self.tile_samples // self.stride + self._beyond),
+            dtype=torch.float32,
+            device=self.device,
+        )  # N, R, T
+        for number in range(first, last):
+            if number not in known:
+                known[number] = self._run(self._read_tile(traces, segment_index, number, end))
+            outputs[:, number - first] = known[number]
+        begin = start - self._context - first * self.tile_samples
+        probabilities = self._interpolated(outputs)[:, begin : begin + stop - start + 2 * self._context]
+        return self._peaks(smooth_probabilities(probabilities.T, self.label_radius), start)
+
+    def _read_tile(self, traces: Traces, segment_index: int, number: int, until: int) -> Tensor:
+        """Return the traces (C, S) of a tile on the device."""
+        begin = number * self.tile_samples - self.network.left_margin
+        end = begin + self._grouped.num_samples
+        if isinstance(traces, DeviceTraces):
+            return traces.read_on_device(segment_index, begin, end, until)
+        by_channel = np.ascontiguousarray(traces.read(segment_index, begin, end).T, np.float32)
+        return torch.from_numpy(by_channel).to(self.device)
+
+    def _interpolated(self, outputs: Tensor) -> Tensor:
+        """Return the probability (N, R * samples of a tile) of every sample from outputs (N, R, T)."""
+        if self.stride == 1:
+            return outputs.flatten(1)
+        here, after = outputs[:, :, :-1, None], outputs[:, :, 1:, None]
+        return torch.lerp(here, after, self._shares).flatten(1)
+
+    @torch.inference_mode()
+    def _probabilities(self, padded_traces: np.ndarray, num_tiles: int) -> Tensor:
+        """Run the network tile by tile: (num_tiles * tile_samples, num_units)."""
+        outputs = []
+        for begin in range(0, num_tiles * self.tile_samples, self.tile_samples):
+            tile = torch.zeros(self.network.num_channels, self._grouped.num_samples)
+            given = torch.from_numpy(padded_traces[begin : begin + tile.shape[1]].T)
+            tile[:, : given.shape[1]] = given
+            outputs.append(self._run(tile.to(self.device)))
+        return self._interpolated(torch.stack(outputs, dim=1)).T
+
+
+def _captured(network: GroupedNetwork) -> Callable[[Tensor], Tensor]:
+    """Return the network as one graph, which a card starts at once, or as it is where that is impossible."""
+    try:
+        return _CapturedNetwork(network)
+    except RuntimeError as error:  # out of memory is one, too
+        logger.info("the network runs step by step, not as one graph: %s", error)
+        release(torch.device("cuda"))
+        return network
+
+
+class _CapturedNetwork:
+    """A network whose steps were recorded once, on CUDA, and are run again for each tile.
+
+    Parameters
+    ----------
+    network : GroupedNetwork
+    """
+
+    @torch.inference_mode()
+    def __init__(self, network: GroupedNetwork):
+        device = network.device
+        self._traces = torch.zeros(network.num_channels, network.num_samples, device=device)
+        with torch.cuda.device(device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # libraries prepare what they need
+                for _ in range(2):
+                    network(self._traces)
+            torch.cuda.current_stream().wait_stream(aside)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._answer = network(self._traces)
+
+    @torch.inference_mode()
+    def __call__(self, traces: Tensor) -> Tensor:
+        """Return the probabilities of a tile; see :class:`GroupedNetwork`."""
+        self._traces.copy_(traces)
+        self._graph.replay()
+        return self._answer.clone()
