@@ -7,7 +7,6 @@ stream of their own. What the filter, the median and the scaling make of a block
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,13 +20,11 @@ from torch import Tensor
 
 from spikewise.data.conditioning import ConditionedRecording
 from spikewise.data.device_conditioning import NUMBERS, Conditioning, DeviceConditioner
-from spikewise.data.preprocessing import TraceReader
+from spikewise.data.preprocessing import READING, TraceReader
 from spikewise.data.recordings import reading_errors
 from spikewise.data.repair import RepairedRecording
 
 _KEPT_BLOCKS = 2
-_READING = threading.RLock()
-"""Files of a recording are read by one thread at a time, whatever group asks."""
 
 
 @runtime_checkable
@@ -83,7 +80,7 @@ class DeviceReader(TraceReader):
         self._raw: BaseRecording = recording.get_parent()
         self._can_be_wrong = self._raw.get_dtype().kind == "f"
         self._thread = ThreadPoolExecutor(1, "spikewise-reader")
-        self._ahead: dict[tuple[int, int], Future[_Sent]] = {}
+        self._on_the_way: dict[tuple[int, int], Future[_Sent]] = {}
         self._on_device: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._doubtful: list[tuple[int, int, Tensor]] = []
 
@@ -131,6 +128,9 @@ class DeviceReader(TraceReader):
             traces[:, low - start : high - start] = block[:, low - begin : high - begin]
         return traces
 
+    def read_ahead(self, segment_index: int, start: int, stop: int) -> None:
+        """Do nothing: reading on the device reads ahead by itself."""
+
     def settle(self) -> None:
         """Wait for what is read ahead, and raise if what was read holds numbers that are not finite.
 
@@ -139,7 +139,7 @@ class DeviceReader(TraceReader):
         RecordingError
             As of :meth:`read`.
         """
-        for sent in self._ahead.values():
+        for sent in self._on_the_way.values():
             sent.exception()
         doubtful, self._doubtful = self._doubtful, []
         for segment_index, index, is_finite in doubtful:
@@ -148,9 +148,9 @@ class DeviceReader(TraceReader):
 
     def forget(self) -> None:
         """Give the memory of blocks on the device back, when nothing is read ahead any more."""
-        for sent in self._ahead.values():
+        for sent in self._on_the_way.values():
             sent.exception()
-        self._ahead, self._doubtful = {}, []
+        self._on_the_way, self._doubtful = {}, []
         self._on_device.clear()
 
     def _block_on_device(self, segment_index: int, index: int, last_block: int) -> Tensor:
@@ -158,7 +158,9 @@ class DeviceReader(TraceReader):
         key = (segment_index, index)
         if key not in self._on_device:
             on_its_way = self._send(key)
-            self._ahead = {other: sent for other, sent in self._ahead.items() if other[1] == index + 1}
+            self._on_the_way = {
+                other: sent for other, sent in self._on_the_way.items() if other[1] == index + 1
+            }
             sent = on_its_way.result()
             if index < last_block:
                 self._send((segment_index, index + 1))
@@ -178,29 +180,21 @@ class DeviceReader(TraceReader):
 
     def _send(self, key: tuple[int, int]) -> Future[_Sent]:
         """Have the raw samples of a block sent to the device, if they are not on their way."""
-        if key not in self._ahead:
-            self._ahead[key] = self._thread.submit(self._read_and_send, *key)
-        return self._ahead[key]
+        if key not in self._on_the_way:
+            self._on_the_way[key] = self._thread.submit(self._read_and_send, *key)
+        return self._on_the_way[key]
 
     def _read_and_send(self, segment_index: int, index: int) -> _Sent:
         """Read a block with the filter's margins, and start to copy it."""
         start = index * self._block
         stop = min(start + self._block, self.num_samples(segment_index))
-        with _READING, reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
+        with READING, reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
             raw, left, right = get_chunk_with_margin(
                 self._raw.segments[segment_index], start, stop, slice(None), self._conditioning.margin
             )
             if self._repaired is not None:
                 self._damage_of(segment_index, index)  # known from the same look
         return _Sent(*self._sender(raw), left, right)
-
-    def _get_block(self, segment_index: int, block_index: int) -> np.ndarray:
-        with _READING:
-            return super()._get_block(segment_index, block_index)
-
-    def _damage_of(self, segment_index: int, block_index: int) -> np.ndarray:
-        with _READING:
-            return super()._damage_of(segment_index, block_index)
 
 
 class _Sender:

@@ -42,6 +42,8 @@ MAX_OF_SAMPLING_FREQUENCY = 0.45
 """The band-pass ends at this fraction of the sampling frequency at the latest."""
 REFERENCE_CHANNELS = 16
 """From so many channels on, the median over them leaves spikes alone."""
+READING = threading.RLock()
+"""Held by who reads a recording, of which groups may share files: one thread at a time."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ class TraceReader:
         self._block = max(1, round(block_s * self.sampling_frequency))
         self._blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._most_blocks = self.max_blocks
-        self._keeping, self._reading = threading.Lock(), threading.RLock()
+        self._keeping = threading.Lock()
         self._ahead: threading.Thread | None = None
 
     def num_samples(self, segment_index: int) -> int:
@@ -274,7 +276,7 @@ class TraceReader:
 
     def _damage_of(self, segment_index: int, block_index: int) -> np.ndarray:
         key = (segment_index, block_index)
-        with self._reading:
+        with READING:
             if key not in self._damage and self._repaired is not None:
                 start = block_index * self._block
                 stop = min(start + self._block, self.num_samples(segment_index))
@@ -286,7 +288,7 @@ class TraceReader:
         key = (segment_index, block_index)
         if (block := self._kept(key)) is not None:
             return block
-        with self._reading:  # recordings need not bear several threads
+        with READING:
             if (block := self._kept(key)) is not None:
                 return block
             block = self._read_block(segment_index, block_index)
