@@ -439,6 +439,18 @@ def test_few_blocks_are_kept_and_read_again_only_when_needed(preprocessed, monke
     assert len(asked) == 5
 
 
+@pytest.mark.parametrize("damage", ["skip", "keep"])
+def test_samples_of_the_other_byte_order_are_the_same_numbers(damage):
+    traces = make_traces(4, 1.0).astype("int16")
+    found = [
+        preprocess_recording(
+            make_recording(traces.astype(dtype)), PreprocessingConfig(), damage=SortingConfig(damage=damage)
+        ).recording.get_traces()
+        for dtype in ("<i2", ">i2")
+    ]
+    np.testing.assert_array_equal(*found)
+
+
 def test_blocks_are_read_ahead_once_and_by_one_thread_at_a_time(preprocessed, monkeypatch):
     asked, at_once, most = [], 0, 0
     get_traces, lock = preprocessed.get_traces, threading.Lock()

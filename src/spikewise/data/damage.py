@@ -144,6 +144,8 @@ def find_damage(
     """
     if not len(traces):
         return np.empty(0, STRETCH)
+    if not traces.dtype.isnative:
+        traces = traces.astype(traces.dtype.newbyteorder("="))
     parts = [
         _not_finite(traces, sampling_frequency),
         _flat(traces, first_frame, sampling_frequency, limits),
