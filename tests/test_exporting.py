@@ -74,6 +74,25 @@ def nwb_file(tetrode, result, analyzer):
     return file
 
 
+def test_without_a_gain_nothing_is_told_in_volts(tetrode, result, tmp_path, caplog):
+    pynwb = pytest.importorskip("pynwb")
+    recording = load(tetrode.recording)
+    for name in ("gain_to_uV", "offset_to_uV"):
+        recording.delete_property(name)
+    made = spikewise.analyze(result.folder, recording, output=tmp_path / "analyzer")
+    assert "does not tell its gain" in caplog.text
+    assert "--gain-to-uv" in caplog.text
+    assert not made.has_extension("template_metrics")
+    assert made.has_extension("quality_metrics")
+    done = spikewise.export_nwb(result.folder, recording, tmp_path / "u.nwb", session_start_time=START)
+    with pynwb.NWBHDF5IO(str(done.path), "r") as io:
+        table = io.read().units
+        assert "waveform_mean" not in table.colnames
+        counts = result.sorting.count_num_spikes_per_unit(outputs="dict")
+        assert [len(times) for times in table["spike_times"][:]] == list(counts.values())
+        assert len(table["electrodes"][0]) == 4
+
+
 def inspect(file) -> list[str]:
     """What nwbinspector finds that is worse than a suggestion."""
     inspector = pytest.importorskip("nwbinspector")

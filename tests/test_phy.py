@@ -9,12 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import Simulated, assert_told, run, succeed
-from spikeinterface.core import NumpySorting, append_recordings, generate_recording, load
+from spikeinterface.core import NumpyRecording, NumpySorting, append_recordings, generate_recording, load
 
 import spikewise
+from spikewise.config import PreprocessingConfig
 from spikewise.data.label_files import load_labels
+from spikewise.data.preprocessing import TraceReader, preprocess_recording
 from spikewise.evaluation.matching import compare_sortings
+from spikewise.exporting import unfiltered_of
 from spikewise.output.phy import write_phy
+from spikewise.output.phy_features import REFERENCE_CHANNELS
+from spikewise.output.phy_units import PlacedUnits, unit_similarity
 from spikewise.output.sorted_group import SortedGroup
 
 QUICK = {"--patches-per-unit": 1500, "--unit-steps": 150}
@@ -197,6 +202,84 @@ def test_segments_groups_and_silent_units(two_groups, tmp_path, caplog):
         for unit in "ab":
             train = back.get_unit_spike_train(ids.index(unit), segment_index=segment)
             assert train.tolist() == sorting.get_unit_spike_train(unit, segment_index=segment).tolist()
+
+
+@pytest.fixture(scope="module")
+def many_channels():
+    """96 channels, one of them silenced, with slow waves and an offset far larger than the spikes."""
+    simulation = spikewise.simulate(probe="linear-96", num_units=12, duration_s=6, seed=4)
+    clean = simulation.recording.get_traces().astype(np.float64)
+    time_s = np.arange(len(clean))[:, None] / 30000
+    slow = 1500 * np.sin(2 * np.pi * (7 * time_s + np.linspace(0, 3, 96)))
+    common = 40 * np.random.default_rng(0).normal(size=(len(clean), 1))
+    traces = np.clip(clean + slow + common + 8000, -32768, 32767).astype(np.int16)
+    recording = NumpyRecording([traces], 30000)
+    recording.set_probe(simulation.recording.get_probe(), in_place=True)
+    trains = {unit: simulation.sorting.get_unit_spike_train(unit) for unit in simulation.sorting.unit_ids}
+    trains[simulation.sorting.unit_ids[0]] = np.r_[2, trains[simulation.sorting.unit_ids[0]], len(clean) - 3]
+    return recording, NumpySorting.from_unit_dict(trains, 30000)
+
+
+def test_filtered_shapes_on_raw_traces_give_what_filtered_traces_give(many_channels, tmp_path):
+    """Many channels are not filtered; features, amplitudes and templates are as if they were."""
+    recording, sorting = many_channels
+    made = preprocess_recording(recording, PreprocessingConfig(), silenced_channel_ids=["40"])
+    of_group = {
+        "traces": TraceReader(made.recording),
+        "channel_index": np.arange(96),
+        "positions_um": recording.get_channel_locations(),
+        "scale": np.nan_to_num(made.noise_levels),
+        "unit_index": np.arange(12),
+    }
+    unfiltered = unfiltered_of(made.recording)
+    assert unfiltered is not None
+    assert len(recording.channel_ids) > REFERENCE_CHANNELS
+    for name, source in (("raw", unfiltered), ("filtered", None)):
+        group = SortedGroup("0", **of_group, unfiltered=source)
+        write_phy(sorting, recording, [group], tmp_path / name, spikewise.PhyConfig(traces="none"))
+    raw, filtered = (
+        {file.stem: np.load(file) for file in (tmp_path / name).glob("*.npy")} for name in ("raw", "filtered")
+    )
+    assert np.array_equal(raw["pc_feature_ind"], filtered["pc_feature_ind"])
+    inside = slice(1, -1)  # at the very ends the filters see different things beyond
+    for name, least in (("pc_features", 0.999), ("amplitudes", 0.999), ("templates", 0.9999)):
+        pair = raw[name][inside].ravel(), filtered[name][inside].ravel()
+        assert np.corrcoef(pair)[0, 1] > least, name
+        assert np.std(pair[0] - pair[1]) < 0.05 * np.std(pair[1]), name
+    assert np.isfinite(raw["amplitudes"]).all()
+    silenced = raw["pc_feature_ind"][raw["spike_clusters"]] == 40
+    assert silenced.any()
+    assert not raw["pc_features"].transpose(0, 2, 1)[silenced].any()
+
+
+def test_amplitudes_follow_the_spikes(two_groups, tmp_path):
+    """A spike twice as large has twice the amplitude, and the template is the mean of both."""
+    sorting, recording, groups = two_groups
+    groups[0].traces.segments[0][15000] *= 2
+    write_phy(sorting, recording, groups, tmp_path / "phy", spikewise.PhyConfig())
+    amplitudes = np.load(tmp_path / "phy" / "amplitudes.npy")
+    times = np.load(tmp_path / "phy" / "spike_times.npy")
+    found = {int(time): float(amplitude) for time, amplitude in zip(times, amplitudes, strict=True)}
+    assert found[15000] == pytest.approx(24)
+    assert found[1000] == pytest.approx(12)
+    assert abs(np.load(tmp_path / "phy" / "templates.npy")).max() == pytest.approx(16)
+
+
+def test_similarity_is_that_of_the_best_lag_on_shared_channels():
+    """Two units alike but for two samples, one that shares half of its channels, one that shares none."""
+    shape = np.hanning(11)[:, None] * np.array([1.0, 1.0])
+    templates = np.zeros((4, 40, 2), dtype=np.float32)
+    for unit, start in enumerate((10, 12, 10, 10)):
+        templates[unit, start : start + 11] = shape
+    near = np.array([[0, 1], [1, 0], [1, 2], [3, -1]])
+    templates[3, :, 1] = 0
+    group = SortedGroup("0", None, np.arange(4), np.zeros((4, 2)), np.ones(4), np.arange(4))
+    units = PlacedUnits(near, near, np.ones((4, 2)), templates, np.eye(40, 3))
+    found = unit_similarity(templates, [group], units, 30000)
+    assert np.allclose(found, found.T, atol=1e-6)
+    assert found == pytest.approx(
+        np.array([[1, 1, 0.5, 0], [1, 1, 0.5, 0], [0.5, 0.5, 1, 0], [0, 0, 0, 1]]), abs=1e-6
+    )
 
 
 def test_what_is_there_is_never_replaced(scene, faulty, exported, tmp_path, capsys):

@@ -643,6 +643,17 @@ def test_units_and_true_units_without_a_partner_are_told(tmp_path):
     assert "matches no true unit" in text
 
 
+def test_of_many_units_without_a_partner_twelve_are_named_and_the_others_counted(tmp_path):
+    names = [f"u{number}" for number in range(15)]
+    result = small_result([[(100 * unit + 50, unit) for unit in range(15)]], names, [10000])
+    truth = NumpySorting.from_unit_dict({"far": np.array([9000])}, RATE)
+    performance = api.evaluate(truth, result.sorting)
+    text = words(read_page(write_report(result, tmp_path / "r.html", performance=performance)))
+    assert "Units without a true partner: u0, " in text
+    assert "u11 and 3 more; with their 15 spikes" in text
+    assert "counted as missed: far (1 spikes)." in text
+
+
 def test_the_interval_cuts_a_recording_of_several_segments(tmp_path):
     result = small_result([[(100, 0)], [(100, 0), (900, 0)]], ["x"], [5000, 5000])
     truth = NumpySorting.from_samples_and_labels([[3000], [100, 2000]], [[0], [0, 0]], RATE, [0])

@@ -195,6 +195,22 @@ def test_the_pair_with_one_waveform_is_listed_and_drawn(page):
     assert label_of(page, "pair-probe") == "Mean waveforms of units 10 and 9."
 
 
+def test_names_of_channels_lie_within_their_chart(page):
+    """A name stands before its waveform; the first of these begins at the edge."""
+    for chart in ("unit-probe", "pair-probe"):
+        label_of(page, chart)
+        texts = f"[...document.querySelectorAll('#{chart} .textpoint text')]"
+        wait_until(page, f"return {texts}.length")
+        left = f"document.getElementById('{chart}').getBoundingClientRect().left"
+        assert page.execute_script(f"return {texts}[0].closest('[clip-path]') === null"), chart
+        assert (
+            page.execute_script(
+                f"return Math.min(...{texts}.map(t => t.getBoundingClientRect().left)) - {left}"
+            )
+            > 0
+        )
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_telephone_shows_all_without_scrolling_to_the_side(page, theme):
     resize(page, 390)

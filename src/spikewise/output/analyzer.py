@@ -101,6 +101,12 @@ def make_analyzer(
         return_in_uV=conditioned.has_scaleable_traces(),
     )
     steps = _extensions(config)
+    if not analyzer.return_in_uV:
+        logger.warning(
+            "the recording does not tell its gain: amplitudes are in its own steps, and there are no metrics "
+            "of templates, which need microvolts. Where it is known, give --gain-to-uv"
+        )
+        del steps["template_metrics"]
     for done, (name, options) in enumerate(steps.items()):
         progress("analyzer", done, len(steps), name)
         reading = {"n_jobs": config.jobs, "progress_bar": False} if name in _READING else {}

@@ -139,6 +139,55 @@ def measure_units(result: StoredResult, readers: Mapping[str, TraceReader] | Non
     RecordingError
         If the traces cannot be read.
     """
+    return measure_with_truth(result, None, readers)[0]
+
+
+def measure_with_truth(
+    result: StoredResult, truth: BaseSorting | None, readers: Mapping[str, TraceReader] | None
+) -> tuple[list[UnitMeasures], list[float | None]]:
+    """Measure all units of a result, and the size of each true unit; the traces are read once for both.
+
+    Parameters
+    ----------
+    result : StoredResult
+    truth : BaseSorting or None
+        The true spikes.
+    readers : mapping of str to TraceReader, or None
+        As of :func:`measure_units`.
+
+    Returns
+    -------
+    units : list of UnitMeasures
+        In the order of the sorting.
+    truth_snr : list of float or None
+        Largest deflection of each true unit over the noise, in the group where it is largest; empty without
+        truth or traces.
+
+    Raises
+    ------
+    RecordingError
+        If the traces cannot be read.
+    """
+    trains = spike_trains(result.sorting)
+    units = _measure_trains(result, trains)
+    if readers is None:
+        return units, []
+    true_trains = [] if truth is None else spike_trains(truth)
+    in_groups = [reader for reader in readers.values() for _ in true_trains]
+    waveforms = mean_waveforms(
+        [*trains, *(true_trains * len(readers))], [*(readers[unit.group.name] for unit in units), *in_groups]
+    )
+    largest = np.full((len(readers), len(true_trains)), -np.inf)
+    for index, waveform in enumerate(waveforms[len(units) :]):
+        if waveform is not None:
+            largest.flat[index] = waveform.peaks.max()
+    sizes = [float(size) if np.isfinite(size) else None for size in largest.max(axis=0)]
+    measured = [replace(unit, waveform=w) for unit, w in zip(units, waveforms, strict=False)]
+    return measured, sizes
+
+
+def _measure_trains(result: StoredResult, trains: list[list[np.ndarray]]) -> list[UnitMeasures]:
+    """Measure what the spikes alone tell."""
     sorting = result.sorting
     rate = sorting.sampling_frequency
     duration_s = sum(result.num_samples) / rate
@@ -146,7 +195,6 @@ def measure_units(result: StoredResult, readers: Mapping[str, TraceReader] | Non
         sorting, window_ms=2 * CORRELOGRAM_MS, bin_ms=CORRELOGRAM_BIN_MS
     )
     one_threshold = result.one_threshold
-    trains = spike_trains(sorting)
     units: list[UnitMeasures] = []
     for group in result.model.groups:
         for unit_id, threshold in zip(group.unit_ids, group.thresholds, strict=True):
@@ -167,10 +215,7 @@ def measure_units(result: StoredResult, readers: Mapping[str, TraceReader] | Non
                     correlogram=correlograms[index],
                 )
             )
-    if readers is None:
-        return units
-    waveforms = mean_waveforms(trains, [readers[unit.group.name] for unit in units])
-    return [replace(unit, waveform=waveform) for unit, waveform in zip(units, waveforms, strict=True)]
+    return units
 
 
 def spike_trains(sorting: BaseSorting) -> list[list[np.ndarray]]:
@@ -215,21 +260,23 @@ def mean_waveforms(trains: list[list[np.ndarray]], readers: list[TraceReader]) -
     rate = readers[0].sampling_frequency if readers else 1.0
     before, after = round(WAVEFORM_BEFORE_MS / 1000 * rate), round(WAVEFORM_AFTER_MS / 1000 * rate)
     chosen = _choose_spikes(trains, round(rate))
-    sums, squares = ([np.zeros((before + after, r.num_channels)) for r in readers] for _ in range(2))
+    # As in the traces, the samples of a channel lie side by side.
+    shapes = [(reader.num_channels, before + after) for reader in readers]
+    sums, squares = ([np.zeros(shape, dtype=np.float32) for shape in shapes] for _ in range(2))
     for reader in dict.fromkeys(readers):
         mine = [unit for unit, other in enumerate(readers) if other is reader]
         for segment, frame, unit in sorted((s, f, own) for own in mine for s, f in chosen[own]):
-            waveform = reader.read(segment, frame - before, frame + after)
+            waveform = reader.read(segment, frame - before, frame + after).T
             sums[unit] += waveform
-            squares[unit] += np.square(waveform, dtype=np.float64)
+            squares[unit] += np.square(waveform)
     return [
-        _mean_waveform(total, square, before, len(spikes)) if spikes else None
+        _mean_waveform(total.T, square.T, before, len(spikes)) if spikes else None
         for total, square, spikes in zip(sums, squares, chosen, strict=True)
     ]
 
 
 def _mean_waveform(total: np.ndarray, squares: np.ndarray, before: int, num_spikes: int) -> MeanWaveform:
-    mean = total / num_spikes
+    mean = total.astype(np.float64) / num_spikes
     return MeanWaveform(mean, np.sqrt(np.maximum(squares / num_spikes - mean**2, 0)), before, num_spikes)
 
 

@@ -195,6 +195,8 @@ def _add(
     add_recording_metadata_to_nwbfile(recording, nwbfile)
     rows = _build_channel_id_to_electrodes_table_map(recording, nwbfile)
     means, sds, electrodes = _waveforms(analyzer, [rows[channel_id] for channel_id in recording.channel_ids])
+    rate = float(analyzer.sampling_frequency)
+    waveforms = {"means": means, "sds": sds, "sampling_rate": rate, "unit": "volts"}
     sorting = _on_one_clock(analyzer.sorting, recording)
     descriptions = _set_metrics(sorting, analyzer)
     beside = nwbfile.units is not None
@@ -207,12 +209,7 @@ def _add(
         units_name=OWN_TABLE if beside else "units",
         units_description=f"Units sorted by Spikewise {__version__}, model {hash_}.",
         unit_electrode_indices=electrodes,
-        waveform_data_dict={
-            "means": means,
-            "sds": sds,
-            "sampling_rate": float(analyzer.sampling_frequency),
-            "unit": "volts",
-        },
+        waveform_data_dict=waveforms if analyzer.return_in_uV else None,  # volts are not known without a gain
     )
     text = json.dumps(provenance)
     nwbfile.add_scratch(text, name=_NOTE, description="JSON: how the units of Spikewise were made")
@@ -265,6 +262,8 @@ def _set_metrics(sorting: BaseSorting, analyzer: SortingAnalyzer) -> dict[str, s
     }
     for name in ("quality_metrics", "template_metrics"):
         extension = analyzer.get_extension(name)
+        if extension is None:
+            continue
         told = extension.get_metric_column_descriptions()
         for column, values in extension.get_data().items():
             if values.notna().any():

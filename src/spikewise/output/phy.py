@@ -1,9 +1,10 @@
 """A folder for Phy's template GUI, written in one pass over the recording.
 
-A template is the mean of some spikes of a unit, preprocessed as for sorting. Then the traces are read once,
-from start to end: each spike is projected on its unit's template, which gives its amplitude, and on principal
-components that all channels share, on the channels near its unit. Memory depends on the number of units,
-never on the length of the recording. Phy reads raw traces from the recording's own file where it can.
+A few spikes of each unit, preprocessed as for sorting, tell where it lies. Then the traces are read once,
+from start to end: each spike is projected on the shape of its unit, which gives its amplitude, and on
+principal components that all channels share, on the channels near its unit; spikes spread over all the time
+make the unit's template. Memory depends on the number of units, never on the length of the recording. Phy
+reads raw traces from the recording's own file where it can.
 
 Conventions: Phy knows one time axis, in which segments lie end to end (global frames), and units by a number
 from 0, here the unit's index in the sorting; ``cluster_unit_id.tsv`` tells their ids. Templates and
@@ -29,17 +30,14 @@ from spikewise.data.channels import SilencedRecording
 from spikewise.data.labels import segment_starts
 from spikewise.errors import OutputError
 from spikewise.export_config import PhyConfig
+from spikewise.output.phy_features import Projected, project_spikes
+from spikewise.output.phy_units import PlacedUnits, place_units, unit_similarity
 from spikewise.output.sorted_group import SortedGroup
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.store import writing
 
 logger = logging.getLogger(__name__)
 
-_TEMPLATE_STRETCHES = 60  # of a second; templates of a long recording are made from so many
-_FEW_SPIKES = 20  # a unit with fewer in those stretches adds some of its own
-_MAX_LAG_MS = 0.3
-_BATCH = 2000  # spikes whose windows are held at once
-_CHUNK_S = 1.0
 _GROUP_GAP_UM = 200.0
 
 
@@ -64,25 +62,6 @@ class PhyExport:
     num_spikes: int
     num_empty: int
     traces: str
-
-
-@dataclass(frozen=True)
-class _Units:
-    """Templates of all units, and the channels of each.
-
-    ``templates`` is (num_units, num_samples, num_near) in units of noise, ``scale`` (num_units, num_near) the
-    microvolts of such a unit; ``near`` (num_units, num_near) holds the channels in the group's traces, -1
-    where there are no more, ``recorded`` the same in the recording; ``peak`` is the largest amplitude of each
-    unit in microvolts; ``components`` is (num_samples, num_components).
-    """
-
-    templates: np.ndarray
-    scale: np.ndarray
-    near: np.ndarray
-    recorded: np.ndarray
-    peak: np.ndarray
-    similarity: np.ndarray
-    components: np.ndarray
 
 
 def write_phy(
@@ -131,10 +110,11 @@ def write_phy(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            units = _measure_units(frames, unit_index, recording, groups, config)
-            _write_spikes(partial, frames, unit_index)
-            _write_units(partial, sorting, units, groups)
-            _write_features(partial, frames, unit_index, recording, groups, units, config, progress)
+            units = place_units(frames, unit_index, recording, groups, config)
+            features = partial / "pc_features.npy"
+            done = project_spikes(features, frames, unit_index, recording, groups, units, config, progress)
+            _write_spikes(partial, frames, unit_index, units, done)
+            _write_units(partial, sorting, units, groups, done.templates, recording.sampling_frequency)
             _write_channels(partial, recording, groups)
             source = _write_params(partial, folder, recording, config)
             partial.rename(folder)
@@ -161,127 +141,28 @@ def _spikes_in_order(sorting: BaseSorting, recording: BaseRecording) -> tuple[np
     return frames[order], spikes["unit_index"][order].astype(np.int32)
 
 
-def _window(traces_rate: float, config: PhyConfig) -> tuple[int, int]:
-    """Return the samples before the spike, and in all."""
-    before = round(config.before_ms * traces_rate / 1000)
-    return before, before + round(config.after_ms * traces_rate / 1000)
-
-
-def _measure_units(
-    frames: np.ndarray,
-    unit_index: np.ndarray,
-    recording: BaseRecording,
-    groups: Sequence[SortedGroup],
-    config: PhyConfig,
-) -> _Units:
-    """Return the mean waveforms of all units on their own channels, and what all channels have in common."""
-    before, length = _window(recording.sampling_frequency, config)
-    num_units = max(2, 1 + max(int(group.unit_index.max()) for group in groups))  # Phy fails on a single row
-    width = min(config.phy_channels, max(len(group.channel_index) for group in groups))
-    templates = np.zeros((num_units, length, width), dtype=np.float32)
-    near, recorded = (np.full((num_units, width), -1) for _ in range(2))
-    scale, peak, similarity = np.zeros((num_units, width)), np.zeros(num_units), np.eye(num_units)
-    shapes = []
-    chosen = _spikes_for_templates(frames, unit_index, recording, config)
-    for group in groups:
-        means, examples = _mean_waveforms(
-            group, frames[chosen], unit_index[chosen], recording, (before, length)
-        )
-        shapes.append(examples)
-        lag = round(_MAX_LAG_MS * recording.sampling_frequency / 1000)
-        similarity[np.ix_(group.unit_index, group.unit_index)] = _similarity(means, lag)
-        for unit, mean in zip(group.unit_index, means, strict=True):
-            size_uV = abs(mean).max(axis=0) * group.scale
-            distance = np.linalg.norm(group.positions_um - group.positions_um[size_uV.argmax()], axis=1)
-            channels = np.argsort(distance, kind="stable")[:width]
-            channels = channels[np.argsort(-size_uV[channels], kind="stable")]
-            near[unit, : len(channels)] = channels
-            recorded[unit, : len(channels)] = group.channel_index[channels]
-            templates[unit, :, : len(channels)] = mean[:, channels]
-            scale[unit, : len(channels)] = group.scale[channels]
-            peak[unit] = size_uV.max()
-    components = _principal_components(np.concatenate(shapes), config.components)
-    return _Units(templates, scale, near, recorded, peak, similarity, components)
-
-
-def _spikes_for_templates(
-    frames: np.ndarray, unit_index: np.ndarray, recording: BaseRecording, config: PhyConfig
-) -> np.ndarray:
-    """Return which spikes make templates: those of some seconds, spread evenly; more where a unit has few."""
-    second = frames // round(recording.sampling_frequency)
-    last = recording.get_total_samples() // round(recording.sampling_frequency)
-    wanted = np.unique(np.linspace(0, last, _TEMPLATE_STRETCHES).astype(np.int64))
-    inside = np.isin(second, wanted)
-    chosen = []
-    for unit in np.unique(unit_index):
-        spikes = np.flatnonzero(unit_index == unit)
-        these = spikes[inside[spikes]]
-        if len(these) < _FEW_SPIKES:
-            these = spikes[: max(_FEW_SPIKES, len(these))]
-        spread = np.linspace(0, len(these) - 1, min(len(these), config.template_spikes))
-        chosen.append(these[np.rint(spread).astype(np.int64)])
-    return np.sort(np.concatenate(chosen))
-
-
-def _mean_waveforms(
-    group: SortedGroup,
-    frames: np.ndarray,
-    unit_index: np.ndarray,
-    recording: BaseRecording,
-    window: tuple[int, int],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return means (num_units, num_samples, num_channels) and a waveform (num_samples) of each spike.
-
-    That waveform is on the channel where the spike itself is largest.
-    """
-    before, length = window
-    starts = np.array(segment_starts(recording))
-    row_of = {int(unit): row for row, unit in enumerate(group.unit_index)}
-    sums = np.zeros((len(row_of), length, len(group.channel_index)), dtype=np.float32)
-    counts, shapes = np.zeros(len(row_of)), [np.zeros((0, length), dtype=np.float32)]
-    for frame, unit in zip(frames, unit_index, strict=True):
-        if int(unit) not in row_of:
-            continue
-        segment = int(np.searchsorted(starts, frame, side="right")) - 1
-        start = int(frame - starts[segment]) - before
-        waveform = group.traces.read(segment, start, start + length)
-        sums[row_of[int(unit)]] += waveform
-        counts[row_of[int(unit)]] += 1
-        shapes.append(waveform[:, [abs(waveform).max(axis=0).argmax()]].T)
-    return sums / np.maximum(counts, 1)[:, None, None], np.concatenate(shapes)
-
-
-def _similarity(templates: np.ndarray, max_lag: int) -> np.ndarray:
-    """Return (num_units, num_units) cosines between templates, the largest over all lags up to `max_lag`."""
-    num_samples = templates.shape[1]
-    length = np.maximum(np.linalg.norm(templates, axis=(1, 2)), 1e-12)
-    best = np.full((len(templates), len(templates)), -1.0)
-    for lag in range(max_lag + 1):
-        ahead, behind = templates[:, lag:], templates[:, : num_samples - lag]
-        cosines = np.tensordot(ahead, behind, axes=((1, 2), (1, 2))) / length[:, None] / length
-        best = np.maximum(best, np.maximum(cosines, cosines.T))
-    return best
-
-
-def _principal_components(shapes: np.ndarray, num_components: int) -> np.ndarray:
-    """Return (num_samples, num_components) directions of largest variance, along the mean shape."""
-    _, _, rows = np.linalg.svd(shapes, full_matrices=False)
-    components = np.zeros((shapes.shape[1], num_components), dtype=np.float32)
-    found = rows[:num_components].T
-    components[:, : found.shape[1]] = found * np.where(shapes.mean(axis=0) @ found < 0, -1, 1)
-    return components
-
-
-def _write_spikes(folder: Path, frames: np.ndarray, unit_index: np.ndarray) -> None:
+def _write_spikes(
+    folder: Path, frames: np.ndarray, unit_index: np.ndarray, units: PlacedUnits, done: Projected
+) -> None:
+    peak_uV = abs(done.templates * units.scale[:, None]).max(axis=(1, 2))
     np.save(folder / "spike_times.npy", frames.astype(np.int64))
     np.save(folder / "spike_templates.npy", unit_index)
     np.save(folder / "spike_clusters.npy", unit_index)
+    np.save(folder / "amplitudes.npy", done.sizes * peak_uV[unit_index])
 
 
-def _write_units(folder: Path, sorting: BaseSorting, units: _Units, groups: Sequence[SortedGroup]) -> None:
-    np.save(folder / "templates.npy", (units.templates * units.scale[:, None]).astype(np.float32))
+def _write_units(
+    folder: Path,
+    sorting: BaseSorting,
+    units: PlacedUnits,
+    groups: Sequence[SortedGroup],
+    templates: np.ndarray,
+    sampling_frequency: float,
+) -> None:
+    similarity = unit_similarity(templates, groups, units, sampling_frequency)
+    np.save(folder / "templates.npy", (templates * units.scale[:, None]).astype(np.float32))
     np.save(folder / "template_ind.npy", units.recorded)
-    np.save(folder / "similar_templates.npy", units.similarity.astype(np.float32))
+    np.save(folder / "similar_templates.npy", similarity.astype(np.float32))
     np.save(folder / "pc_feature_ind.npy", units.recorded)
     _write_table(folder, "unit_id", [str(unit_id) for unit_id in sorting.unit_ids])
     if len(groups) > 1:
@@ -298,57 +179,6 @@ def _write_table(folder: Path, name: str, values: Sequence[str]) -> None:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(["cluster_id", name])
         table.writerows(enumerate(values))
-
-
-def _write_features(
-    folder: Path,
-    frames: np.ndarray,
-    unit_index: np.ndarray,
-    recording: BaseRecording,
-    groups: Sequence[SortedGroup],
-    units: _Units,
-    config: PhyConfig,
-    progress: ProgressCallback,
-) -> None:
-    """Write the amplitude and the features of each spike, chunk by chunk."""
-    rate = recording.sampling_frequency
-    before, length = _window(rate, config)
-    shape = (len(frames), units.components.shape[1], units.near.shape[1])
-    features = np.lib.format.open_memmap(folder / "pc_features.npy", "w+", dtype=np.float32, shape=shape)
-    amplitudes = np.zeros(len(frames), dtype=np.float64)
-    chunk = round(_CHUNK_S * rate)
-    done, total = 0, recording.get_total_samples() * len(groups)
-    for group in groups:
-        mine = np.flatnonzero(np.isin(unit_index, group.unit_index))
-        for segment, first in enumerate(segment_starts(recording)):
-            num_samples = recording.get_num_samples(segment)
-            for start in range(0, num_samples, chunk):
-                stop = min(start + chunk, num_samples)
-                low, high = np.searchsorted(frames[mine], (first + start, first + stop))
-                if low < high:
-                    traces = group.traces.read(segment, start - before, stop + length)
-                for batch in range(low, high, _BATCH):
-                    spikes = mine[batch : min(batch + _BATCH, high)]
-                    samples = frames[spikes] - first - start  # of the windows' starts, in the traces
-                    features[spikes], sizes = _project(traces, samples, unit_index[spikes], units)
-                    amplitudes[spikes] = sizes * units.peak[unit_index[spikes]]
-                done += stop - start
-                progress("phy", done / rate, total / rate, "")
-    features.flush()
-    np.save(folder / "amplitudes.npy", amplitudes)
-
-
-def _project(
-    traces: np.ndarray, samples: np.ndarray, unit_index: np.ndarray, units: _Units
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return features (num_spikes, num_components, num_near), and sizes relative to the unit's template."""
-    length = units.components.shape[0]
-    near, templates = units.near[unit_index], units.templates[unit_index]
-    times = samples[:, None] + np.arange(length)
-    waveforms = traces[times[:, :, None], near[:, None, :]] * (near >= 0)[:, None, :]
-    features = np.tensordot(waveforms, units.components, axes=(1, 0)).transpose(0, 2, 1)
-    energy = np.maximum((templates**2).sum(axis=(1, 2)), 1e-12)
-    return features, (waveforms * templates).sum(axis=(1, 2)) / energy
 
 
 def _write_channels(folder: Path, recording: BaseRecording, groups: Sequence[SortedGroup]) -> None:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import importlib.resources
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import numpy as np
 from plotly.offline import get_plotlyjs
 from spikeinterface.core import BaseSorting
 
@@ -26,8 +24,7 @@ from spikewise.output.measures import (
     MAX_WAVEFORM_SPIKES,
     REFRACTORY_MS,
     UnitMeasures,
-    mean_waveforms,
-    measure_units,
+    measure_with_truth,
     spike_trains,
 )
 from spikewise.output.moments import choose_moments
@@ -45,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 PAGE_FOLDER = "page"
 TEMPLATE = "report.html.jinja"
+MAX_NAMED_UNITS = 12
+"""Units that a sentence names; the others are counted, and stand in the table."""
 SCRIPTS = ("charts.js", "unit.js", "overview.js", "table.js", "page.js")
 
 
@@ -118,7 +117,7 @@ def write_report(
         If the traces cannot be read.
     """
     path = check_output_file(path, overwrite)
-    units = measure_units(result, readers)
+    units, truth_snr = measure_with_truth(result, truth, readers)
     samples, similarity = None, None
     pairs: list[UnitPair] = []
     if readers is not None:
@@ -134,7 +133,7 @@ def write_report(
         similarity=similarity,
         pairs=pairs,
         performance=performance,
-        truth_snr=[] if truth is None or readers is None else _truth_snr(truth, readers),
+        truth_snr=truth_snr,
     )
     page = _template().render(
         result=result,
@@ -153,6 +152,7 @@ def write_report(
             "waveform_spikes": MAX_WAVEFORM_SPIKES,
             "refractory_ms": REFRACTORY_MS,
             "similarity": LEAST_SIMILARITY,
+            "named": MAX_NAMED_UNITS,
         },
         data=compress(data),
         library=compress(get_plotlyjs()),
@@ -220,14 +220,3 @@ def _missed_units(performance: Performance) -> list[dict[str, Any]]:
     """Return the scores of the true units that fire in the time compared and that no unit matches."""
     scores = performance.to_dict()["units"]
     return [score for score in scores if score["tested_unit"] is None and score["num_truth"] > 0]
-
-
-def _truth_snr(truth: BaseSorting, readers: Mapping[str, TraceReader]) -> list[float | None]:
-    """Return the largest deflection of each true unit over the noise, in the group where it is largest."""
-    trains = spike_trains(truth)
-    largest = np.full(len(trains), -math.inf)
-    for reader in readers.values():
-        waveforms = mean_waveforms(trains, [reader] * len(trains))
-        peaks = [-math.inf if w is None else float(w.peaks.max()) for w in waveforms]
-        largest = np.maximum(largest, peaks)
-    return [float(size) if math.isfinite(size) else None for size in largest]

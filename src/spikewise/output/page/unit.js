@@ -69,6 +69,7 @@ function onProbe(indices) {
     mode: "text",
     textposition: "top left",
     textfont: { size: 9, color: colour("soft") },
+    cliponaxis: false,
     hoverinfo: "skip",
     type: "scatter",
   });
@@ -76,7 +77,7 @@ function onProbe(indices) {
   const extent = (k, by) => [Math.min(...places.map((p) => p[k])) - by, Math.max(...places.map((p) => p[k])) + by];
   const x = axis("", { ...BARE, range: extent(0, pad.x) });
   const y = axis("", { ...BARE, range: extent(1, pad.y) });
-  return { traces, layout: layout(x, y, { margin: { l: 4, r: 4, t: 4, b: 4 } }) };
+  return { traces, layout: layout(x, y, { margin: { l: 26, r: 4, t: 4, b: 4 } }) };
 }
 
 chart("unit-probe", () => {
