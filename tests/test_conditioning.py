@@ -77,12 +77,14 @@ def test_number_of_threads_changes_no_bit():
     assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 16, 17, 383, 384])
+@pytest.mark.parametrize("count", [1, 2, 3, 16, 17, 383, 384, 5001])
 @pytest.mark.parametrize("levels", [1, 2, 5, 1000, 10**6])
 def test_medians_with_and_without_equal_values(count, levels):
     random = np.random.default_rng(count * levels)
     rows = random.integers(-levels, levels, (200, count)).astype(np.float32) / 7
     rows[:50] += 1e6  # a jump from one row to the next
+    rows[60:70, ::2] = rows[60:70, :1]  # at rest for half of the time
+    rows[70:80] = 0
     np.testing.assert_array_equal(medians(rows), np.median(rows, axis=1))
 
 
@@ -151,3 +153,21 @@ def test_what_is_no_number_stays_seen_and_stops_nothing(bad):
     rows = np.ones((2, 5), np.float32)
     rows[1, 2] = np.nan
     np.testing.assert_array_equal(medians(rows), [1, np.nan])
+
+
+def test_memory_is_used_again_only_when_nobody_looks_into_it():
+    recording = NumpyRecording([raw_traces(num_channels=40)], RATE)
+    view = ConditionedRecording(recording, BAND, np.ones(40, bool))
+    first = view.get_traces(0, 0, 1000)
+    expected = first.copy()
+    kept = [first[100:200, 3:5], torch.from_numpy(first[300:400].T), np.asarray(first.T)[7]]
+    copies = [expected[100:200, 3:5], torch.from_numpy(expected[300:400].T), expected.T[7]]
+    place = first.__array_interface__["data"][0]
+    del first
+    for _ in range(3):
+        view.get_traces(0, 1000, 2000)
+    for part, copy in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(part, copy)
+    del kept, part
+    again = [view.get_traces(0, 2000, 3000) for _ in range(3)]
+    assert place in [one.__array_interface__["data"][0] for one in again]

@@ -142,7 +142,7 @@ def measure_noise(
     for segment_index, start, stop in draw_chunks(recording, NOISE_CHUNK_S, seed):
         with reading_errors("the recording"):
             traces = recording.get_traces(segment_index, start, stop)
-        by_channel = np.ascontiguousarray(traces.T, dtype=np.float32)
+        by_channel = traces.T.astype(np.float32, copy=False)
         levels.append(medians(by_channel))
         deviations.append(MAD_TO_SD * medians(np.abs(by_channel - levels[-1][:, None])))
         at_rest = deviations[-1] == 0  # the spread of others is not asked for

@@ -11,6 +11,7 @@ Shapes: traces are (num_samples, num_channels).
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from typing import Any
 
@@ -32,7 +33,7 @@ from spikewise.threads import on_all_cores
 FILTER_ORDER = 5
 MARGIN_PERIODS = 5
 """Periods of the lower edge that are read to either side: what the ends of a stretch do has faded by then."""
-_SAMPLES_AT_ONCE = 1024
+_SAMPLES_AT_ONCE = 2048
 _ROWS_AT_ONCE = 64
 
 
@@ -165,7 +166,7 @@ def _condition(
     scaling[:, :num_channels] = gains, offsets
     left_out = np.full((len(panels), LANES), np.inf, np.float32)
     left_out.ravel()[averaged] = 0
-    by_channel = np.empty((width, LANES * _odd(-(-num_samples // LANES))), np.float32)
+    by_channel = _lent((width, LANES * _odd(-(-num_samples // LANES))))
 
     def run(start: int) -> None:
         count = min(_SAMPLES_AT_ONCE, num_samples - start)
@@ -211,6 +212,24 @@ def _panels(traces: np.ndarray, sections: np.ndarray | None) -> tuple[np.ndarray
     return panels, padding
 
 
+_returned: deque[np.ndarray] = deque(maxlen=2)
+
+
+def _lent(shape: tuple[int, int]) -> np.ndarray:
+    """Return an array with any content, whose memory comes back when nobody looks into it any more."""
+    size = int(np.prod(shape))
+    try:
+        memory = _returned.pop()
+    except IndexError:
+        memory = np.empty(0, np.float32)
+    if not size <= memory.size <= 2 * size:
+        memory = np.empty(size, np.float32)
+    # Views of an array that looks into a memoryview, not into another array, hold on to the first of them.
+    lent = np.frombuffer(memoryview(memory), np.float32, size)
+    weakref.finalize(lent, _returned.append, memory).atexit = False
+    return lent.reshape(shape)
+
+
 def _odd(count: int) -> int:
     """Return the next odd number: rows a power of two of lines apart share few places of a cache."""
     return count | 1
@@ -229,7 +248,7 @@ def _memory_for(shape: tuple[int, int, int]) -> np.ndarray:
 
 def medians(rows: np.ndarray) -> np.ndarray:
     """Return the median of each row of (num_rows, num_values) float32; NaN where a value is none."""
-    values = np.ascontiguousarray(rows, dtype=np.float32)
+    values = np.asarray(rows, dtype=np.float32)
     found = np.empty(len(values), np.float32)
 
     def run(first: int) -> None:

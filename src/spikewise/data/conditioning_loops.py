@@ -25,6 +25,8 @@ SECTIONS = 5
 """Sections of the filter that run in one pass."""
 _TOGETHER = 64
 """Samples that are referenced, then turned about: four lines of a processor's cache for each channel."""
+_SOME = 256
+"""Values of a long row that tell where its median is to be looked for."""
 _HUGE = np.float32(1e30)
 _VECTOR = ir.VectorType(vectors.FLOAT, LANES)
 _LONG_VECTOR = ir.VectorType(vectors.DOUBLE, LANES)
@@ -276,9 +278,21 @@ def medians_of_rows(rows: np.ndarray, first: int, stop: int, found: np.ndarray) 
     """Fill `found` with the medians of rows `first` to `stop` of float32."""
     count = rows.shape[1]
     row = np.full(LANES * (-(-count // LANES)), np.inf, np.float32)
+    some = np.empty(_SOME, np.float32)
     for index in range(first, stop):
         row[:count] = rows[index]
-        found[index] = _median(row, count, row[0], np.float32(1))
+        guess, step = row[0], np.float32(1)
+        if count > _SOME * LANES:  # the median of a few tells where that of all lies
+            for place in range(_SOME):
+                some[place] = row[place * (count // _SOME)]
+            guess = _median(some, _SOME, guess, step)
+            for place in range(_SOME):
+                some[place] = abs(some[place] - guess)
+            step = np.float32(0.1) * _median(some, _SOME, np.float32(0), np.float32(1))
+            step = max(step, np.float32(1e-30))
+            if not (abs(guess) < _HUGE and step < _HUGE):
+                guess, step = row[0], np.float32(1)
+        found[index] = _median(row, count, guess, step)
 
 
 @compiled()

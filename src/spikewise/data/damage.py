@@ -200,7 +200,7 @@ def union(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _median(values: np.ndarray) -> np.ndarray:
     """Return the median over the first axis of what is finite; NaN where nothing is."""
     if np.isfinite(values).all():
-        return medians(values.T).astype(np.float64)
+        return medians(np.ascontiguousarray(values.T)).astype(np.float64)
     ordered = np.sort(values, axis=0)  # NaN last
     count = np.isfinite(ordered).sum(axis=0)
     columns = np.arange(values.shape[1])

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import spikeinterface.preprocessing as spre
+import torch
 from spikeinterface.core import BaseRecording
 
 from spikewise.config import PreprocessingConfig, SortingConfig
@@ -192,6 +193,8 @@ class TraceReader:
         self.sampling_frequency: float = recording.get_sampling_frequency()
         self._block = max(1, round(block_s * self.sampling_frequency))
         self._blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        source = recording.get_parent() if isinstance(recording, ConditionedRecording) else recording
+        self._may_be_none = source.get_dtype().kind == "f"
         self._most_blocks = self.max_blocks
         self._keeping = threading.Lock()
         self._ahead: threading.Thread | None = None
@@ -240,9 +243,10 @@ class TraceReader:
     def read_ahead(self, segment_index: int, start: int, stop: int) -> None:
         """Begin to read the blocks of some frames in another thread; what is read next waits for it.
 
-        Nothing is begun while the thread still reads what it was asked for before.
+        Nothing is begun while the thread still reads what it was asked for before, nor where PyTorch, and
+        with it all of Spikewise, is to use one thread.
         """
-        if self._ahead is not None and self._ahead.is_alive():
+        if torch.get_num_threads() == 1 or (self._ahead is not None and self._ahead.is_alive()):
             return
         self._most_blocks = self.max_blocks + 2
         last = min(stop, self.num_samples(segment_index))
@@ -311,7 +315,7 @@ class TraceReader:
         with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
             traces = self._recording.get_traces(segment_index, start, stop).astype(np.float32, copy=False)
         # A sum is the sooner told; it may overflow where all are finite.
-        if not np.isfinite(traces.sum(dtype=np.float32)) and not np.isfinite(traces).all():
+        if self._may_be_none and not np.isfinite(traces.sum()) and not np.isfinite(traces).all():
             raise self._not_finite(segment_index, start, stop, traces)
         if self._repaired is not None:
             self._damage_of(segment_index, block_index)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from spikewise.data.labels import Traces
-from spikewise.data.preprocessing import TraceReader
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.detect import Detector, Spikes
 from spikewise.sorting.sparse import Asked
@@ -80,8 +79,6 @@ def find_in_stretch(
     parts = []
     for start in range(first, last, chunk):
         stop = min(start + chunk, last)
-        if isinstance(traces, TraceReader) and stop < last:
-            traces.read_ahead(segment_index, stop, min(stop + chunk, last))
         parts.append(detector.find(traces, segment_index, start, stop, known))
         tell(stop - start, len(parts[-1]))
     return Spikes.concatenate(parts)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spikewise.config import DetectionConfig, SortingConfig
 from spikewise.data.labels import Traces
+from spikewise.data.preprocessing import TraceReader
 from spikewise.data.training_set import Block
 from spikewise.models.gates import block_samples
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
@@ -294,13 +295,13 @@ class SparseDetector:
         """
         context = self.merge_radius + triangle_radius(self.label_radius)
         first, last = (start - context) // self.tile_samples, (stop + context - 1) // self.tile_samples
+        goes_on = known is not None
         known = {} if known is None else known
         for number in [number for number in known if not first <= number <= last]:
             del known[number]
         together = max(1, _SPARSE_READ_VALUES // (self.tile_samples * self.network.num_channels))
         for begin in range(first, last + 1, together):
-            numbers = range(begin, min(begin + together, last + 1))
-            self._ask(traces, segment_index, [n for n in numbers if n not in known], known)
+            self._ask(traces, segment_index, range(begin, min(begin + together, last + 1)), known, goes_on)
         asked = join({number: known[number] for number in sorted(known)}, self._sparse.num_blocks)
         first_entry = np.searchsorted(asked.unit_index, np.arange(self.network.num_units + 1))
         sample_index, unit_index, response = peaks_of_units(
@@ -318,14 +319,23 @@ class SparseDetector:
         order = np.lexsort((unit_index, sample_index))
         return Spikes(sample_index[order], unit_index[order], response[order])
 
-    def _ask(self, traces: Traces, segment_index: int, numbers: list[int], known: dict[int, Asked]) -> None:
-        """Run the network on tiles that lie near to one another, each on one thread."""
-        tiles = {number: self._read_tile(traces, segment_index, number) for number in numbers}
+    def _ask(
+        self, traces: Traces, segment_index: int, numbers: range, known: dict[int, Asked], goes_on: bool
+    ) -> None:
+        """Run the network on tiles that are not known, each on one thread; meanwhile more may be read."""
+        tiles = {
+            number: self._read_tile(traces, segment_index, number)
+            for number in numbers
+            if number not in known
+        }
+        if goes_on and isinstance(traces, TraceReader):
+            start = numbers.stop * self.tile_samples + self.network.right_margin
+            traces.read_ahead(segment_index, start, start + len(numbers) * self.tile_samples)
 
         def run(number: int) -> None:
             known[number] = self._sparse.ask(tiles[number])
 
-        on_all_cores(run, numbers)
+        on_all_cores(run, tiles)
 
     def _read_tile(self, traces: Traces, segment_index: int, number: int) -> Tile:
         """Read the samples of a tile and of the network's margins."""
