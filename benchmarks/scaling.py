@@ -141,9 +141,13 @@ def sort_long(speed: str, start: str, minutes: str) -> None:
     times = math.ceil(60 * float(minutes) / stretch.get_total_duration())
     end = round(60 * float(minutes) * whole.get_sampling_frequency())
     recording = concatenate_recordings([stretch] * times).frame_slice(0, end)
+    model = Path(speed) / "model.safetensors"
+    sort(
+        recording.frame_slice(0, round(whole.get_sampling_frequency())), model=model, config=ON_CPU
+    )  # compiles
     with tempfile.TemporaryDirectory(prefix="spikewise-") as place:
         started = time.perf_counter()
-        sort(recording, model=Path(speed) / "model.safetensors", output=Path(place) / "out", config=ON_CPU)
+        sort(recording, model=model, output=Path(place) / "out", config=ON_CPU)
         seconds = time.perf_counter() - started
     line = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")

@@ -225,7 +225,7 @@ def _lent(shape: tuple[int, int]) -> np.ndarray:
     if not size <= memory.size <= 2 * size:
         memory = np.empty(size, np.float32)
     # Views of an array that looks into a memoryview, not into another array, hold on to the first of them.
-    lent = np.frombuffer(memoryview(memory), np.float32, size)
+    lent = np.frombuffer(memory.data, np.float32, size)
     weakref.finalize(lent, _returned.append, memory).atexit = False
     return lent.reshape(shape)
 
