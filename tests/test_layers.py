@@ -41,6 +41,7 @@ LAYERS = [
         "progress",
         "threads",
         "compiling",
+        "vectors",
     },
 ]
 

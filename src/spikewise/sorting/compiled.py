@@ -108,18 +108,21 @@ def keep_promising(
     """Close the gates (N, B) of units where nothing at the first moment says that there may be a spike.
 
     A block is shorter than the plateau of a spike, so that the first output of a block falls on it: a block
-    stays open where its `probabilities` (N, B), if it `is_known`, or those of a block beside it are above
-    `least`. At the ends of the tile, whose neighbours are not seen, all that was open stays.
+    stays open where its `probabilities` (N, B), if it `is_known`, or those of one of the two blocks to either
+    side, as far as a plateau reaches, are above `least`. At the ends of the tile, whose neighbours are not
+    seen, all that was open stays.
     """
     num_units, num_blocks = is_open.shape
-    seen = np.empty(num_blocks + 2, np.bool_)
+    seen = np.empty(num_blocks + 4, np.bool_)
     for unit in range(num_units):
         for index in range(num_blocks):
-            seen[index + 1] = is_known[unit, index] and probabilities[unit, index] > least
-        seen[:2] = True
-        seen[-2:] = True
+            seen[index + 2] = is_known[unit, index] and probabilities[unit, index] > least
+        seen[:3] = True
+        seen[-3:] = True
         for index in range(num_blocks):
-            is_open[unit, index] &= seen[index] | seen[index + 1] | seen[index + 2]
+            is_open[unit, index] &= (
+                seen[index] | seen[index + 1] | seen[index + 2] | seen[index + 3] | seen[index + 4]
+            )
 
 
 @compiled()
