@@ -160,15 +160,15 @@ def test_second_gates_are_closed_where_the_definition_says(window):
 
 
 def test_blocks_stay_open_where_they_or_those_beside_them_answer():
-    is_open = np.ones((2, 9), np.bool_)
+    is_open = np.ones((2, 13), np.bool_)
     is_open[0, 5] = False
-    is_known = np.ones((2, 9), np.bool_)
-    is_known[1, 4] = False
-    probabilities = np.zeros((2, 9), np.float32)
-    probabilities[:, 4] = 0.9  # of the second unit not known: what was left there by others
+    is_known = np.ones((2, 13), np.bool_)
+    is_known[1, 6] = False
+    probabilities = np.zeros((2, 13), np.float32)
+    probabilities[:, 6] = 0.9  # of the second unit not known: what was left there by others
     keep_promising(is_open, is_known, probabilities, np.float32(0.02))
-    assert np.flatnonzero(is_open[0]).tolist() == [0, 1, 3, 4, 7, 8]
-    assert np.flatnonzero(is_open[1]).tolist() == [0, 1, 7, 8]
+    assert np.flatnonzero(is_open[0]).tolist() == [0, 1, 2, 4, 6, 7, 8, 10, 11, 12]
+    assert np.flatnonzero(is_open[1]).tolist() == [0, 1, 2, 10, 11, 12]
 
 
 @pytest.mark.parametrize(
