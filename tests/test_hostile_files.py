@@ -156,6 +156,7 @@ def spoilt_model(tmp_path):
         lambda facts, tensors: facts["network"].update(temporal_features=[10**6, 10**9]),
         lambda facts, tensors: facts.update(sampling_frequency=1e12),
         lambda facts, tensors: facts.update(sampling_frequency=float("nan")),
+        lambda facts, tensors: tensors.update(more=torch.zeros((1,) * 9)),
         lambda facts, tensors: facts["groups"][0].update(unit_ids=[1, 1, 2]),
         lambda facts, tensors: facts["groups"][0].update(unit_ids=[[1], 2, 3]),
         lambda facts, tensors: facts["groups"][0].update(channel_positions_um=[[float("inf")] * 2] * 4),

@@ -16,11 +16,11 @@ from spikewise.config import PreprocessingConfig
 from spikewise.data.label_files import load_labels
 from spikewise.data.preprocessing import TraceReader, preprocess_recording
 from spikewise.evaluation.matching import compare_sortings
-from spikewise.exporting import unfiltered_of
 from spikewise.output.phy import write_phy
-from spikewise.output.phy_features import REFERENCE_CHANNELS
-from spikewise.output.phy_units import PlacedUnits, unit_similarity
+from spikewise.output.phy_features import project_spikes
+from spikewise.output.phy_units import PlacedUnits, unit_similarity, window_samples
 from spikewise.output.sorted_group import SortedGroup
+from spikewise.progress import silent
 
 QUICK = {"--patches-per-unit": 1500, "--unit-steps": 150}
 INTERVAL = {"--label-interval": (0, 12)}
@@ -204,52 +204,38 @@ def test_segments_groups_and_silent_units(two_groups, tmp_path, caplog):
             assert train.tolist() == sorting.get_unit_spike_train(unit, segment_index=segment).tolist()
 
 
-@pytest.fixture(scope="module")
-def many_channels():
-    """96 channels, one of them silenced, with slow waves and an offset far larger than the spikes."""
-    simulation = spikewise.simulate(probe="linear-96", num_units=12, duration_s=6, seed=4)
-    clean = simulation.recording.get_traces().astype(np.float64)
-    time_s = np.arange(len(clean))[:, None] / 30000
-    slow = 1500 * np.sin(2 * np.pi * (7 * time_s + np.linspace(0, 3, 96)))
-    common = 40 * np.random.default_rng(0).normal(size=(len(clean), 1))
-    traces = np.clip(clean + slow + common + 8000, -32768, 32767).astype(np.int16)
-    recording = NumpyRecording([traces], 30000)
-    recording.set_probe(simulation.recording.get_probe(), in_place=True)
-    trains = {unit: simulation.sorting.get_unit_spike_train(unit) for unit in simulation.sorting.unit_ids}
-    trains[simulation.sorting.unit_ids[0]] = np.r_[2, trains[simulation.sorting.unit_ids[0]], len(clean) - 3]
-    return recording, NumpySorting.from_unit_dict(trains, 30000)
-
-
-def test_filtered_shapes_on_raw_traces_give_what_filtered_traces_give(many_channels, tmp_path):
-    """Many channels are not filtered; features, amplitudes and templates are as if they were."""
-    recording, sorting = many_channels
-    made = preprocess_recording(recording, PreprocessingConfig(), silenced_channel_ids=["40"])
-    of_group = {
-        "traces": TraceReader(made.recording),
-        "channel_index": np.arange(96),
-        "positions_um": recording.get_channel_locations(),
-        "scale": np.nan_to_num(made.noise_levels),
-        "unit_index": np.arange(12),
-    }
-    unfiltered = unfiltered_of(made.recording)
-    assert unfiltered is not None
-    assert len(recording.channel_ids) > REFERENCE_CHANNELS
-    for name, source in (("raw", unfiltered), ("filtered", None)):
-        group = SortedGroup("0", **of_group, unfiltered=source)
-        write_phy(sorting, recording, [group], tmp_path / name, spikewise.PhyConfig(traces="none"))
-    raw, filtered = (
-        {file.stem: np.load(file) for file in (tmp_path / name).glob("*.npy")} for name in ("raw", "filtered")
+def test_features_sizes_and_templates_are_those_of_the_windows(tmp_path):
+    """Ten channels of a reader, a unit that lacks a channel, and spikes at the very ends."""
+    random = np.random.default_rng(0)
+    recording = NumpyRecording([random.normal(0, 20, (35000, 10)).astype(np.int16)], 30000)
+    recording.set_dummy_probe_from_locations(np.c_[np.zeros(10), 20.0 * np.arange(10)])
+    made = preprocess_recording(recording, PreprocessingConfig())
+    reader, config = TraceReader(made.recording), spikewise.PhyConfig()
+    before, length = window_samples(30000, config)
+    near = np.array([[4, 2, 7], [9, 8, -1]])
+    rough = random.normal(size=(2, length, 3)).astype(np.float32)
+    rough[1, :, 2] = 0
+    components = random.normal(size=(length, 2)).astype(np.float32)
+    frames = np.r_[1, np.sort(random.choice(34000, 300, replace=False)) + 50, 34999]
+    rows = random.integers(0, 2, len(frames))
+    group = SortedGroup("0", reader, np.arange(10), np.zeros((10, 2)), np.ones(10), np.arange(2))
+    units = PlacedUnits(near, near, np.ones((2, 3)), rough, components)
+    file = tmp_path / "features.npy"
+    found = project_spikes(file, frames, rows, recording, [group], units, config, silent)
+    windows = np.stack(
+        [
+            reader.read(0, frame - before, frame - before + length)[:, near[row]] * (near[row] >= 0)
+            for frame, row in zip(frames, rows, strict=True)
+        ]
     )
-    assert np.array_equal(raw["pc_feature_ind"], filtered["pc_feature_ind"])
-    inside = slice(1, -1)  # at the very ends the filters see different things beyond
-    for name, least in (("pc_features", 0.999), ("amplitudes", 0.999), ("templates", 0.9999)):
-        pair = raw[name][inside].ravel(), filtered[name][inside].ravel()
-        assert np.corrcoef(pair)[0, 1] > least, name
-        assert np.std(pair[0] - pair[1]) < 0.05 * np.std(pair[1]), name
-    assert np.isfinite(raw["amplitudes"]).all()
-    silenced = raw["pc_feature_ind"][raw["spike_clusters"]] == 40
-    assert silenced.any()
-    assert not raw["pc_features"].transpose(0, 2, 1)[silenced].any()
+    expected = np.einsum("nsw,sc->ncw", windows, components)
+    np.testing.assert_allclose(np.load(file), expected, atol=1e-3)
+    templates = np.stack([windows[rows == unit].mean(axis=0) for unit in range(2)])
+    np.testing.assert_allclose(found.templates, templates, atol=1e-4)
+    products = np.einsum("nsw,nsw->n", windows, rough[rows])
+    for unit in range(2):  # the scale is that of the unit's template
+        ratio = found.sizes[rows == unit] / products[rows == unit]
+        np.testing.assert_allclose(ratio, ratio[0], rtol=1e-2)
 
 
 def test_amplitudes_follow_the_spikes(two_groups, tmp_path):

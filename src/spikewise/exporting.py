@@ -9,7 +9,6 @@ import numpy as np
 from spikeinterface.core import BaseRecording, SortingAnalyzer
 
 from spikewise.config import RecordingConfig
-from spikewise.data.conditioning import ConditionedRecording
 from spikewise.errors import OutputError
 from spikewise.export_config import AnalyzerConfig, NwbConfig, PhyConfig
 from spikewise.learning import groups_of
@@ -18,7 +17,7 @@ from spikewise.output.analyzer import make_analyzer
 from spikewise.output.nwb import NwbExport, check_nwb_settings, require_neuroconv, write_nwb
 from spikewise.output.phy import PhyExport, write_phy
 from spikewise.output.result import StoredResult, load_result
-from spikewise.output.sorted_group import SortedGroup, Unfiltered
+from spikewise.output.sorted_group import SortedGroup
 from spikewise.progress import ProgressCallback, silent
 from spikewise.sorting.store import check_output_file, writing
 
@@ -188,22 +187,9 @@ def sorted_groups(result: StoredResult, recording: BaseRecording) -> list[Sorted
             scale = scale * abs(np.asarray(gains, dtype=float)[channel_index])
         positions = group.recording.get_channel_locations()
         units = np.arange(first, first + len(part.unit_ids))
-        unfiltered = unfiltered_of(group.preprocessed.recording)
-        found.append(SortedGroup(part.name, group.reader, channel_index, positions, scale, units, unfiltered))
+        found.append(SortedGroup(part.name, group.reader, channel_index, positions, scale, units))
         first += len(part.unit_ids)
     return found
-
-
-def unfiltered_of(recording: BaseRecording) -> Unfiltered | None:
-    """Return what preprocessed traces are made from; None where no band-pass is run."""
-    if not isinstance(recording, ConditionedRecording):
-        return None
-    segment = recording.segments[0]
-    if segment.sections is None:
-        return None
-    return Unfiltered(
-        recording.get_parent(), segment.sections, segment.margin, segment.averaged, segment.scaling[0]
-    )
 
 
 def _stored(result: Any) -> StoredResult:

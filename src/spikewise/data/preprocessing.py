@@ -194,7 +194,7 @@ class TraceReader:
         self._block = max(1, round(block_s * self.sampling_frequency))
         self._blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         source = recording.get_parent() if isinstance(recording, ConditionedRecording) else recording
-        self._may_be_none = source.get_dtype().kind == "f"
+        self._may_be_not_finite = source.get_dtype().kind == "f"
         self._most_blocks = self.max_blocks
         self._keeping = threading.Lock()
         self._ahead: threading.Thread | None = None
@@ -315,7 +315,7 @@ class TraceReader:
         with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
             traces = self._recording.get_traces(segment_index, start, stop).astype(np.float32, copy=False)
         # A sum is the sooner told; it may overflow where all are finite.
-        if self._may_be_none and not np.isfinite(traces.sum()) and not np.isfinite(traces).all():
+        if self._may_be_not_finite and not np.isfinite(traces.sum()) and not np.isfinite(traces).all():
             raise self._not_finite(segment_index, start, stop, traces)
         if self._repaired is not None:
             self._damage_of(segment_index, block_index)

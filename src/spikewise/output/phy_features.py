@@ -1,10 +1,6 @@
 """Features, sizes and templates of all spikes, in one pass over the recording.
 
-A spike is projected on the rough shape of its unit and on principal components. Where a group has many
-channels, filtering them all would take longer than everything else, and a spike is on few of them. A
-band-pass is linear and the same in both directions, so that the product of a filtered waveform with a shape
-is that of the raw waveform, with a margin, and the filtered shape: shapes are filtered, once, instead of the
-recording. The common median, which is not linear, is taken of a part of the channels.
+A spike is projected on the rough shape of its unit and on principal components.
 """
 
 from __future__ import annotations
@@ -12,23 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from spikeinterface.core import BaseRecording
 
 from spikewise.compiling import compiled
-from spikewise.data.conditioning import bandpass, reference_and_scale
 from spikewise.data.labels import segment_starts
-from spikewise.data.recordings import reading_errors
 from spikewise.export_config import PhyConfig
 from spikewise.output.phy_units import PlacedUnits, window_samples
-from spikewise.output.sorted_group import SortedGroup, Unfiltered
+from spikewise.output.sorted_group import SortedGroup
 from spikewise.progress import ProgressCallback
 from spikewise.threads import on_all_cores
 
-REFERENCE_CHANNELS = 64
-"""Groups of more channels are not filtered; the common median is that over so many of theirs."""
 _CHUNK_S = 1.0
 _SPIKES_AT_ONCE = 256
 _LEAST_FIT = 0.1  # of the square of a rough shape, that the template has in its direction
@@ -50,112 +41,29 @@ class Projected:
     sizes: np.ndarray
 
 
-class _Source(Protocol):
-    """Traces from which waveforms are cut, ``margin`` samples longer at either end than these are."""
-
-    margin: int
-    gains: np.ndarray
-
-    def read(self, segment: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return traces with the margin, and what is subtracted of each channel, (stop - start,)."""
-
-    def shapes_for(self, shapes: np.ndarray) -> np.ndarray:
-        """Return (margin + num_samples + margin, n) whose products with the traces those of `shapes` are."""
-
-    def waveforms_of(self, windows: np.ndarray) -> np.ndarray:
-        """Return (num_samples, n) waveforms from windows of the traces with the margin."""
-
-
-class _FilteredSource:
-    """Preprocessed traces."""
-
-    margin = 0
-
-    def __init__(self, group: SortedGroup):
-        self._traces = group.traces
-        self.gains = np.ones(len(group.channel_index), dtype=np.float32)
-
-    def read(self, segment: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._traces.read(segment, start, stop), np.zeros(stop - start, dtype=np.float32)
-
-    def shapes_for(self, shapes: np.ndarray) -> np.ndarray:
-        return shapes
-
-    def waveforms_of(self, windows: np.ndarray) -> np.ndarray:
-        return windows
-
-
-class _RawSource:
-    """Raw traces; the median over some of the channels stands for that over all."""
-
-    def __init__(self, unfiltered: Unfiltered):
-        self._recording = unfiltered.recording
-        self._sections = unfiltered.sections
-        self.margin = unfiltered.margin
-        self.gains = unfiltered.gains
-        averaged = unfiltered.averaged
-        few = np.linspace(0, len(averaged) - 1, min(len(averaged), REFERENCE_CHANNELS))
-        self._averaged = averaged[np.rint(few).astype(np.int64)]
-
-    def read(self, segment: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        low, high = start - self.margin, stop + self.margin
-        first, last = max(0, low), min(high, self._recording.get_num_samples(segment))
-        with reading_errors(f"the recording from {first / self._recording.sampling_frequency:.3f} s on"):
-            raw = self._recording.get_traces(segment, first, last)
-        if first > low or high > last:
-            raw = np.pad(raw, ((first - low, high - last), (0, 0)), mode="edge")
-        if not len(self._averaged):
-            return raw, np.zeros(stop - start, dtype=np.float32)
-        filtered = self._inner(np.ascontiguousarray(raw[:, self._averaged]))
-        ones, zeros = np.ones(filtered.shape[1], np.float32), np.zeros(filtered.shape[1], np.float32)
-        referenced = reference_and_scale(filtered, np.arange(filtered.shape[1]), ones, zeros)
-        return raw, filtered[:, 0] - referenced[:, 0]
-
-    def shapes_for(self, shapes: np.ndarray) -> np.ndarray:
-        # Two margins: the filter begins as if the first sample had been there for ever.
-        padded = np.pad(np.asarray(shapes, dtype=np.float32), ((2 * self.margin, 2 * self.margin), (0, 0)))
-        filtered = self._inner(padded)
-        return filtered - filtered.mean(axis=0)  # what a band-pass does to a constant
-
-    def waveforms_of(self, windows: np.ndarray) -> np.ndarray:
-        return self._inner(windows)
-
-    def _inner(self, traces: np.ndarray) -> np.ndarray:
-        """Return filtered traces without the margin."""
-        return bandpass(traces, self._sections)[self.margin : len(traces) - self.margin]
-
-
 class _Pass:
     """One group on its way through the recording."""
 
     def __init__(self, group: SortedGroup, units: PlacedUnits):
-        raw = group.unfiltered if len(group.channel_index) > REFERENCE_CHANNELS else None
-        self.source: _Source = _FilteredSource(group) if raw is None else _RawSource(raw)
         self.row_of = np.full(len(units.near), -1)
         self.row_of[group.unit_index] = np.arange(len(group.unit_index))
         near = units.near[group.unit_index]
+        self.is_there = near >= 0
         self.near = np.maximum(near, 0)
-        self.gains = np.where(near >= 0, self.source.gains[self.near], 0).astype(np.float32)
-        rough = units.rough[group.unit_index] * self.gains[:, None]
-        num_units, self.length, width = rough.shape
-        self.components = units.components
-        self.basis = np.ascontiguousarray(self.source.shapes_for(units.components))
-        folded = self.source.shapes_for(rough.transpose(1, 0, 2).reshape(self.length, -1))
-        self.rough = np.ascontiguousarray(folded.reshape(-1, num_units, width).transpose(1, 0, 2))
-        self.rough_of_median = rough.sum(axis=2)
-        self.sums = np.zeros((num_units, len(self.basis), width))
-        self.median_sums = np.zeros((num_units, self.length))
-        self.counts = np.zeros(num_units)
+        self.components = np.ascontiguousarray(units.components)
+        self.rough = np.ascontiguousarray(units.rough[group.unit_index])
+        self.sums = np.zeros(self.rough.shape)
+        self.counts = np.zeros(len(self.rough))
 
     def project(
-        self, traces: np.ndarray, median: np.ndarray, first: np.ndarray, rows: np.ndarray, chosen: np.ndarray
+        self, traces: np.ndarray, first: np.ndarray, rows: np.ndarray, chosen: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return features (num_spikes, num_components, num_near) and products with the rough shapes.
 
         `first` is where the window of each spike begins, `rows` its unit; those that are `chosen` make
         templates.
         """
-        features = np.empty((len(first), self.basis.shape[1], self.near.shape[1]), dtype=np.float32)
+        features = np.empty((len(first), self.components.shape[1], self.near.shape[1]), dtype=np.float32)
         products = np.empty(len(first), dtype=np.float32)
 
         def run(start: int) -> None:
@@ -165,31 +73,21 @@ class _Pass:
                 first[part],
                 rows[part],
                 self.near,
-                self.basis,
+                self.components,
                 self.rough,
-                self.source.margin > 0,
                 features[part],
                 products[part],
             )
 
         on_all_cores(run, range(0, len(first), _SPIKES_AT_ONCE))
-        medians = median[first[:, None] + np.arange(self.length)]
-        features -= (medians @ self.components)[:, :, None]
-        features *= self.gains[rows][:, None, :]
-        products -= (medians * self.rough_of_median[rows]).sum(axis=1)
-        _add_windows(traces, first[chosen], rows[chosen], self.near, self.source.margin > 0, self.sums)
-        np.add.at(self.median_sums, rows[chosen], medians[chosen])
+        features *= self.is_there[rows][:, None, :]
+        _add_windows(traces, first[chosen], rows[chosen], self.near, self.sums)
         np.add.at(self.counts, rows[chosen], 1)
         return features, products
 
     def templates(self) -> np.ndarray:
         """Return the mean waveforms (num_units, num_samples, num_near) of the chosen spikes."""
-        counts = np.maximum(self.counts, 1)[:, None, None]
-        num_units, window, width = self.sums.shape
-        means = (self.sums / counts).transpose(1, 0, 2).reshape(window, -1)
-        waveforms = self.source.waveforms_of(np.ascontiguousarray(means))
-        waveforms = waveforms.reshape(self.length, num_units, width).transpose(1, 0, 2)
-        return (waveforms - self.median_sums[:, :, None] / counts) * self.gains[:, None]
+        return self.sums / np.maximum(self.counts, 1)[:, None, None] * self.is_there[:, None]
 
 
 def project_spikes(
@@ -235,9 +133,9 @@ def project_spikes(
                 stop = min(start + chunk, num_samples)
                 spikes = mine[slice(*np.searchsorted(of_group, (origin + start, origin + stop)))]
                 if len(spikes):
-                    traces, median = went.source.read(segment, start - before, stop + length)
+                    traces = group.traces.read(segment, start - before, stop + length)
                     first, rows = frames[spikes] - origin - start, went.row_of[unit_index[spikes]]
-                    found = went.project(traces, median, first, rows, chosen[spikes])
+                    found = went.project(traces, first, rows, chosen[spikes])
                     features[spikes], products[spikes] = found
                 done += stop - start
                 progress("phy", done / rate, total / rate, "")
@@ -270,27 +168,20 @@ def _project(
     near: np.ndarray,
     basis: np.ndarray,
     shapes: np.ndarray,
-    is_raw: bool,
     features: np.ndarray,
     products: np.ndarray,
 ) -> None:
-    """Multiply the window of each spike with the basis, for each channel, and with its unit's shape.
-
-    Raw windows are taken relative to their first sample, so that large values keep their digits.
-    """
+    """Multiply the window of each spike with the basis, for each channel, and with its unit's shape."""
     length, num_components = basis.shape
     width = near.shape[1]
-    values, origin = np.empty(width, np.float32), np.zeros(width, np.float32)
+    values = np.empty(width, np.float32)
     product, sums = np.empty(width, np.float32), np.empty((num_components, width), np.float32)
     for spike in range(len(first)):
         start, row = np.uint64(first[spike]), rows[spike]
         product[:], sums[:] = 0, 0
-        if is_raw:
-            for index in range(width):
-                origin[index] = traces[start, near[row, index]]
         for sample in range(np.uint64(length)):
             for index in range(width):
-                values[index] = np.float32(traces[start + sample, near[row, index]]) - origin[index]
+                values[index] = traces[start + sample, near[row, index]]
             for component in range(num_components):
                 weight = basis[sample, component]
                 for index in range(width):
@@ -307,15 +198,13 @@ def _add_windows(
     first: np.ndarray,
     rows: np.ndarray,
     near: np.ndarray,
-    is_raw: bool,
     sums: np.ndarray,
 ) -> None:
-    """Add the window of each spike to that of its unit, raw ones relative to their first sample."""
+    """Add the window of each spike to that of its unit."""
     _, length, width = sums.shape
     for spike in range(len(first)):
         start, row = np.uint64(first[spike]), rows[spike]
         for index in range(width):
             channel = near[row, index]
-            origin = np.float64(traces[start, channel]) if is_raw else 0.0
             for sample in range(np.uint64(length)):
-                sums[row, sample, index] += traces[start + sample, channel] - origin
+                sums[row, sample, index] += traces[start + sample, channel]

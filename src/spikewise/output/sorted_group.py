@@ -5,36 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from spikeinterface.core import BaseRecording
 
 from spikewise.data.labels import Traces
-
-
-@dataclass(frozen=True)
-class Unfiltered:
-    """What the traces of a group are made from.
-
-    They are ``(filtered - median) * gains``, the median that over some channels of the filtered traces.
-
-    Attributes
-    ----------
-    recording : BaseRecording
-        The group's channels before the band-pass, in raw units.
-    sections : ndarray
-        (num_sections, 6) second-order sections of the band-pass.
-    margin : int
-        Samples to either side of another that matter to what it becomes.
-    averaged : ndarray of int
-        Channels of the median; empty where none is subtracted.
-    gains : ndarray
-        (num_channels,) 0 for silenced channels.
-    """
-
-    recording: BaseRecording
-    sections: np.ndarray
-    margin: int
-    averaged: np.ndarray
-    gains: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -55,8 +27,6 @@ class SortedGroup:
         tell its gain; 0 for silenced channels.
     unit_index : ndarray of int
         (num_units,) index of each of its units in the sorting.
-    unfiltered : Unfiltered, optional
-        What the traces are made from; None where no filter is run.
     """
 
     name: str
@@ -65,4 +35,3 @@ class SortedGroup:
     positions_um: np.ndarray
     scale: np.ndarray
     unit_index: np.ndarray
-    unfiltered: Unfiltered | None = None

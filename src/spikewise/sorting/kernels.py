@@ -205,6 +205,7 @@ def features_of_channels(
     num_channels, num_blocks = is_needed.shape
     size = 4 * features.shape[2]
     hidden = np.empty((ROWS, first[1].size), np.float32)
+    between = np.int64(hidden.ctypes.data) + np.arange(ROWS) * np.int64(4 * hidden.shape[1])
     spare = np.empty(features.shape[2], np.float32)
     sources, targets = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
     waiting = 0
@@ -217,49 +218,26 @@ def features_of_channels(
                 targets[waiting] = target + size * index
                 waiting += 1
                 if waiting == ROWS:
-                    _two_filters(sources, targets, first, second, hidden)
+                    _layer(sources, between, first[0], first[1])
+                    _layer(between, targets, second[0], second[1])
                     waiting = 0
     if waiting:
         sources[waiting:] = sources[0]
         targets[waiting:] = np.int64(spare.ctypes.data)
-        _two_filters(sources, targets, first, second, hidden)
+        _layer(sources, between, first[0], first[1])
+        _layer(between, targets, second[0], second[1])
 
 
 @compiled()
-def _two_filters(
-    sources: np.ndarray,
-    targets: np.ndarray,
-    first: tuple[np.ndarray, np.ndarray],
-    second: tuple[np.ndarray, np.ndarray],
-    hidden: np.ndarray,
-) -> None:
-    """Compute the features of four rows; `hidden` (4, hidden features) is in between."""
-    weight, bias = first
-    at = np.int64(hidden.ctypes.data)
-    size = np.int64(4 * hidden.shape[1])
+def _layer(sources: np.ndarray, targets: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
+    """Fill the positive features of four rows, of whose inputs and outputs the addresses are given."""
     for panel in range(weight.shape[0]):
-        here = at + 4 * LANES * panel
+        offset = np.int64(4 * LANES * panel)
         _positive_products(
             sources[0],
             sources[1],
             sources[2],
             sources[3],
-            here,
-            here + size,
-            here + 2 * size,
-            here + 3 * size,
-            np.int64(weight.shape[1]),
-            np.int64(weight[panel].ctypes.data),
-            np.int64(bias[panel].ctypes.data),
-        )
-    weight, bias = second
-    for panel in range(weight.shape[0]):
-        offset = 4 * LANES * panel
-        _positive_products(
-            at,
-            at + size,
-            at + 2 * size,
-            at + 3 * size,
             targets[0] + offset,
             targets[1] + offset,
             targets[2] + offset,
@@ -300,6 +278,8 @@ def answers_of_units(
     num_features = features.shape[2]
     inputs = np.empty((ROWS, num_near * num_features), np.float32)
     made = np.empty((ROWS, hidden[1].shape[1] * LANES), np.float32)
+    sources = np.int64(inputs.ctypes.data) + np.arange(ROWS) * np.int64(4 * inputs.shape[1])
+    targets = np.int64(made.ctypes.data) + np.arange(ROWS) * np.int64(4 * made.shape[1])
     blocks = np.empty(ROWS, np.int64)
     for unit in range(num_units):
         waiting = 0
@@ -314,7 +294,7 @@ def answers_of_units(
             if waiting:
                 for number in range(waiting):
                     _gather(features, channel_index[unit], blocks[number], inputs[number])
-                _hidden_features(inputs, hidden[0][unit], hidden[1][unit], made)
+                _layer(sources, targets, hidden[0][unit], hidden[1][unit])
                 for number in range(waiting):
                     logit = last[1][unit] + _product(made[number], last[0][unit])
                     probabilities[unit, blocks[number]] = np.float32(1) / (np.float32(1) + np.exp(-logit))
@@ -329,28 +309,6 @@ def _gather(features: np.ndarray, channels: np.ndarray, block: int, inputs: np.n
         row, begin = features[channels[near], block], np.uint64(near) * num_features
         for feature in range(num_features):
             inputs[begin + feature] = row[feature]
-
-
-@compiled()
-def _hidden_features(inputs: np.ndarray, weight: np.ndarray, bias: np.ndarray, made: np.ndarray) -> None:
-    """Fill the hidden features (4, panels * 16) of four rows of inputs."""
-    source, target = np.int64(inputs.ctypes.data), np.int64(made.ctypes.data)
-    source_size, target_size = np.int64(4 * inputs.shape[1]), np.int64(4 * made.shape[1])
-    for panel in range(weight.shape[0]):
-        here = target + 4 * LANES * panel
-        _positive_products(
-            source,
-            source + source_size,
-            source + 2 * source_size,
-            source + 3 * source_size,
-            here,
-            here + target_size,
-            here + 2 * target_size,
-            here + 3 * target_size,
-            np.int64(weight.shape[1]),
-            np.int64(weight[panel].ctypes.data),
-            np.int64(bias[panel].ctypes.data),
-        )
 
 
 @compiled(fastmath={"reassoc", "contract", "nsz"})
