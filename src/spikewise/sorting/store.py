@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -246,7 +247,9 @@ def save_sorting(sorting: BaseSorting, folder: Path) -> None:
         for left in (partial, folder / SORTING_FOLDER):  # of a process that was ended
             shutil.rmtree(left, ignore_errors=True)
         try:
-            sorting.save(folder=partial)
+            with warnings.catch_warnings():  # that it has no source beside itself, which is so
+                warnings.filterwarnings("ignore", message="The extractor is not serializable")
+                sorting.save(folder=partial)
             sync_tree(partial)
             partial.rename(folder / SORTING_FOLDER)
             sync_folder(folder)
