@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
@@ -119,9 +121,12 @@ class SparseNetwork:
         self._window = network.window_samples
         self._begin = network.left_margin - 2 * block
         self._can_glimpse = stride < block <= plateau and self._window >= kernels.SUM_LANES
-        self._channel_index = _array(network.channel_index)
-        self._gate = _array(network.gate_weight), _array(network.gate_level)
-        self._closer_gate = kernels.overlapping(_array(network.closer_weight)), _array(network.closer_level)
+        order = _side_by_side(_array(network.channel_index), network.num_channels)
+        self._order, self._place = order, np.argsort(order)
+        self._channel_index = _array(network.channel_index)[order]
+        self._gate = _array(network.gate_weight)[order], _array(network.gate_level)[order]
+        closer = kernels.overlapping(_array(network.closer_weight)[order])
+        self._closer_gate = closer, _array(network.closer_level)[order]
         backbone, units = network.backbone, network.units
         first, second = backbone.filter1, backbone.filter2
         hidden = kernels.LANES * -(-first.out_features // kernels.LANES)
@@ -131,12 +136,15 @@ class SparseNetwork:
             kernels.panels(_array(second.bias)[None])[:, 0],
         )
         num_features = kernels.LANES * len(self._second[0])
-        weight = _array(units.hidden_weight)  # N, M * F, H
+        weight = _array(units.hidden_weight)[order]  # N, M * F, H
         of_channels = weight.reshape(len(weight), -1, backbone.num_features, weight.shape[2])
         padded = _with_rows(of_channels, num_features).reshape(len(weight), -1, weight.shape[2])
-        self._hidden = kernels.panels(padded), kernels.panels(_array(units.hidden_bias))[:, :, 0]
+        self._hidden = kernels.panels(padded), kernels.panels(_array(units.hidden_bias)[order])[:, :, 0]
         width = kernels.LANES * self._hidden[0].shape[1]
-        self._last = _with_rows(_array(units.weight), width)[:, :, 0].copy(), _array(units.bias)[:, 0]
+        self._last = (
+            _with_rows(_array(units.weight)[order], width)[:, :, 0].copy(),
+            _array(units.bias)[order, 0],
+        )
         self._size = network.num_channels, network.num_units, self.num_blocks, self.num_outputs, num_features
         self._spare: list[Workspace] = []
 
@@ -152,8 +160,8 @@ class SparseNetwork:
         self._answer(tile, is_open & ~is_known, 0, space)
         for output in range(1, self.num_outputs):
             self._answer(tile, is_open, output, space)
-        unit_index, block = np.nonzero(is_open)
-        probabilities = space.probabilities[:, unit_index, block].T.copy()
+        unit_index, block = np.nonzero(is_open[self._place])
+        probabilities = space.probabilities[:, self._place[unit_index], block].T.copy()
         self._spare.append(space)
         return Asked(unit_index, block, probabilities)
 
@@ -204,6 +212,18 @@ class SparseNetwork:
             self._last,
             space.probabilities[output],
         )
+
+
+def _side_by_side(channel_index: np.ndarray, num_channels: int) -> np.ndarray:
+    """Return the units in an order in which those that see the same channels come one after the other.
+
+    What one has brought into a processor's cache is there for the next.
+    """
+    rows = np.repeat(np.arange(len(channel_index)), channel_index.shape[1])
+    sees = csr_array(
+        (np.ones(channel_index.size), (rows, channel_index.ravel())), (len(channel_index), num_channels)
+    )
+    return reverse_cuthill_mckee((sees @ sees.T).tocsr(), symmetric_mode=True)
 
 
 def _array(tensor: Tensor) -> np.ndarray:
