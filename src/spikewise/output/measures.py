@@ -30,7 +30,7 @@ MAX_SECONDS_READ = 20
 """Seconds of the recording in which spikes for the mean waveforms are looked for."""
 PRESENCE_BIN_S = 60.0
 RARE_UNIT_SPIKES = 5
-"""Spikes that are read of a unit that fires in none of these seconds."""
+"""Spikes that are read of a unit that has fewer in these seconds."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +295,7 @@ def _choose_spikes(trains: list[list[np.ndarray]], second: int) -> list[list[tup
     for unit, unit_seconds in enumerate(seconds):
         inside = np.flatnonzero(np.isin(unit_seconds, read))
         few = inside[spread(len(inside), MAX_WAVEFORM_SPIKES)]
-        if len(few) == 0:
+        if len(few) < RARE_UNIT_SPIKES:
             few = np.arange(min(len(unit_seconds), RARE_UNIT_SPIKES))
         chosen.append(list(zip(segments[unit][few].tolist(), frames[unit][few].tolist(), strict=True)))
     return chosen

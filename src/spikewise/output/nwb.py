@@ -157,7 +157,10 @@ def _new_file(config: NwbConfig) -> NWBFile:
 
     missing = [name for name in ("subject_id", "species", "age") if getattr(config, name) is None]
     if missing:
-        logger.warning("the NWB file lacks what archives such as DANDI ask for: %s", ", ".join(missing))
+        logger.warning(
+            "the NWB file lacks what archives such as DANDI ask for; give %s",
+            ", ".join("--" + name.replace("_", "-") for name in missing),
+        )
     subject = None
     if config.subject_id is not None:
         subject = Subject(

@@ -38,6 +38,10 @@ function told(value, digits = 2) {
   return value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits });
 }
 
+function counted(count, noun) {
+  return `${told(count, 0)} ${noun}${count === 1 ? "" : "s"}`;
+}
+
 function range(count, start = 0, step = 1) {
   return Array.from({ length: count }, (_, index) => start + index * step);
 }

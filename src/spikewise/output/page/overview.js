@@ -109,11 +109,11 @@ chart("raster", () => {
     amplitude: () => axis("amplitude (noise s.d.)", { rangemode: "tozero" }),
     units: () => axis("unit", { ...named, showgrid: false, range: [data.units.length - 0.5, -0.5] }),
   }[view]();
-  document.getElementById("raster-drawn").textContent = `Drawn are ${told(rows.length, 0)} spikes, evenly chosen.`;
+  document.getElementById("raster-drawn").textContent = `Drawn are ${counted(rows.length, "spike")}, evenly chosen.`;
   return {
     traces,
     layout: layout(axis(`time (${name})`, { range: [0, data.duration_s / scale] }), y, { shapes }),
-    label: `${rows.length} spikes of ${data.units.length} units over ${told(data.duration_s, 1)} s.`,
+    label: `${counted(rows.length, "spike")} of ${counted(data.units.length, "unit")} over ${told(data.duration_s, 1)} s.`,
     onClick: (event) => choose(event.points[0].customdata),
   };
 });
@@ -207,7 +207,7 @@ chart("accuracy-units", () => {
   }));
   const x = axis("true unit, by accuracy", { type: "category", showticklabels: names.length <= 40, showgrid: false });
   const more = { barmode: "relative", showlegend: true, legend: LEGEND, margin: { l: 44, r: 10, t: 44, b: 36 } };
-  return { traces, layout: layout(x, axis("of its spikes"), more), label: `Spikes found, missed and false of ${units.length} true units.` };
+  return { traces, layout: layout(x, axis("of its spikes"), more), label: `Spikes found, missed and false of ${counted(units.length, "true unit")}.` };
 });
 
 chart("losses", () => {
@@ -235,7 +235,7 @@ chart("label-counts", () => {
   const fills = page.data.units.map((unit) => unit.colour);
   const traces = [{ type: "bar", x: names, y: counts, marker: { color: fills } }];
   const x = axis("unit", { type: "category", showticklabels: names.length <= 40, showgrid: false });
-  return { traces, layout: layout(x, axis("labels")), label: `Labelled spikes of ${names.length} units.` };
+  return { traces, layout: layout(x, axis("labels")), label: `Labelled spikes of ${counted(names.length, "unit")}.` };
 });
 
 // Text of the units that fire in a moment.
@@ -284,6 +284,6 @@ chart("moment-traces", () => {
   return {
     traces,
     layout: layout(axis(`ms after ${moment.start_s.toFixed(3)} s`, { range: [0, times[size - 1]] }), y, { annotations }),
-    label: `Traces of ${channels} channels from ${moment.start_s.toFixed(3)} s with ${moment.spikes.length} spikes of units ${units.join(", ")} marked.`,
+    label: `Traces of ${channels} channels from ${moment.start_s.toFixed(3)} s with ${counted(moment.spikes.length, "spike")} of units ${units.join(", ")} marked.`,
   };
 });

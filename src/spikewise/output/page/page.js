@@ -25,7 +25,7 @@ function showMoment(index) {
   document.getElementById("moment-next").disabled = page.moment === moments.length - 1;
   const hidden = moment.num_spikes - moment.spikes.length;
   document.getElementById("moment-told").textContent =
-    `Moment ${page.moment + 1} of ${moments.length}: ${moment.spikes.length} spikes of ${firing(moment).length} units` +
+    `Moment ${page.moment + 1} of ${moments.length}: ${counted(moment.spikes.length, "spike")} of ${counted(firing(moment).length, "unit")}` +
     (hidden ? `, ${hidden} more on channels that are left out.` : ".");
   redraw(["moment-traces"]);
 }
@@ -101,7 +101,7 @@ async function begin() {
   document.head.append(script);
   page.data = JSON.parse(data);
   const labels = document.getElementById("unit-labels").textContent;
-  page.labels = (count) => (Number(count) ? `${count} labelled spikes. ${labels}` : labels);
+  page.labels = (count) => (Number(count) ? `${counted(Number(count), "labelled spike")}. ${labels}` : labels);
   const view = document.getElementById("raster-view");
   if (!page.data.spikes) view.closest("p").hidden = true;
   if (!page.data.spikes || !hasDepth()) view.value = "units";

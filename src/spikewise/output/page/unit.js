@@ -119,7 +119,7 @@ chart("unit-waveforms", () => {
   return {
     traces,
     layout: layout(axis("ms"), axis(`channel ${name}`)),
-    label: `${counts[page.unit]} spikes of unit ${unit.id} on channel ${name} and their mean.`,
+    label: `${counted(counts[page.unit], "spike")} of unit ${unit.id} on channel ${name} and their mean.`,
   };
 });
 
@@ -163,7 +163,7 @@ chart("unit-amplitudes", () => {
   return {
     traces,
     layout: layout(x, axis("amplitude", { rangemode: "tozero" })),
-    label: `Amplitudes of ${end - first} spikes of unit ${unit.id} over time.`,
+    label: `Amplitudes of ${counted(end - first, "spike")} of unit ${unit.id} over time.`,
   };
 });
 
