@@ -652,7 +652,7 @@ def test_of_many_units_without_a_partner_twelve_are_named_and_the_others_counted
     text = words(read_page(write_report(result, tmp_path / "r.html", performance=performance)))
     assert "Units without a true partner: u0, " in text
     assert "u11 and 3 more; with their 15 spikes" in text
-    assert "counted as missed: far (1 spikes)." in text
+    assert "counted as missed: far (1 spike)." in text
 
 
 def test_the_interval_cuts_a_recording_of_several_segments(tmp_path):

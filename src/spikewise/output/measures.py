@@ -295,7 +295,7 @@ def _choose_spikes(trains: list[list[np.ndarray]], second: int) -> list[list[tup
     for unit, unit_seconds in enumerate(seconds):
         inside = np.flatnonzero(np.isin(unit_seconds, read))
         few = inside[spread(len(inside), MAX_WAVEFORM_SPIKES)]
-        if len(few) < RARE_UNIT_SPIKES:
+        if len(inside) < RARE_UNIT_SPIKES:
             few = np.arange(min(len(unit_seconds), RARE_UNIT_SPIKES))
         chosen.append(list(zip(segments[unit][few].tolist(), frames[unit][few].tolist(), strict=True)))
     return chosen
