@@ -219,7 +219,7 @@ def test_a_long_recording_is_read_only_in_part(monkeypatch):
     # The same second of two segments is two seconds to read.
     monkeypatch.setattr(measures, "MAX_SECONDS_READ", 1)
     trains = [[np.arange(0, 60, 10), np.array([70])]]
-    assert measures._choose_spikes(trains, second) == [[(0, frame) for frame in range(0, 60, 10)]]
+    assert measures._choose_spikes(trains, second) == [[(0, 0), (0, 20), (0, 50)]]
 
 
 # --- moments --------------------------------------------------------------------------------------------
