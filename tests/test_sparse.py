@@ -182,9 +182,10 @@ def test_kernels_compute_the_network(features, hidden, window):
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     samples = torch.randn(8 * 40 + window - 1 + 32, 6, generator=generator)
     sparse = SparseNetwork(network, 8, 4, 5, 8 * 40)  # a plateau too short for a glimpse
-    asked = sparse.ask(Tile.of(samples.numpy()))
+    asked, counts = sparse.ask(Tile.of(samples.numpy()))
     expected = torch.sigmoid(network(samples[None], 4)[0]).detach().numpy()[: 2 * 40]
     assert asked.block.tolist() == 2 * list(range(40))
+    assert counts.tolist() == [80, 0, 6 * 80, 2 * 80]  # every channel is seen by one unit
     found = asked.probabilities.reshape(2, 80).T
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert expected.std() > 0.05

@@ -8,6 +8,7 @@ such code within ``numba.extending.intrinsic``; addresses are whole numbers of 6
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 
 from llvmlite import ir
@@ -130,3 +131,16 @@ def count_up(
     builder.cbranch(builder.icmp_signed("<", following, count), loop, end)
     builder.position_at_end(end)
     return made
+
+
+def ticks(builder: ir.IRBuilder) -> ir.Value:
+    """Return a clock of the processor, that counts at a constant rate; 0 where none is known."""
+    machine = platform.machine().lower()
+    kind = ir.FunctionType(INDEX, [])
+    if machine in ("x86_64", "amd64"):
+        name = "llvm.readcyclecounter"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        return builder.call(function, [])
+    if machine in ("aarch64", "arm64"):
+        return builder.asm(kind, "mrs $0, cntvct_el0", "=r", [], True)
+    return number(0)

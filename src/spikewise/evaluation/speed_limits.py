@@ -32,8 +32,9 @@ from spikewise.config import DetectionConfig
 from spikewise.data.labels import Traces
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.models.windowed import WindowedNetwork
+from spikewise.sorting import tiles
 from spikewise.sorting.detect import SparseDetector, Spikes
-from spikewise.sorting.sparse import Asked, Tile, Workspace
+from spikewise.sorting.sparse import Asked, Tile
 
 NETWORK_STAGES = ("tiles", "gates", "temporal", "units", "post-processing")
 """Stages from traces in memory to spikes."""
@@ -208,43 +209,24 @@ class TimedDetector(SparseDetector):
         self.clock = Clock()
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
-        watched: dict[str, tuple[str, Callable[..., None]]] = {
-            "ask": ("ask", self._count_answers),
-            "_open": ("gates", self._count_open),
-            "_closer": ("gates", self._count_closer),
-            "_features": ("temporal", self._count_features),
-            "_units": ("units", self._count_units),
-        }
-        for method, (stage, count) in watched.items():
-            setattr(self._sparse, method, self._watch(stage, getattr(self._sparse, method), count))
 
-    def _watch(self, stage: str, run: Callable[..., Any], count: Callable[..., None]) -> Callable[..., Any]:
-        """Return a method that does the same, is timed, and has its arguments and result counted."""
-
-        def watched(*given: Any) -> Any:
-            with self.clock(stage):
-                result = run(*given)
-            with self._lock:
-                count(result, *given)
-            return result
-
-        return watched
-
-    def _count_answers(self, asked: Asked, tile: Tile) -> None:
-        self.counts["tiles"] += 1
-        self.counts["answers"] += asked.probabilities.size
-
-    def _count_open(self, is_open: np.ndarray, tile: Tile, space: Workspace) -> None:
-        self.counts["open blocks"] += int(is_open.sum())
-
-    def _count_closer(self, is_worth: np.ndarray, tile: Tile, is_open: np.ndarray) -> None:
-        self.counts["looked closer"] += int(is_open.sum())
-
-    def _count_features(self, made: None, tile: Tile, output: int, space: Workspace) -> None:
-        self.counts["channel outputs"] += int(space.is_needed.sum())
-
-    def _count_units(self, made: None, is_asked: np.ndarray, output: int, space: Workspace) -> None:
-        self.counts["unit outputs"] += int(is_asked.sum())
+    def _answer(self, tile: Tile) -> Asked:
+        ticks = np.zeros(3, np.int64)
+        started = time.perf_counter()
+        asked, counts = self._sparse.ask(tile, ticks)
+        seconds = time.perf_counter() - started
+        with self._lock:
+            self.clock.seconds["ask"] += seconds
+            if ticks[tiles.ALL] > 0:
+                for name, stage in (("gates", tiles.GATES), ("temporal", tiles.TEMPORAL)):
+                    self.clock.seconds[name] += seconds * ticks[stage] / ticks[tiles.ALL]
+            self.counts["tiles"] += 1
+            self.counts["answers"] += asked.probabilities.size
+            self.counts["open blocks"] += int(counts[tiles.OPENED])
+            self.counts["looked closer"] += int(counts[tiles.LOOKED_CLOSER])
+            self.counts["channel outputs"] += int(counts[tiles.CHANNEL_OUTPUTS])
+            self.counts["unit outputs"] += int(counts[tiles.UNIT_OUTPUTS])
+        return asked
 
     def find(
         self, traces: Traces, segment_index: int, start: int, stop: int, known: dict[int, Asked] | None = None
@@ -260,8 +242,9 @@ class TimedDetector(SparseDetector):
     def stage_seconds(self) -> dict[str, float]:
         """Return the seconds of each of :data:`NETWORK_STAGES` so far.
 
-        Of the network, which several threads run, the mean of the threads. Choosing what goes into the units
-        is a part of theirs. What is neither tiles nor network is post-processing.
+        Of the network, which several threads run, the mean of the threads. Gates and features are timed by
+        the processor's own clock within the loop, and are 0 where it has none that is known; choosing what
+        goes into the units is a part of theirs. What is neither tiles nor network is post-processing.
         """
         spent = self.clock.seconds
         threads = torch.get_num_threads()

@@ -91,17 +91,6 @@ def open_gates(
 
 
 @compiled()
-def mark_channels(is_asked: np.ndarray, channel_index: np.ndarray, is_needed: np.ndarray) -> None:
-    """Tell which blocks (C, B) of channels the units see in the blocks (N, B) in which they are asked."""
-    is_needed[:] = False
-    for unit in range(is_asked.shape[0]):
-        for near in range(channel_index.shape[1]):
-            channel = channel_index[unit, near]
-            for index in range(is_asked.shape[1]):
-                is_needed[channel, index] |= is_asked[unit, index]
-
-
-@compiled()
 def keep_promising(
     is_open: np.ndarray, is_known: np.ndarray, probabilities: np.ndarray, least: np.float32
 ) -> None:

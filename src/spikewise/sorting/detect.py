@@ -333,9 +333,12 @@ class SparseDetector:
             traces.read_ahead(segment_index, start, start + len(numbers) * self.tile_samples)
 
         def run(number: int) -> None:
-            known[number] = self._sparse.ask(tiles[number])
+            known[number] = self._answer(tiles[number])
 
         on_all_cores(run, tiles)
+
+    def _answer(self, tile: Tile) -> Asked:
+        return self._sparse.ask(tile)[0]
 
     def _read_tile(self, traces: Traces, segment_index: int, number: int) -> Tile:
         """Read the samples of a tile and of the network's margins."""

@@ -1,11 +1,11 @@
-"""Compiled loops of the network where gates are open: features of channels, and answers of units.
+"""Products that the network is made of, compiled: layers of a few rows, and the sums of second gates.
 
 All the arithmetic of the sparse path that counts is products of a few rows with a small matrix. It is written
 here in vectors of sixteen numbers that stay in a processor's registers, straight from the traces, without
 copies: a library's product of this size spends as much again on cutting out what goes into it. LLVM turns the
 vectors into what a processor has. The loops take no lock, and a result depends on nothing but its inputs.
 
-Shapes: C channels, B blocks of a tile, N units, M channels of a unit, W samples of a window, R rows. Features
+Shapes: C channels, B blocks of a tile, N units, M channels of a unit, W samples of a window. Features
 come in panels of sixteen: weights (panels, inputs, 16), with zeros where there are fewer.
 """
 
@@ -178,58 +178,7 @@ def close_gates(
 
 
 @compiled()
-def features_of_channels(
-    values: np.ndarray,
-    step: int,
-    begin: int,
-    block: int,
-    is_needed: np.ndarray,
-    first: tuple[np.ndarray, np.ndarray],
-    second: tuple[np.ndarray, np.ndarray],
-    features: np.ndarray,
-) -> None:
-    """Compute the features of the blocks of channels that are needed, at one moment of each.
-
-    Parameters
-    ----------
-    values, step
-        Sample s of channel c is ``values[c * step + s]``; the window of block b begins at sample
-        ``begin + b * block``.
-    is_needed : ndarray of bool
-        (C, B)
-    first, second : (ndarray, ndarray)
-        Panels of the two filters, (panels, inputs, 16), and their biases (panels, 16).
-    features : ndarray
-        (C, B, panels of the second filter * 16), filled where needed.
-    """
-    num_channels, num_blocks = is_needed.shape
-    size = 4 * features.shape[2]
-    hidden = np.empty((ROWS, first[1].size), np.float32)
-    between = np.int64(hidden.ctypes.data) + np.arange(ROWS) * np.int64(4 * hidden.shape[1])
-    spare = np.empty(features.shape[2], np.float32)
-    sources, targets = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
-    waiting = 0
-    for channel in range(num_channels):
-        source = np.int64(values.ctypes.data) + 4 * (channel * step + begin)
-        target = np.int64(features.ctypes.data) + size * channel * num_blocks
-        for index in range(num_blocks):
-            if is_needed[channel, index]:
-                sources[waiting] = source + 4 * index * block
-                targets[waiting] = target + size * index
-                waiting += 1
-                if waiting == ROWS:
-                    _layer(sources, between, first[0], first[1])
-                    _layer(between, targets, second[0], second[1])
-                    waiting = 0
-    if waiting:
-        sources[waiting:] = sources[0]
-        targets[waiting:] = np.int64(spare.ctypes.data)
-        _layer(sources, between, first[0], first[1])
-        _layer(between, targets, second[0], second[1])
-
-
-@compiled()
-def _layer(sources: np.ndarray, targets: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
+def layer(sources: np.ndarray, targets: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
     """Fill the positive features of four rows, of whose inputs and outputs the addresses are given."""
     for panel in range(weight.shape[0]):
         offset = np.int64(4 * LANES * panel)
@@ -248,71 +197,9 @@ def _layer(sources: np.ndarray, targets: np.ndarray, weight: np.ndarray, bias: n
         )
 
 
-@compiled()
-def answers_of_units(
-    features: np.ndarray,
-    is_asked: np.ndarray,
-    channel_index: np.ndarray,
-    hidden: tuple[np.ndarray, np.ndarray],
-    last: tuple[np.ndarray, np.ndarray],
-    probabilities: np.ndarray,
-) -> None:
-    """Compute the probabilities of units in the blocks in which they are asked.
-
-    Parameters
-    ----------
-    features : ndarray
-        (C, B, F)
-    is_asked : ndarray of bool
-        (N, B)
-    channel_index : ndarray
-        (N, M)
-    hidden : (ndarray, ndarray)
-        Panels (N, panels, M * F, 16) of the hidden features of units, and their biases (N, panels, 16).
-    last : (ndarray, ndarray)
-        Weights (N, panels * 16) and biases (N,) of the logits.
-    probabilities : ndarray
-        (N, B), filled where they are asked.
-    """
-    num_units, num_near = channel_index.shape
-    num_features = features.shape[2]
-    inputs = np.empty((ROWS, num_near * num_features), np.float32)
-    made = np.empty((ROWS, hidden[1].shape[1] * LANES), np.float32)
-    sources = np.int64(inputs.ctypes.data) + np.arange(ROWS) * np.int64(4 * inputs.shape[1])
-    targets = np.int64(made.ctypes.data) + np.arange(ROWS) * np.int64(4 * made.shape[1])
-    blocks = np.empty(ROWS, np.int64)
-    for unit in range(num_units):
-        waiting = 0
-        for index in range(is_asked.shape[1] + 1):
-            if index < is_asked.shape[1]:
-                if not is_asked[unit, index]:
-                    continue
-                blocks[waiting] = index
-                waiting += 1
-                if waiting < ROWS:
-                    continue
-            if waiting:
-                for number in range(waiting):
-                    _gather(features, channel_index[unit], blocks[number], inputs[number])
-                _layer(sources, targets, hidden[0][unit], hidden[1][unit])
-                for number in range(waiting):
-                    logit = last[1][unit] + _product(made[number], last[0][unit])
-                    probabilities[unit, blocks[number]] = np.float32(1) / (np.float32(1) + np.exp(-logit))
-                waiting = 0
-
-
-@compiled()
-def _gather(features: np.ndarray, channels: np.ndarray, block: int, inputs: np.ndarray) -> None:
-    """Put the features (F,) of channels at a block side by side."""
-    num_features = np.uint64(features.shape[2])
-    for near in range(len(channels)):
-        row, begin = features[channels[near], block], np.uint64(near) * num_features
-        for feature in range(num_features):
-            inputs[begin + feature] = row[feature]
-
-
 @compiled(fastmath={"reassoc", "contract", "nsz"})
-def _product(one: np.ndarray, other: np.ndarray) -> np.float32:
+def product(one: np.ndarray, other: np.ndarray) -> np.float32:
+    """Return the sum of products."""
     total = np.float32(0)
     for index in range(len(one)):
         total += one[index] * other[index]
