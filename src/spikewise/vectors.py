@@ -77,6 +77,28 @@ def folded(
     return builder.extract_element(vector, ir.Constant(_PLACE, 0))
 
 
+def paired(
+    builder: ir.IRBuilder, rows: list[ir.Value], join: Callable[[ir.Value, ir.Value], ir.Value]
+) -> list[ir.Value]:
+    """Return half as many vectors, in which each number joins two that lie side by side."""
+    count = rows[0].type.count
+    masks = [ir.Constant(ir.VectorType(_PLACE, count), list(range(first, 2 * count, 2))) for first in (0, 1)]
+    return [
+        join(*(builder.shuffle_vector(one, other, mask) for mask in masks))
+        for one, other in zip(rows[::2], rows[1::2], strict=True)
+    ]
+
+
+def lower(builder: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
+    """Return the lower of two numbers, each with each."""
+    return builder.select(builder.fcmp_ordered("<", one, other), one, other)
+
+
+def higher(builder: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
+    """Return the higher of two numbers, each with each."""
+    return builder.select(builder.fcmp_ordered(">", one, other), one, other)
+
+
 def transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
     """Return the columns of as many rows as each row has numbers, a power of two."""
     count = len(rows)

@@ -11,6 +11,7 @@ come in panels of sixteen: weights (panels, inputs, 16), with zeros where there 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -31,16 +32,24 @@ _SUM_VECTOR = ir.VectorType(vectors.FLOAT, SUM_LANES)
 
 
 def _write_positive_products(  # type: ignore[no-untyped-def]
-    typing_context, one, two, three, four, to_one, to_two, to_three, to_four, length, weight, bias
+    typing_context, sources, targets, offset, length, weight, bias
 ):
-    """Fill 16 features of each of four rows: the positive part of bias (16,) + row @ weight (length, 16).
+    """Fill 16 features of each of ROWS rows: the positive part of bias (16,) + row @ weight (length, 16).
 
-    All but `length` are addresses.
+    At `sources` and `targets` lie the addresses of the rows; the features go `offset` bytes after a target.
+    All but `offset` and `length` are addresses.
     """
-    signature = types.void(*[types.int64] * 11)
+    signature = types.void(*[types.int64] * 6)
 
     def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
-        rows, targets, (length, weight, bias) = given[:ROWS], given[ROWS : 2 * ROWS], given[2 * ROWS :]
+        sources, targets, offset, length, weight, bias = given
+        rows, places = (
+            [
+                vectors.load(builder, vectors.after(builder, addresses, row, 8), vectors.INDEX)
+                for row in range(ROWS)
+            ]
+            for addresses in (sources, targets)
+        )
 
         def step(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
             factor = vectors.load(builder, vectors.after(builder, weight, index, 4 * LANES), _VECTOR)
@@ -54,8 +63,9 @@ def _write_positive_products(  # type: ignore[no-untyped-def]
 
         start = [vectors.load(builder, bias, _VECTOR)] * ROWS
         nothing = vectors.zeros(_VECTOR)
-        for target, total in zip(targets, vectors.count_up(builder, length, start, step), strict=True):
+        for place, total in zip(places, vectors.count_up(builder, length, start, step), strict=True):
             is_positive = builder.fcmp_ordered(">", total, nothing)
+            target = builder.add(place, offset)
             vectors.store(builder, builder.select(is_positive, total, nothing), target)
         return context.get_dummy_value()
 
@@ -68,7 +78,7 @@ def _write_weighted_sum(  # type: ignore[no-untyped-def]
     """Return the sum of rows of values times weight (num_rows, num_vectors, SUM_LANES).
 
     A row begins at so many values from `values` as `starts` (int64) tells. Its last vector begins `overlap`
-    values earlier than the one before ends. All but the numbers are addresses.
+    values earlier than the one before ends. All but the numbers are addresses; rows are whole ROWS.
     """
     signature = types.float32(*[types.int64] * 6)
 
@@ -76,25 +86,36 @@ def _write_weighted_sum(  # type: ignore[no-untyped-def]
         values, starts, num_rows, weight, num_vectors, overlap = given
         last = builder.sub(num_vectors, vectors.number(1))
         back = builder.mul(overlap, vectors.number(4))
+        row_bytes = builder.mul(num_vectors, vectors.number(4 * SUM_LANES))
 
-        def row(number: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-            start = vectors.load(builder, vectors.after(builder, starts, number, 8), vectors.INDEX)
-            begin = vectors.after(builder, values, start, 4)
-            factors = vectors.after(builder, weight, builder.mul(number, num_vectors), 4 * SUM_LANES)
+        def rows(number: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+            first = builder.mul(number, vectors.number(ROWS))
+            begins, factors = [], []
+            for row in range(ROWS):
+                at = builder.add(first, vectors.number(row))
+                start = vectors.load(builder, vectors.after(builder, starts, at, 8), vectors.INDEX)
+                begins.append(vectors.after(builder, values, start, 4))
+                factors.append(builder.add(weight, builder.mul(at, row_bytes)))
 
             def vector(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-                place = vectors.after(builder, begin, index, 4 * SUM_LANES)
                 is_last = builder.icmp_signed("==", index, last)
-                place = builder.select(is_last, builder.sub(place, back), place)
-                value = vectors.load(builder, place, _SUM_VECTOR)
-                factor = vectors.load(
-                    builder, vectors.after(builder, factors, index, 4 * SUM_LANES), _SUM_VECTOR
-                )
-                return [vectors.multiply_add(builder, value, factor, totals[0])]
+                along = vectors.after(builder, vectors.number(0), index, 4 * SUM_LANES)
+                of_row = builder.select(is_last, builder.sub(along, back), along)
+                return [
+                    vectors.multiply_add(
+                        builder,
+                        vectors.load(builder, builder.add(begin, of_row), _SUM_VECTOR),
+                        vectors.load(builder, builder.add(factor, along), _SUM_VECTOR),
+                        total,
+                    )
+                    for begin, factor, total in zip(begins, factors, totals, strict=True)
+                ]
 
             return vectors.count_up(builder, num_vectors, totals, vector)
 
-        (total,) = vectors.count_up(builder, num_rows, [vectors.zeros(_SUM_VECTOR)], row)
+        start = [vectors.zeros(_SUM_VECTOR)] * ROWS
+        groups = builder.sdiv(num_rows, vectors.number(ROWS))
+        total = functools.reduce(builder.fadd, vectors.count_up(builder, groups, start, rows))
         return vectors.folded(builder, total, builder.fadd)
 
     return signature, write
@@ -115,17 +136,17 @@ def panels(weight: np.ndarray) -> np.ndarray:
 
 
 def overlapping(weight: np.ndarray) -> np.ndarray:
-    """Return weights (..., W) in vectors (..., vectors, SUM_LANES) of which the last ends with the window.
+    """Return weights (N, M, W) in vectors (N, rows, vectors, SUM_LANES), the last of which ends the window.
 
-    Where it overlaps the one before, its weights are 0.
+    Where it overlaps the one before, its weights are 0, as they are in the rows after M, up to whole ROWS.
     """
-    *outer, window = weight.shape
+    num_units, num_near, window = weight.shape
     num_vectors = -(-window // SUM_LANES)
-    vectors = np.zeros((*outer, num_vectors, SUM_LANES), np.float32)
+    made = np.zeros((num_units, -(-num_near // ROWS) * ROWS, num_vectors, SUM_LANES), np.float32)
     whole = (num_vectors - 1) * SUM_LANES
-    vectors[..., :-1, :] = weight[..., :whole].reshape(*outer, -1, SUM_LANES)
-    vectors[..., -1, num_vectors * SUM_LANES - window :] = weight[..., whole:]
-    return vectors
+    made[:, :num_near, :-1] = weight[:, :, :whole].reshape(num_units, num_near, -1, SUM_LANES)
+    made[:, :num_near, -1, num_vectors * SUM_LANES - window :] = weight[:, :, whole:]
+    return made
 
 
 @compiled()
@@ -148,7 +169,7 @@ def close_gates(
     channel_index : ndarray
         (N, M)
     weight : ndarray
-        (N, M, vectors, SUM_LANES) see :func:`overlapping`.
+        (N, rows, vectors, SUM_LANES) see :func:`overlapping`.
     window : int
         Samples of a window, no fewer than SUM_LANES.
     level : ndarray
@@ -158,18 +179,19 @@ def close_gates(
     """
     num_units, num_near = channel_index.shape
     num_blocks = is_open.shape[1]
-    num_vectors = weight.shape[2]
+    num_rows, num_vectors = weight.shape[1:3]
     overlap = num_vectors * SUM_LANES - window
-    starts = np.empty(num_near, np.int64)
+    starts = np.empty(num_rows, np.int64)
     for unit in range(num_units):
         for index in range(num_blocks):
             if is_open[unit, index]:
                 for near in range(num_near):
                     starts[near] = channel_index[unit, near] * step + index * block
+                starts[num_near:] = starts[0]
                 score: np.float32 = _weighted_sum(
                     np.int64(values.ctypes.data),
                     np.int64(starts.ctypes.data),
-                    np.int64(num_near),
+                    np.int64(num_rows),
                     np.int64(weight[unit].ctypes.data),
                     np.int64(num_vectors),
                     np.int64(overlap),
@@ -179,18 +201,12 @@ def close_gates(
 
 @compiled()
 def layer(sources: np.ndarray, targets: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> None:
-    """Fill the positive features of four rows, of whose inputs and outputs the addresses are given."""
+    """Fill the positive features of ROWS rows, of whose inputs and outputs the addresses are given."""
     for panel in range(weight.shape[0]):
-        offset = np.int64(4 * LANES * panel)
         _positive_products(
-            sources[0],
-            sources[1],
-            sources[2],
-            sources[3],
-            targets[0] + offset,
-            targets[1] + offset,
-            targets[2] + offset,
-            targets[3] + offset,
+            np.int64(sources.ctypes.data),
+            np.int64(targets.ctypes.data),
+            np.int64(4 * LANES * panel),
             np.int64(weight.shape[1]),
             np.int64(weight[panel].ctypes.data),
             np.int64(bias[panel].ctypes.data),

@@ -38,7 +38,7 @@ class Network(NamedTuple):
     gate : (ndarray, ndarray)
         Weights (N, M, 2, 3) and levels (N,) of the first gates.
     closer_gate : (ndarray, ndarray)
-        Weights (N, M, vectors, 8), see :func:`spikewise.sorting.kernels.overlapping`, and levels (N,).
+        Weights (N, rows, vectors, 8), see :func:`spikewise.sorting.kernels.overlapping`, and levels (N,).
     first, second : (ndarray, ndarray)
         Panels of the two filters, (panels, inputs, 16), and their biases (panels, 16).
     hidden : (ndarray, ndarray)
