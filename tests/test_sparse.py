@@ -122,6 +122,10 @@ def test_gates_open_where_the_definition_says():
     block_extremes(tile.values, tile.step, 5, 8, extremes)
     blocks = signal[:, 5:].reshape(3, 64, 8)
     np.testing.assert_array_equal(extremes, np.stack([blocks.min(2), blocks.max(2)], 1))
+    for count in (16, 37):  # sixteen blocks at a time, the last of which may overlap those before
+        fewer = np.empty((3, 2, count), np.float32)
+        block_extremes(tile.values, tile.step, 5, 8, fewer)
+        np.testing.assert_array_equal(fewer, extremes[:, :, :count])
     of_four = np.empty((3, 2, 128), np.float32)
     block_extremes(tile.values, tile.step, 5, 4, of_four)
     halves = signal[:, 5:].reshape(3, 128, 4)

@@ -15,7 +15,6 @@ its cache; threads take different tiles.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,8 +109,14 @@ class SparseNetwork:
         self._order = _side_by_side(_array(network.channel_index), network.num_channels)
         self._place = np.argsort(self._order)
         self._weights = _weights_of(network, self._order)
-        num_features = self._weights.second[1].size
-        self._size = network.num_channels, network.num_units, num_features
+        self._size = network.num_channels, network.num_units
+        weights = self._weights
+        num_near, at_once = weights.channel_index.shape[1], tiles.AT_ONCE
+        self._shapes = (
+            (at_once * num_near, weights.first[1].size),
+            (at_once, weights.hidden[0].shape[2]),
+            (at_once, weights.hidden[1][0].size),
+        )
         self._spare: list[tiles.Space] = []
 
     def ask(self, tile: Tile, ticks: np.ndarray = _NOT_TIMED) -> tuple[Asked, np.ndarray]:
@@ -125,21 +130,18 @@ class SparseNetwork:
         tiles.answer_tile(
             tile.values, tile.step, self._weights, self._grid, self._glimpse, space, counts, ticks
         )
-        unit_index, block = np.nonzero(space.is_open[self._place])
-        probabilities = space.probabilities[:, self._place[unit_index], block].T.copy()
+        asked = Asked(*tiles.asked_of(space.is_open, space.probabilities, self._place))
         self._spare.append(space)
-        return Asked(unit_index, block, probabilities), counts
+        return asked, counts
 
     def _new_space(self) -> tiles.Space:
-        """Return memory to work in; what no tile fills is never taken from the machine."""
-        num_channels, num_units, num_features = self._size
-        outputs = self.num_outputs, num_channels, self.num_blocks
+        """Return memory to work in"""
+        num_channels, num_units = self._size
         return tiles.Space(
             np.empty((num_channels, 2, self.num_blocks + 4), np.float32),
-            np.empty((math.prod(outputs), num_features), np.float32),
-            np.empty(outputs, np.int32),
             np.empty((num_units, self.num_blocks), np.bool_),
             np.empty((self.num_outputs, num_units, self.num_blocks), np.float32),
+            *(np.zeros(shape, np.float32) for shape in self._shapes),
         )
 
 
@@ -190,9 +192,9 @@ def _with_rows(weight: np.ndarray, num_rows: int) -> np.ndarray:
 
 
 def join(asked: dict[int, Asked], num_blocks: int) -> Asked:
-    """Join tiles, by number, to one: in the order of unit, then block."""
+    """Join tiles, by rising number, to one: in the order of unit, then block."""
     unit_index = np.concatenate([tile.unit_index for tile in asked.values()])
     block = np.concatenate([tile.block + number * num_blocks for number, tile in asked.items()])
-    order = np.lexsort((block, unit_index))
+    order = np.argsort(unit_index, kind="stable")  # tiles, and the blocks of each, are in order
     probabilities = np.concatenate([tile.probabilities for tile in asked.values()])
     return Asked(unit_index[order], block[order], probabilities[order])
