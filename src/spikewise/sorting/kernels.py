@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -28,7 +27,7 @@ LANES = 16
 ROWS = 4
 """Rows that are multiplied at once, at least: as many chains of additions keep a processor busy."""
 _MANY_ROWS = 2 * ROWS
-_HAS_MANY_REGISTERS = llvm.get_host_cpu_features().get("avx512f", False)
+_HAS_MANY_REGISTERS = vectors.processor_has("avx512f")
 """Whether twice the rows fit into a processor's registers."""
 SUM_LANES = 8
 _VECTOR = ir.VectorType(vectors.FLOAT, LANES)
