@@ -280,7 +280,8 @@ def medians_of_rows(rows: np.ndarray, first: int, stop: int, found: np.ndarray) 
     row = np.full(LANES * (-(-count // LANES)), np.inf, np.float32)
     some = np.empty(_SOME, np.float32)
     for index in range(first, stop):
-        row[:count] = rows[index]
+        for place in range(count):
+            row[place] = rows[index, place]
         guess, step = row[0], np.float32(1)
         if count > _SOME * LANES:  # the median of a few tells where that of all lies
             for place in range(_SOME):

@@ -195,9 +195,9 @@ def close_gates(
     for unit in range(num_units):
         for index in range(num_blocks):
             if is_open[unit, index]:
-                for near in range(num_near):
-                    starts[near] = channel_index[unit, near] * step + index * block
-                starts[num_near:] = starts[0]
+                for row in range(num_rows):
+                    near = row if row < num_near else 0
+                    starts[row] = channel_index[unit, near] * step + index * block
                 score: np.float32 = _weighted_sum(
                     np.int64(values.ctypes.data),
                     np.int64(starts.ctypes.data),

@@ -142,7 +142,7 @@ def answer_tile(
     is_timed = len(ticks) > 0
     begun = _now(is_timed)
     is_seen = np.zeros(len(space.extremes), np.bool_)
-    is_known = np.empty((1, num_blocks), np.bool_)
+    is_known, is_none = np.empty((1, num_blocks), np.bool_), np.zeros(num_blocks, np.bool_)
     moments = np.empty((num_outputs * num_blocks, 2), np.int64)
     for unit in range(num_units):
         started = _now(is_timed)
@@ -155,11 +155,12 @@ def answer_tile(
                 block_extremes(values[channel * step :], step, grid.begin, grid.block, extremes)
         weight, level = network.gate
         open_gates(space.extremes, channels, weight[one], level[one], is_open)
-        num_open = np.sum(is_open)
+        num_open = 0
+        for index in range(num_blocks):
+            num_open += is_open[0, index]
+            is_known[0, index] = glimpse >= 0 and is_open[0, index]
         counts[OPENED] += num_open
-        is_known[:] = False
         if num_open and glimpse >= 0:
-            is_known[:] = is_open
             weight, level = network.closer_gate
             close_gates(values, step, grid.block, channels, weight[one], grid.window, level[one], is_known)
             counts[LOOKED_CLOSER] += num_open
@@ -168,12 +169,12 @@ def answer_tile(
         if num_open == 0:
             continue
         if glimpse >= 0:
-            count = _list(is_known[0], 0, moments, 0)
+            count = _list(is_known[0], is_none, 0, moments, 0)
             _answer(values, step, network, grid, unit, moments[:count], space, counts, ticks)
             keep_promising(is_open, is_known, space.probabilities[0, one], glimpse)
-        count = _list(is_open[0] & ~is_known[0], 0, moments, 0)
+        count = _list(is_open[0], is_known[0], 0, moments, 0)
         for output in range(1, num_outputs):
-            count = _list(is_open[0], output, moments, count)
+            count = _list(is_open[0], is_none, output, moments, count)
         _answer(values, step, network, grid, unit, moments[:count], space, counts, ticks)
     if is_timed:
         ticks[ALL] += _now(is_timed) - begun
@@ -185,10 +186,10 @@ def _now(is_timed: bool) -> int:
 
 
 @compiled()
-def _list(is_asked: np.ndarray, output: int, moments: np.ndarray, count: int) -> int:
-    """Add an output of the blocks (B,) that are asked after `count` moments; return how many there are."""
+def _list(is_asked: np.ndarray, is_known: np.ndarray, output: int, moments: np.ndarray, count: int) -> int:
+    """Add an output of the blocks (B,) asked and not known after `count` moments; return their number."""
     for block in range(len(is_asked)):
-        if is_asked[block]:
+        if is_asked[block] and not is_known[block]:
             moments[count, 0], moments[count, 1] = output, block
             count += 1
     return count
@@ -218,7 +219,7 @@ def _answer(
         started = _now(is_timed)
         together = min(AT_ONCE, len(moments) - begin)
         for row in range(together):
-            output, block = moments[begin + row]
+            output, block = moments[begin + row, 0], moments[begin + row, 1]
             start = np.int64(values.ctypes.data) + 4 * (output * grid.stride + block * grid.block)
             for near in range(num_near):
                 sources[row * num_near + near] = start + 4 * channels[near] * step
@@ -235,7 +236,7 @@ def _answer(
         layer(of_inputs, of_made, whole, network.hidden[0][unit], network.hidden[1][unit])
         for row in range(together):
             logit = bias + product(space.made[row], weight)
-            output, block = moments[begin + row]
+            output, block = moments[begin + row, 0], moments[begin + row, 1]
             space.probabilities[output, unit, block] = np.float32(1) / (np.float32(1) + np.exp(-logit))
     counts[CHANNEL_OUTPUTS] += len(moments) * num_near
     counts[UNIT_OUTPUTS] += len(moments)
@@ -244,7 +245,10 @@ def _answer(
 @compiled()
 def _addresses(rows: np.ndarray) -> np.ndarray:
     """Return the address of each row."""
-    return np.int64(rows.ctypes.data) + np.arange(len(rows)) * np.int64(4 * rows.shape[1])
+    addresses = np.empty(len(rows), np.int64)
+    for row in range(len(rows)):
+        addresses[row] = np.int64(rows.ctypes.data) + 4 * row * rows.shape[1]
+    return addresses
 
 
 @compiled()
@@ -255,7 +259,10 @@ def asked_of(
 
     `place` (N,) tells which row of `is_open` (N, B) and `probabilities` (Q, N, B) is a unit's.
     """
-    count = np.sum(is_open)
+    count = 0
+    for row in range(len(is_open)):
+        for index in range(is_open.shape[1]):
+            count += is_open[row, index]
     unit_index, block = np.empty(count, np.int64), np.empty(count, np.int64)
     found = np.empty((count, len(probabilities)), np.float32)
     at = 0
