@@ -125,6 +125,8 @@ def run_sort(work: Work, state: Unfinished) -> tuple[BaseSorting, Model, dict[st
     num_samples = work.facts["recording"]["num_samples"]
     periods = _plan(model, num_samples, config)
     last = _find(work, model, groups, periods, store, state)
+    preprocessing = {group.name: list(group.preprocessed.steps) for group in groups}
+    del groups  # and with them the traces that they hold: the result is mapped into memory where those were
     shards = [shard for period in periods for shard in period]
     sorting = merge_shards(store, shards, model, len(num_samples), state.folder / "spikes.npy")
     sorting_s = earlier_s + time.perf_counter() - started
@@ -133,7 +135,7 @@ def run_sort(work: Work, state: Unfinished) -> tuple[BaseSorting, Model, dict[st
         logger.warning(note)
     if is_given:  # only now, since an error before leaves nothing that is worth keeping
         save_model(model, state.output / MODEL_FILE)
-    provenance = _provenance(work, model, groups, sorting, (learning_s, sorting_s))
+    provenance = _provenance(work, model, preprocessing, sorting, (learning_s, sorting_s))
     if config.sorting.refresh_min is not None:
         provenance["refreshed"] = last.facts.get("refreshed", [])
     return sorting, model, {**provenance, "damage": damage}
@@ -157,7 +159,11 @@ def _damage(model: Model, shards: list[Shard], store: ShardStore, num_segments: 
 
 
 def _provenance(
-    work: Work, model: Model, groups: list[Group], sorting: BaseSorting, seconds: tuple[float, float]
+    work: Work,
+    model: Model,
+    preprocessing: dict[str, list[str]],
+    sorting: BaseSorting,
+    seconds: tuple[float, float],
 ) -> dict[str, Any]:
     """Return how the spikes were found; `seconds` are those of learning and of sorting."""
     recorded_s, (learning_s, sorting_s) = work.recording.get_total_duration(), seconds
@@ -170,7 +176,7 @@ def _provenance(
         **work.facts,
         "job": work.job,
         "config": _effective_config(work.config, model),
-        "preprocessing": {group.name: list(group.preprocessed.steps) for group in groups},
+        "preprocessing": preprocessing,
         "labels": model.facts.get("labels"),
         "model": {"given": work.model is not None, "hash": model.hash(), "facts": model.facts},
         "result": {
