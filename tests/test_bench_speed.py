@@ -58,7 +58,7 @@ def test_the_results_agree_with_one_another(measured):
     assert 1 / 3 < in_all / results["end_to_end_seconds"] < 3  # tenths of a second, whatever else runs
     assert results["paper_form_ratio"] == results["paper_form_seconds"] / results["network_seconds"]
     assert results["other_sorter_ratio"] is None
-    assert results["network_seconds"] < results["dense_seconds"] < results["paper_form_seconds"]
+    assert results["network_seconds"] < results["dense_seconds"]
     limits = Limits(**results["limits"])
     for stage in stages.values():
         work = Work(stage["gflop"], stage["gb"])
