@@ -143,8 +143,8 @@ def sort_long(speed: str, start: str, minutes: str) -> None:
     recording = concatenate_recordings([stretch] * times).frame_slice(0, end)
     model = Path(speed) / "model.safetensors"
     sort(
-        recording.frame_slice(0, round(whole.get_sampling_frequency())), model=model, config=ON_CPU
-    )  # compiles
+        stretch, model=model, config=ON_CPU
+    )  # compiles, and brings the file into memory for all lengths alike
     with tempfile.TemporaryDirectory(prefix="spikewise-") as place:
         started = time.perf_counter()
         sort(recording, model=model, output=Path(place) / "out", config=ON_CPU)

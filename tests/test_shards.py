@@ -10,14 +10,16 @@ from arrays import ArrayTraces, random_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikewise.config import Config, DetectionConfig
+from spikewise.config import Config, DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.data.damage import STRETCH
 from spikewise.errors import ClusterError, MissingExtraError, OutputError, SettingError
+from spikewise.models.checkpoint import GroupModel, Model
 from spikewise.sorting.batch import detect_in_chunks, find_in_stretch
 from spikewise.sorting.cluster import check_cluster
 from spikewise.sorting.damaged import Damage, Found, join_damage
 from spikewise.sorting.detect import SpikeDetector, Spikes
 from spikewise.sorting.fingerprint import check_same_job, differences
+from spikewise.sorting.merge import merge_shards
 from spikewise.sorting.shards import Shard, ShardStore, check_whole, plan_shards
 from spikewise.sorting.unfinished import Unfinished
 
@@ -210,3 +212,56 @@ def test_settings_of_how_the_work_is_done_are_checked():
     assert Config.from_options(shard_s=5.0, cluster="local:2").sorting.shard_s == 5.0
     with pytest.raises(SettingError, match="shard_s"):
         Config.from_options(shard_s=0.0)
+
+
+def model_of_two_groups() -> Model:
+    groups = [
+        GroupModel(
+            name,
+            random_network(3, 2),
+            tuple(f"{name}{number}" for number in range(3)),
+            np.zeros((3, 2)),
+            (),
+            (f"{name}0", f"{name}1"),
+            np.full(2, 0.5, np.float32),
+        )
+        for name in "ab"
+    ]
+    config = NetworkConfig(spatial_features=32)
+    return Model(tuple(groups), RATE, config, PreprocessingConfig(), DetectionConfig(), {})
+
+
+def test_what_is_found_on_both_sides_of_a_seam_is_kept_once(tmp_path):
+    """Two groups, two segments, a seam within the first segment and one where the second begins."""
+    model = model_of_two_groups()
+    together = round(model.detection_config.merge_ms * RATE / 1000)
+    assert together > 8
+    times = {
+        Shard(0, 0, 0, 1000): [(10, 0), (20, 1), (995, 0), (998, 1)],
+        Shard(1, 0, 0, 1000): [(996, 0)],
+        Shard(0, 0, 1000, 2000): [(1003, 0), (1003, 1), (995 + together + 1, 0), (1996, 1)],
+        Shard(1, 0, 1000, 2000): [(996 + together, 0), (997 + together, 0)],
+        Shard(0, 1, 0, 500): [(2, 1)],
+        Shard(1, 1, 0, 500): [],
+    }
+    store = ShardStore(tmp_path / "shards")
+    for shard, spikes in times.items():
+        at, unit = np.array(spikes or np.zeros((0, 2)), dtype=np.int64).T
+        store.write(shard, found(Spikes(at, unit, np.ones(len(at), np.float32))), 0.1)
+    shards = list(times)
+    one_period = merge_shards(store, [shards], model, 2, tmp_path / "one.npy")
+    assert one_period.count_total_num_spikes() == sum(map(len, times.values()))
+    three = merge_shards(store, [shards[:2], shards[2:4], shards[4:]], model, 2, tmp_path / "three.npy")
+    kept = {shard: list(spikes) for shard, spikes in times.items()}
+    kept[shards[2]] = [(995 + together + 1, 0), (1996, 1)]
+    kept[shards[3]] = [(997 + together, 0)]
+    expected = sorted(
+        (shard.segment_index, at, unit + 2 * shard.group_index)
+        for shard, spikes in kept.items()
+        for at, unit in spikes
+    )
+    vector = three.to_spike_vector()
+    assert (
+        list(zip(vector["segment_index"], vector["sample_index"], vector["unit_index"], strict=True))
+        == expected
+    )

@@ -128,7 +128,7 @@ def run_sort(work: Work, state: Unfinished) -> tuple[BaseSorting, Model, dict[st
     preprocessing = {group.name: list(group.preprocessed.steps) for group in groups}
     del groups  # and with them the traces that they hold: the result is mapped into memory where those were
     shards = [shard for period in periods for shard in period]
-    sorting = merge_shards(store, shards, model, len(num_samples), state.folder / "spikes.npy")
+    sorting = merge_shards(store, periods, model, len(num_samples), state.folder / "spikes.npy")
     sorting_s = earlier_s + time.perf_counter() - started
     damage = _damage(model, shards, store, len(num_samples))
     if note := tell_damage(damage):

@@ -22,28 +22,41 @@ from spikewise.sorting.store import writing
 
 
 def merge_shards(
-    store: ShardStore, shards: Sequence[Shard], model: Model, num_segments: int, file: Path
+    store: ShardStore, periods: Sequence[Sequence[Shard]], model: Model, num_segments: int, file: Path
 ) -> BaseSorting:
     """Join the shards of all groups to one sorting, in order of segment, time, then unit.
+
+    Where a period ends and another begins, which has other weights, a spike of a unit that lies within the
+    merging time of one of the same unit before is that one, found twice.
 
     Parameters
     ----------
     store : ShardStore
-    shards : sequence of Shard
-        All shards of the sort, cut alike in every group.
+    periods : sequence of sequences of Shard
+        All shards of the sort, those of each period, cut alike in every group.
     model : Model
         Gives the units, group after group.
     num_segments : int
     file : Path
         Where the spikes are written, as .npy; the sorting reads from it.
     """
+    shards = [shard for period in periods for shard in period]
     check_whole(store, shards)
+    seams = {min((shard.segment_index, shard.start) for shard in period) for period in periods[1:] if period}
+    together = round(model.detection_config.merge_ms * model.sampling_frequency / 1000)
     spikes = np.empty(0, minimum_spike_dtype)
-    if count := sum(map(store.num_spikes, shards)):  # nothing cannot be mapped
+    if sum(map(store.num_spikes, shards)):  # nothing cannot be mapped
         with writing(file), open(file, "wb") as opened:
+            count = 0
             np.lib.format.write_array_header_1_0(opened, _header(count))
-            for part in _in_order(store, shards, model):
+            begin = opened.tell()
+            for part in _found_once(_in_order(store, shards, model), seams, together):
                 opened.write(part.tobytes())
+                count += len(part)
+            opened.seek(0)
+            np.lib.format.write_array_header_1_0(opened, _header(count))  # it leaves room for any count
+            if opened.tell() != begin:
+                raise RuntimeError(f"the header of {count} spikes is longer than that of none")
         spikes = np.load(file, mmap_mode="r", allow_pickle=False)
     sorting = make_ordered_sorting(
         spikes, model.sampling_frequency, np.arange(len(model.unit_ids)), num_segments
@@ -66,11 +79,30 @@ def in_memory(sorting: BaseSorting) -> BaseSorting:
     return copied
 
 
-def _in_order(store: ShardStore, shards: Sequence[Shard], model: Model) -> Iterator[np.ndarray]:
-    """Yield the spikes of one stretch of time after the other, of all groups together."""
+def _found_once(
+    parts: Iterator[tuple[tuple[int, int], np.ndarray]], seams: set[tuple[int, int]], together: int
+) -> Iterator[np.ndarray]:
+    """Yield the spikes of stretches, without those that were found before a seam already."""
+    before = np.empty(0, minimum_spike_dtype)
+    for (segment_index, start), spikes in parts:
+        if (segment_index, start) in seams:
+            is_same_segment = before["segment_index"] == segment_index
+            near = before[is_same_segment & (before["sample_index"] >= start - together)]
+            new = spikes[: np.searchsorted(spikes["sample_index"], start + together)]
+            gap = new["sample_index"][:, None] - near["sample_index"]
+            is_twice = ((gap <= together) & (new["unit_index"][:, None] == near["unit_index"])).any(axis=1)
+            spikes = np.concatenate((new[~is_twice], spikes[len(new) :]))
+        yield spikes
+        before = spikes
+
+
+def _in_order(
+    store: ShardStore, shards: Sequence[Shard], model: Model
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Yield one stretch of time after the other: segment and start, and the spikes of all groups."""
     first_units = np.cumsum([0] + [len(group.unit_ids) for group in model.groups])
     by_time = sorted(shards, key=lambda shard: (shard.segment_index, shard.start, shard.group_index))
-    for (segment_index, _), parts in itertools.groupby(by_time, lambda s: (s.segment_index, s.start)):
+    for (segment_index, start), parts in itertools.groupby(by_time, lambda s: (s.segment_index, s.start)):
         found = [(store.read(shard), first_units[shard.group_index]) for shard in parts]
         sample_index = np.concatenate([table["sample_index"] for table, _ in found])
         unit_index = np.concatenate([table["unit_index"] + first for table, first in found])
@@ -78,7 +110,7 @@ def _in_order(store: ShardStore, shards: Sequence[Shard], model: Model) -> Itera
         spikes = np.empty(len(order), minimum_spike_dtype)
         spikes["sample_index"], spikes["unit_index"] = sample_index[order], unit_index[order]
         spikes["segment_index"] = segment_index
-        yield spikes
+        yield (segment_index, start), spikes
 
 
 def _header(count: int) -> dict[str, Any]:

@@ -106,9 +106,9 @@ class SparseNetwork:
         self._grid = tiles.Grid(network.left_margin - 2 * block, block, stride, window)
         can_glimpse = stride < block <= plateau and window >= kernels.SUM_LANES
         self._glimpse = np.float32(_GLIMPSE if can_glimpse else -1)
-        self._order = _side_by_side(_array(network.channel_index), network.num_channels)
-        self._place = np.argsort(self._order)
-        self._weights = _weights_of(network, self._order)
+        order = _side_by_side(_array(network.channel_index), network.num_channels)
+        self._place = np.argsort(order)
+        self._weights = _weights_of(network, order)
         self._size = network.num_channels, network.num_units
         weights = self._weights
         num_near, at_once = weights.channel_index.shape[1], tiles.AT_ONCE
@@ -135,7 +135,7 @@ class SparseNetwork:
         return asked, counts
 
     def _new_space(self) -> tiles.Space:
-        """Return memory to work in"""
+        """Return memory to work in."""
         num_channels, num_units = self._size
         return tiles.Space(
             np.empty((num_channels, 2, self.num_blocks + 4), np.float32),

@@ -169,12 +169,12 @@ def answer_tile(
         if num_open == 0:
             continue
         if glimpse >= 0:
-            count = _list(is_known[0], is_none, 0, moments, 0)
+            count = _add_moments(is_known[0], is_none, 0, moments, 0)
             _answer(values, step, network, grid, unit, moments[:count], space, counts, ticks)
             keep_promising(is_open, is_known, space.probabilities[0, one], glimpse)
-        count = _list(is_open[0], is_known[0], 0, moments, 0)
+        count = _add_moments(is_open[0], is_known[0], 0, moments, 0)
         for output in range(1, num_outputs):
-            count = _list(is_open[0], is_none, output, moments, count)
+            count = _add_moments(is_open[0], is_none, output, moments, count)
         _answer(values, step, network, grid, unit, moments[:count], space, counts, ticks)
     if is_timed:
         ticks[ALL] += _now(is_timed) - begun
@@ -186,7 +186,9 @@ def _now(is_timed: bool) -> int:
 
 
 @compiled()
-def _list(is_asked: np.ndarray, is_known: np.ndarray, output: int, moments: np.ndarray, count: int) -> int:
+def _add_moments(
+    is_asked: np.ndarray, is_known: np.ndarray, output: int, moments: np.ndarray, count: int
+) -> int:
     """Add an output of the blocks (B,) asked and not known after `count` moments; return their number."""
     for block in range(len(is_asked)):
         if is_asked[block] and not is_known[block]:
