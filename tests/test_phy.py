@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import Simulated, assert_told, run, succeed
+from hypothesis import given
+from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording, NumpySorting, append_recordings, generate_recording, load
 
 import spikewise
@@ -17,8 +19,8 @@ from spikewise.data.label_files import load_labels
 from spikewise.data.preprocessing import TraceReader, preprocess_recording
 from spikewise.evaluation.matching import compare_sortings
 from spikewise.output.phy import write_phy
-from spikewise.output.phy_features import project_spikes
-from spikewise.output.phy_units import PlacedUnits, unit_similarity, window_samples
+from spikewise.output.phy_features import _stretches, project_spikes
+from spikewise.output.phy_units import PlacedUnits, _choose_seconds, unit_similarity, window_samples
 from spikewise.output.sorted_group import SortedGroup
 from spikewise.progress import silent
 
@@ -338,3 +340,32 @@ def test_phy_itself_opens_it_merges_and_saves(exported, scene, tmp_path):
     after = load_labels(folder, load(scene.recording)).unit_ids
     assert len(after) == len(before) - 2  # two are one, a third is noise
     assert max(after) == max(before) + 1  # Phy gives a merged unit a new number
+
+
+@given(st.integers(1, 300), st.integers(1, 120), st.integers(1, 40))
+def test_every_window_lies_in_one_stretch(num_samples, chunk, length):
+    seen = []
+    for low, high, start, stop in _stretches(num_samples, chunk, length):
+        seen += range(low, high)
+        for first in range(low, high):
+            assert start <= first <= first + length <= stop
+        is_within = (start, stop) == (
+            start // chunk * chunk,
+            min(start // chunk * chunk + chunk, num_samples),
+        )
+        assert is_within or stop - start <= 2 * length
+    assert seen == list(range(-length, num_samples))
+
+
+def test_seconds_are_chosen_that_show_rare_units():
+    """One unit fires in every second, one in two of them alone."""
+    often = np.arange(300)
+    second = np.sort(np.concatenate((often, [111] * 5, [222] * 4)))
+    unit_index = np.zeros(len(second), dtype=int)
+    unit_index[np.flatnonzero(second == 111)[:5]] = 1
+    unit_index[np.flatnonzero(second == 222)[:4]] = 1
+    chosen = _choose_seconds(second, unit_index, 300, np.array([8, 8]))
+    assert {111, 222} <= set(chosen.tolist())
+    assert 8 <= len(chosen) <= 9
+    long = _choose_seconds(np.arange(100_000), np.zeros(100_000, int), 100_000, np.array([10**6]))
+    assert len(set(long.tolist())) == 60  # a minute at most, however long the recording

@@ -5,7 +5,7 @@ A spike is projected on the rough shape of its unit and on principal components.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from spikeinterface.core import BaseRecording
 
 from spikewise.compiling import compiled
 from spikewise.data.labels import segment_starts
+from spikewise.data.preprocessing import TraceReader
 from spikewise.export_config import PhyConfig
 from spikewise.output.phy_units import PlacedUnits, window_samples
 from spikewise.output.sorted_group import SortedGroup
@@ -122,26 +123,40 @@ def project_spikes(
     features = np.lib.format.open_memmap(features_file, "w+", dtype=np.float32, shape=shape)
     chosen = _chosen_for_templates(unit_index, config.template_spikes)
     templates, products = units.rough.copy(), np.zeros(len(frames))
-    chunk = round(_CHUNK_S * rate)
     done, total = 0, recording.get_total_samples() * len(groups)
     for group in groups:
         mine = np.flatnonzero(np.isin(unit_index, group.unit_index))
-        of_group, went = frames[mine], _Pass(group, units)
+        of_group, went = frames[mine] - before, _Pass(group, units)
         for segment, origin in enumerate(segment_starts(recording)):
             num_samples = recording.get_num_samples(segment)
-            for start in range(0, num_samples, chunk):
-                stop = min(start + chunk, num_samples)
-                spikes = mine[slice(*np.searchsorted(of_group, (origin + start, origin + stop)))]
+            for low, high, start, stop in _stretches(num_samples, round(_CHUNK_S * rate), length):
+                within = slice(*np.searchsorted(of_group, (origin + low, origin + high)))
+                spikes = mine[within]
                 if len(spikes):
-                    traces = group.traces.read(segment, start - before, stop + length)
-                    first, rows = frames[spikes] - origin - start, went.row_of[unit_index[spikes]]
+                    traces = group.traces.read(segment, start, stop)
+                    if isinstance(group.traces, TraceReader):
+                        group.traces.read_ahead(segment, stop, stop + round(_CHUNK_S * rate))
+                    first, rows = of_group[within] - origin - start, went.row_of[unit_index[spikes]]
                     found = went.project(traces, first, rows, chosen[spikes])
                     features[spikes], products[spikes] = found
-                done += stop - start
-                progress("phy", done / rate, total / rate, "")
+                done += max(0, high - max(0, low))
+                progress("phy", min(done, total) / rate, total / rate, "")
         templates[group.unit_index] = went.templates()
     features.flush()
     return Projected(templates, products / _fit(templates, units)[unit_index])
+
+
+def _stretches(num_samples: int, chunk: int, length: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a segment: windows that begin from `low` to before `high` lie from `start` to before `stop`.
+
+    Those within a block of the reader are read as they lie there; those across its end are read apart.
+    """
+    yield -length, 0, -length, length
+    for start in range(0, num_samples, chunk):
+        stop = min(start + chunk, num_samples)
+        across = max(start, stop - length + 1)
+        yield start, across, start, stop
+        yield across, stop, across, stop + length
 
 
 def _chosen_for_templates(unit_index: np.ndarray, max_spikes: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Where the units of a folder for Phy lie: their channels and rough shapes, from a few spikes of each.
 
-Spikes are looked for in as few seconds of the recording as show each unit often enough, spread evenly, so
-that hours cost no more than a minute. Shapes are in units of noise.
+Spikes are looked for in few seconds of the recording that show each unit often enough, so that hours cost no
+more than a minute. Shapes are in units of noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ENOUGH_SPIKES = 8
 """Seconds are added until so many spikes of each unit lie in them, if it has as many."""
 RARE_SPIKES = 5
 """Of a unit with fewer there, as many are looked at wherever they are."""
-_SECONDS = (3, 5, 8, 12, 20, 30, 60)
+_CANDIDATES, _LEAST_SECONDS, _MOST_SECONDS = 300, 3, 60
 _MAX_LAG_MS = 0.3
 
 
@@ -106,13 +106,11 @@ def place_units(
 def _choose_spikes(frames: np.ndarray, unit_index: np.ndarray, recording: BaseRecording) -> np.ndarray:
     """Return which spikes are looked at: those of some seconds, and of a rare unit some others."""
     second = frames // round(recording.sampling_frequency)
-    last = recording.get_total_samples() // round(recording.sampling_frequency)
+    num_seconds = 1 + int(second[-1])
     counts = np.bincount(unit_index)
-    wanted = np.minimum(counts, ENOUGH_SPIKES)
-    for num_seconds in _SECONDS:
-        inside = np.isin(second, np.unique(np.linspace(0, last, num_seconds + 2)[1:-1].astype(np.int64)))
-        if np.all(np.bincount(unit_index[inside], minlength=len(counts)) >= wanted):
-            break
+    inside = np.isin(
+        second, _choose_seconds(second, unit_index, num_seconds, np.minimum(counts, ENOUGH_SPIKES))
+    )
     chosen = []
     for unit in np.flatnonzero(counts):
         spikes = np.flatnonzero(unit_index == unit)
@@ -122,6 +120,32 @@ def _choose_spikes(frames: np.ndarray, unit_index: np.ndarray, recording: BaseRe
         spread = np.linspace(0, len(these) - 1, min(len(these), LOCATING_SPIKES))
         chosen.append(these[np.rint(spread).astype(np.int64)])
     return np.sort(np.concatenate(chosen))
+
+
+def _choose_seconds(
+    second: np.ndarray, unit_index: np.ndarray, num_seconds: int, wanted: np.ndarray
+) -> np.ndarray:
+    """Return few seconds in which each unit has as many spikes as wanted, as far as may be.
+
+    A few are spread evenly; then, again and again, the one is taken that has most of what is missing.
+    """
+    candidates = np.unique(np.linspace(0, num_seconds - 1, _CANDIDATES).round().astype(np.int64))
+    place = np.minimum(np.searchsorted(candidates, second), len(candidates) - 1)
+    is_there = candidates[place] == second
+    counts = np.zeros((len(candidates), len(wanted)), dtype=np.int64)
+    np.add.at(counts, (place[is_there], unit_index[is_there]), 1)
+    chosen = np.unique(
+        np.linspace(0, len(candidates) - 1, _LEAST_SECONDS + 2)[1:-1].astype(np.int64)
+    ).tolist()
+    missing = wanted - counts[chosen].sum(axis=0)
+    while len(chosen) < _MOST_SECONDS:
+        gain = np.minimum(counts, np.maximum(missing, 0)).sum(axis=1)
+        gain[chosen] = 0
+        if not gain.any():
+            break
+        chosen.append(int(gain.argmax()))
+        missing = missing - counts[chosen[-1]]
+    return candidates[chosen]
 
 
 def _mean_waveforms(
