@@ -176,23 +176,30 @@ def test_blocks_stay_open_where_they_or_those_beside_them_answer():
 
 
 @pytest.mark.parametrize(
-    ("features", "hidden", "window"), [((16, 16), 32, 60), ((8, 20), 8, 19), ((33, 5), 17, 7)]
+    ("features", "hidden", "window", "block", "stride"),
+    [((16, 16), 32, 60, 8, 4), ((8, 20), 8, 19, 4, 2), ((33, 5), 17, 7, 1, 1)],
 )
-def test_kernels_compute_the_network(features, hidden, window):
+def test_kernels_compute_the_network(features, hidden, window, block, stride):
     generator = torch.Generator().manual_seed(1)
     near = torch.tensor([[0, 3, 1], [5, 2, 4]])
     network = NeighbourhoodNetwork(Backbone(window, features), 6, near, hidden).eval()
     for parameter in network.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    samples = torch.randn(8 * 40 + window - 1 + 32, 6, generator=generator)
-    sparse = SparseNetwork(network, 8, 4, 5, 8 * 40)  # a plateau too short for a glimpse
+    samples = torch.randn(block * 40 + window - 1 + 32, 6, generator=generator)
+    sparse = SparseNetwork(network, block, stride, 0, block * 40)  # a plateau too short for a glimpse
     asked, counts = sparse.ask(Tile.of(samples.numpy()))
-    expected = torch.sigmoid(network(samples[None], 4)[0]).detach().numpy()[: 2 * 40]
+    num_outputs = 40 * block // stride
+    expected = torch.sigmoid(network(samples[None], stride)[0]).detach().numpy()[:num_outputs]
     assert asked.block.tolist() == 2 * list(range(40))
-    assert counts.tolist() == [80, 0, 6 * 80, 2 * 80]  # every channel is seen by one unit
-    found = asked.probabilities.reshape(2, 80).T
+    assert counts.tolist() == [80, 0, 6 * num_outputs, 2 * num_outputs]  # each channel is seen by one unit
+    found = asked.probabilities.reshape(2, num_outputs).T
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert expected.std() > 0.05
+
+
+def test_a_window_with_no_room_for_the_gates_is_refused():
+    with pytest.raises(ValueError, match="no room for blocks of 8"):
+        SparseNetwork(make_network(window=32), 8, 4, 0, 80)
 
 
 @pytest.mark.parametrize(("stride", "label_radius", "merge_radius"), [(2, 5, 16), (1, 2, 5), (2, 4, 1)])

@@ -11,18 +11,10 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 
-from llvmlite import binding, ir
+from llvmlite import ir
 
 FLOAT, DOUBLE, INDEX = ir.FloatType(), ir.DoubleType(), ir.IntType(64)
 _PLACE = ir.IntType(32)
-
-
-def processor_has(feature: str) -> bool:
-    """Tell whether this machine's processor has a feature, by LLVM's name; no where LLVM cannot tell."""
-    try:
-        return bool(binding.get_host_cpu_features().get(feature, False))
-    except RuntimeError:
-        return False
 
 
 def number(value: int) -> ir.Constant:

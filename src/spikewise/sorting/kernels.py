@@ -25,60 +25,51 @@ from spikewise.compiling import compiled
 LANES = 16
 """Numbers of a vector."""
 ROWS = 4
-"""Rows that are multiplied at once, at least: as many chains of additions keep a processor busy."""
-_MANY_ROWS = 2 * ROWS
-_HAS_MANY_REGISTERS = vectors.processor_has("avx512f")
-"""Whether twice the rows fit into a processor's registers."""
+"""Rows that are multiplied at once: as many chains of additions keep a processor busy."""
 SUM_LANES = 8
 _VECTOR = ir.VectorType(vectors.FLOAT, LANES)
 _SUM_VECTOR = ir.VectorType(vectors.FLOAT, SUM_LANES)
 
 
-def _make_positive_products(num_rows: int) -> Any:
-    """Return a function for so many rows."""
+def _write_positive_products(  # type: ignore[no-untyped-def]
+    typing_context, sources, targets, offset, length, weight, bias
+):
+    """Fill 16 features of each of ROWS rows: the positive part of bias (16,) + row @ weight (length, 16).
 
-    def write_positive_products(  # type: ignore[no-untyped-def]
-        typing_context, sources, targets, offset, length, weight, bias
-    ):
-        """Fill 16 features of each row: the positive part of bias (16,) + row @ weight (length, 16).
+    At `sources` and `targets` lie the addresses of the rows; features go `offset` bytes after a target.
+    All but `offset` and `length` are addresses.
+    """
+    signature = types.void(*[types.int64] * 6)
 
-        At `sources` and `targets` lie the addresses of the rows; features go `offset` bytes after a target.
-        All but `offset` and `length` are addresses.
-        """
-        signature = types.void(*[types.int64] * 6)
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
+        sources, targets, offset, length, weight, bias = given
+        rows, places = (
+            [
+                vectors.load(builder, vectors.after(builder, addresses, row, 8), vectors.INDEX)
+                for row in range(ROWS)
+            ]
+            for addresses in (sources, targets)
+        )
 
-        def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
-            sources, targets, offset, length, weight, bias = given
-            rows, places = (
-                [
-                    vectors.load(builder, vectors.after(builder, addresses, row, 8), vectors.INDEX)
-                    for row in range(num_rows)
-                ]
-                for addresses in (sources, targets)
-            )
+        def step(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+            factor = vectors.load(builder, vectors.after(builder, weight, index, 4 * LANES), _VECTOR)
+            values = [
+                vectors.load(builder, vectors.after(builder, row, index, 4), vectors.FLOAT) for row in rows
+            ]
+            return [
+                vectors.multiply_add(builder, vectors.spread(builder, value, LANES), factor, total)
+                for value, total in zip(values, totals, strict=True)
+            ]
 
-            def step(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-                factor = vectors.load(builder, vectors.after(builder, weight, index, 4 * LANES), _VECTOR)
-                values = [
-                    vectors.load(builder, vectors.after(builder, row, index, 4), vectors.FLOAT)
-                    for row in rows
-                ]
-                return [
-                    vectors.multiply_add(builder, vectors.spread(builder, value, LANES), factor, total)
-                    for value, total in zip(values, totals, strict=True)
-                ]
+        start = [vectors.load(builder, bias, _VECTOR)] * ROWS
+        nothing = vectors.zeros(_VECTOR)
+        for place, total in zip(places, vectors.count_up(builder, length, start, step), strict=True):
+            is_positive = builder.fcmp_ordered(">", total, nothing)
+            target = builder.add(place, offset)
+            vectors.store(builder, builder.select(is_positive, total, nothing), target)
+        return context.get_dummy_value()
 
-            start = [vectors.load(builder, bias, _VECTOR)] * num_rows
-            nothing = vectors.zeros(_VECTOR)
-            for place, total in zip(places, vectors.count_up(builder, length, start, step), strict=True):
-                is_positive = builder.fcmp_ordered(">", total, nothing)
-                target = builder.add(place, offset)
-                vectors.store(builder, builder.select(is_positive, total, nothing), target)
-            return context.get_dummy_value()
-
-        return signature, write
-
-    return intrinsic(write_positive_products)
+    return signature, write
 
 
 def _write_weighted_sum(  # type: ignore[no-untyped-def]
@@ -130,8 +121,7 @@ def _write_weighted_sum(  # type: ignore[no-untyped-def]
     return signature, write
 
 
-_positive_products: Any = _make_positive_products(ROWS)
-_many_positive_products: Any = _make_positive_products(_MANY_ROWS)
+_positive_products: Any = intrinsic(_write_positive_products)
 _weighted_sum: Any = intrinsic(_write_weighted_sum)
 
 
@@ -221,15 +211,15 @@ def layer(
     for panel in range(weight.shape[0]):
         offset, length = np.int64(4 * LANES * panel), np.int64(weight.shape[1])
         of_weight, of_bias = np.int64(weight[panel].ctypes.data), np.int64(bias[panel].ctypes.data)
-        row = 0
-        while row < num_rows:
-            source, target = np.int64(sources[row:].ctypes.data), np.int64(targets[row:].ctypes.data)
-            if _HAS_MANY_REGISTERS and num_rows - row >= _MANY_ROWS:
-                _many_positive_products(source, target, offset, length, of_weight, of_bias)
-                row += _MANY_ROWS
-            else:
-                _positive_products(source, target, offset, length, of_weight, of_bias)
-                row += ROWS
+        for row in range(0, num_rows, ROWS):
+            _positive_products(
+                np.int64(sources[row:].ctypes.data),
+                np.int64(targets[row:].ctypes.data),
+                offset,
+                length,
+                of_weight,
+                of_bias,
+            )
 
 
 @compiled(fastmath={"reassoc", "contract", "nsz"})

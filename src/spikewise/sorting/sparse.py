@@ -86,7 +86,7 @@ class SparseNetwork:
     network : NeighbourhoodNetwork
         In evaluation mode, on the CPU.
     block : int
-        Samples of a block.
+        Samples of a block; the network's margins must hold two.
     stride : int
         Samples from one output to the next.
     plateau : int
@@ -98,6 +98,10 @@ class SparseNetwork:
     def __init__(
         self, network: NeighbourhoodNetwork, block: int, stride: int, plateau: int, tile_samples: int
     ):
+        if min(network.left_margin, network.right_margin) < 2 * block:
+            raise ValueError(
+                f"a window of {network.window_samples} samples has no room for blocks of {block}"
+            )
         self.block = block
         self.stride = stride
         self.num_blocks = tile_samples // block
