@@ -142,9 +142,7 @@ def sort_long(speed: str, start: str, minutes: str) -> None:
     end = round(60 * float(minutes) * whole.get_sampling_frequency())
     recording = concatenate_recordings([stretch] * times).frame_slice(0, end)
     model = Path(speed) / "model.safetensors"
-    sort(
-        stretch, model=model, config=ON_CPU
-    )  # compiles, and brings the file into memory for all lengths alike
+    sort(stretch, model=model, config=ON_CPU)  # compiles, and brings the file into memory
     with tempfile.TemporaryDirectory(prefix="spikewise-") as place:
         started = time.perf_counter()
         sort(recording, model=model, output=Path(place) / "out", config=ON_CPU)

@@ -207,9 +207,10 @@ def test_segments_groups_and_silent_units(two_groups, tmp_path, caplog):
 
 
 def test_features_sizes_and_templates_are_those_of_the_windows(tmp_path):
-    """Ten channels of a reader, a unit that lacks a channel, and spikes at the very ends."""
+    """Ten channels of two segments, a unit that lacks a channel, and spikes at the very ends of each."""
     random = np.random.default_rng(0)
-    recording = NumpyRecording([random.normal(0, 20, (35000, 10)).astype(np.int16)], 30000)
+    signals = [random.normal(0, 20, (35000, 10)).astype(np.int16) for _ in range(2)]
+    recording = NumpyRecording(signals, 30000)
     recording.set_dummy_probe_from_locations(np.c_[np.zeros(10), 20.0 * np.arange(10)])
     made = preprocess_recording(recording, PreprocessingConfig())
     reader, config = TraceReader(made.recording), spikewise.PhyConfig()
@@ -218,7 +219,9 @@ def test_features_sizes_and_templates_are_those_of_the_windows(tmp_path):
     rough = random.normal(size=(2, length, 3)).astype(np.float32)
     rough[1, :, 2] = 0
     components = random.normal(size=(length, 2)).astype(np.float32)
-    frames = np.r_[1, np.sort(random.choice(34000, 300, replace=False)) + 50, 34999]
+    inside = np.sort(random.choice(68000, 300, replace=False)) + 50
+    ends = [1, 34950, 34990, 34999, 35000, 35001, 35020, 69999]
+    frames = np.sort(np.concatenate((inside[~np.isin(inside, ends)], ends)))
     rows = random.integers(0, 2, len(frames))
     group = SortedGroup("0", reader, np.arange(10), np.zeros((10, 2)), np.ones(10), np.arange(2))
     units = PlacedUnits(near, near, np.ones((2, 3)), rough, components)
@@ -226,8 +229,8 @@ def test_features_sizes_and_templates_are_those_of_the_windows(tmp_path):
     found = project_spikes(file, frames, rows, recording, [group], units, config, silent)
     windows = np.stack(
         [
-            reader.read(0, frame - before, frame - before + length)[:, near[row]] * (near[row] >= 0)
-            for frame, row in zip(frames, rows, strict=True)
+            reader.read(segment, frame - before, frame - before + length)[:, near[row]] * (near[row] >= 0)
+            for segment, frame, row in zip(frames // 35000, frames % 35000, rows, strict=True)
         ]
     )
     expected = np.einsum("nsw,sc->ncw", windows, components)

@@ -123,24 +123,27 @@ def project_spikes(
     features = np.lib.format.open_memmap(features_file, "w+", dtype=np.float32, shape=shape)
     chosen = _chosen_for_templates(unit_index, config.template_spikes)
     templates, products = units.rough.copy(), np.zeros(len(frames))
+    chunk = round(_CHUNK_S * rate)
     done, total = 0, recording.get_total_samples() * len(groups)
     for group in groups:
-        mine = np.flatnonzero(np.isin(unit_index, group.unit_index))
-        of_group, went = frames[mine] - before, _Pass(group, units)
+        of_group, went = np.flatnonzero(np.isin(unit_index, group.unit_index)), _Pass(group, units)
         for segment, origin in enumerate(segment_starts(recording)):
             num_samples = recording.get_num_samples(segment)
-            for low, high, start, stop in _stretches(num_samples, round(_CHUNK_S * rate), length):
-                within = slice(*np.searchsorted(of_group, (origin + low, origin + high)))
-                spikes = mine[within]
+            within = np.searchsorted(frames[of_group], (origin, origin + num_samples))
+            mine = of_group[slice(*within)]
+            begins = frames[mine] - origin - before
+            for low, high, start, stop in _stretches(num_samples, chunk, length):
+                some = slice(*np.searchsorted(begins, (low, high)))
+                spikes = mine[some]
                 if len(spikes):
                     traces = group.traces.read(segment, start, stop)
                     if isinstance(group.traces, TraceReader):
-                        group.traces.read_ahead(segment, stop, stop + round(_CHUNK_S * rate))
-                    first, rows = of_group[within] - origin - start, went.row_of[unit_index[spikes]]
-                    found = went.project(traces, first, rows, chosen[spikes])
+                        group.traces.read_ahead(segment, stop, stop + chunk)
+                    rows = went.row_of[unit_index[spikes]]
+                    found = went.project(traces, begins[some] - start, rows, chosen[spikes])
                     features[spikes], products[spikes] = found
-                done += max(0, high - max(0, low))
-                progress("phy", min(done, total) / rate, total / rate, "")
+                done += high - max(0, low)
+                progress("phy", done / rate, total / rate, "")
         templates[group.unit_index] = went.templates()
     features.flush()
     return Projected(templates, products / _fit(templates, units)[unit_index])
