@@ -6,8 +6,9 @@ import time
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
-from spikewise.threads import on_all_cores
+from spikewise.threads import on_all_cores, one_thread_each, results_in_order
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -71,3 +72,48 @@ def test_a_forked_process_has_threads_of_its_own(threads):
     child.start()
     assert answers.get(timeout=60) == list(range(10))
     child.join()
+
+
+def test_results_come_in_order_and_an_error_in_its_place(threads):
+    def run(item):
+        time.sleep(0.004 * (item % 3))
+        if item == 7:
+            raise ValueError("seven")
+        return item
+
+    found = []
+    with pytest.raises(ValueError, match="seven"):
+        for result in results_in_order(run, range(12)):
+            found.append(result)  # noqa: PERF402
+    assert found == list(range(7))
+
+
+def test_threads_of_the_set_compute_alone_and_later_threads_are_as_before(threads):
+    if threads == 1:
+        pytest.skip("there is no set of threads")
+    seen = list(results_in_order(lambda _: torch.get_num_threads(), range(8)))
+    assert seen == [1] * 8
+    assert torch.get_num_threads() == threads
+    later = []
+    other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    other.start()
+    other.join()
+    assert later == [threads]
+
+
+def test_one_thread_each_leaves_the_loops_all_cores_and_sets_everything_back(threads):
+    blas_before = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    names = set()
+
+    def run(start):
+        time.sleep(0.002)
+        names.add(threading.get_ident())
+
+    with one_thread_each():
+        assert torch.get_num_threads() == 1
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
+        with one_thread_each():
+            on_all_cores(run, range(40))
+    assert torch.get_num_threads() == threads
+    assert [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"] == blas_before
+    assert (len(names) > 1) == (threads > 1)

@@ -38,6 +38,7 @@ from spikewise.sorting.detect import choose_device, label_radius_samples, make_d
 from spikewise.sorting.store import BOOTSTRAP_FOLDER, writing
 from spikewise.sorting.thresholds import DEFAULT_THRESHOLD, choose_thresholds
 from spikewise.sorting.unfinished import Unfinished
+from spikewise.threads import one_thread_each
 from spikewise.unit_learning import UnitLearner
 
 logger = logging.getLogger(__name__)
@@ -268,7 +269,8 @@ def learn_group(
         learner = UnitLearner(
             group.reader, group.recording.get_channel_locations(), window, config, checkpoint
         )
-        network, facts = _learn_units(learner, group, label_set, spikes, blocks, progress, backbone)
+        with one_thread_each():
+            network, facts = _learn_units(learner, group, label_set, spikes, blocks, progress, backbone)
     else:
         weights = start if isinstance(start, Start) else None
         network, facts = _learn_dense(group, label_set, spikes, blocks, window, config, progress, weights)

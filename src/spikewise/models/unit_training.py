@@ -1,8 +1,8 @@
 """Learning units on frozen temporal filters, and learning the filters themselves.
 
 The networks of the units share nothing but the filters, and patches of each unit are made to order, so the
-units are learnt block by block: the features of some thousand patches of each are computed once, then a few
-hundred steps of Adam are made on them. Nothing is computed twice, and a block fits into a processor's cache.
+units are learnt block by block, each block on one thread: the features of some thousand patches of each unit
+are computed once, then a few hundred steps of Adam are made on them. Nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from spikewise.models.gates import CLOSER_PATCHES, LOST_CLOSER, OPEN, fit_gate, 
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork, UnitNetworks
 from spikewise.progress import ProgressCallback, silent
 from spikewise.seeds import stage_generator, stage_seed
+from spikewise.threads import results_in_order
 
 logger = logging.getLogger(__name__)
 
-_UNITS_AT_ONCE = 16
+_UNITS_AT_ONCE = 4  # on one thread: their features stay in a processor's cache
+_SAME_BATCHES = 16  # so many units see their patches in the same order
 RARITY = 3.0
 """Taken from each logit after training: a recording holds a unit far more rarely than its patches do."""
 _SILENT = -20.0
@@ -96,14 +98,20 @@ def train_units(
         with torch.no_grad():
             network.units.bias.fill_(_SILENT)
             network.gate_level.fill_(-OPEN)
-    for first in range(len(losses), num_units, _UNITS_AT_ONCE):
-        progress("train", first, num_units, "")
-        units = range(first, min(first + _UNITS_AT_ONCE, num_units))
-        losses += _train_block(network, patches, units, training)
+    progress("train", len(losses), num_units, "")
+    blocks = _blocks(len(losses), num_units)
+    for of_block in results_in_order(lambda units: _train_block(network, patches, units, training), blocks):
+        losses += of_block
         if keep is not None:
             keep(losses)
-    progress("train", num_units, num_units, "")
+        progress("train", len(losses), num_units, "")
     return losses
+
+
+def _blocks(first: int, num_units: int) -> list[range]:
+    """Cut the units from `first` on into blocks, none of which holds units with different batches."""
+    starts = [unit for unit in range(first, num_units) if unit == first or unit % _UNITS_AT_ONCE == 0]
+    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], num_units], strict=True)]
 
 
 def _train_block(
@@ -118,7 +126,8 @@ def _train_block(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rate, total_steps=training.steps + 1, pct_start=0.2
     )
-    random = torch.Generator().manual_seed(stage_seed(training.seed, f"batches {units[0]}"))
+    same_batches = units[0] // _SAME_BATCHES * _SAME_BATCHES
+    random = torch.Generator().manual_seed(stage_seed(training.seed, f"batches {same_batches}"))
     batch_size = min(training.batch_size, made.num_patches)
     last, num_last = torch.zeros(len(units)), max(1, training.steps // 10)
     for step in range(training.steps):
