@@ -18,8 +18,8 @@ import scipy.signal
 from spikeinterface.core import NumpyRecording, NumpySorting
 
 import spikewise
-from spikewise.data.conditioning import FILTER_ORDER, bandpass, reference_and_scale
-from spikewise.data.damage import find_damage, measure_limits, reach_samples
+from spikewise.data.recordings.conditioning import FILTER_ORDER, bandpass, reference_and_scale
+from spikewise.data.recordings.damage import find_damage, measure_limits, reach_samples
 
 STEP_UV = 0.5
 BURST_S = 0.02

@@ -16,10 +16,10 @@ import torch
 from matplotlib import pyplot as plt
 
 import spikewise
-from spikewise.config import SortingConfig
-from spikewise.learning import prepare_groups
+from spikewise.core.config import SortingConfig
 from spikewise.sorting.detect import SpikeDetector, make_detector
-from spikewise.sorting.postprocess import find_peaks
+from spikewise.sorting.groups import prepare_groups
+from spikewise.sorting.peaks import find_peaks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LENGTH_S = 0.04

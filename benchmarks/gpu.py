@@ -28,18 +28,19 @@ import torch
 from spikeinterface.core import NumpyRecording, NumpySorting
 
 import spikewise
-from spikewise.config import Config, SortingConfig, UnitsConfig
-from spikewise.data.device_reader import DeviceReader
-from spikewise.errors import SettingError, SpikewiseError
-from spikewise.evaluation.speed_limits import describe_machine
-from spikewise.learning import prepare_groups
+from spikewise.core.config import Config, SortingConfig, UnitsConfig
+from spikewise.core.devices import choose_device
+from spikewise.core.errors import SettingError, SpikewiseError
+from spikewise.core.files import save_json, writing
+from spikewise.core.progress import silent
+from spikewise.data.recordings.device_reader import DeviceReader
 from spikewise.models.checkpoint import Model
-from spikewise.progress import silent
+from spikewise.papers.speed.limits import describe_machine
+from spikewise.papers.speed.scene import Scene, SpeedConfig, make_scene, open_model, train_model
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import Detector, Spikes, choose_device, make_detector
+from spikewise.sorting.detect import Detector, Spikes, make_detector
 from spikewise.sorting.device import DeviceDetector
-from spikewise.sorting.store import save_json, writing
-from spikewise.speed_scene import Scene, SpeedConfig, make_scene, open_model, train_model
+from spikewise.sorting.groups import prepare_groups
 
 AIMS = {"device memory, bfloat16": 0.13, "host memory, bfloat16": 0.5}
 """Seconds for 50 s of 384 channels and 200 units at 32 kHz."""

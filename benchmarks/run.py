@@ -25,8 +25,8 @@ from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting
 from spikeinterface.sorters import run_sorter
 
 import spikewise
-from spikewise.config import EvaluationConfig
-from spikewise.evaluation.matching import agreement
+from spikewise.core.config import EvaluationConfig
+from spikewise.output.matching import agreement
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SPIKEWISE_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -29,14 +29,14 @@ import torch
 from spikeinterface.core import concatenate_recordings
 
 from spikewise import load_recording, sort
-from spikewise.config import SortingConfig
-from spikewise.evaluation.speed_limits import MemoryTraces, describe_machine
-from spikewise.learning import prepare_groups
+from spikewise.core.config import SortingConfig
 from spikewise.models.checkpoint import GroupModel, Model
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
+from spikewise.papers.speed.limits import MemoryTraces, describe_machine
+from spikewise.papers.speed.scene import ON_CPU, gated_network, open_model
 from spikewise.sorting.batch import detect_in_chunks
 from spikewise.sorting.detect import make_detector
-from spikewise.speed_scene import ON_CPU, gated_network, open_model
+from spikewise.sorting.groups import prepare_groups
 
 REPEATS = 3
 

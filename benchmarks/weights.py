@@ -1,6 +1,6 @@
 """Train the temporal filters that come with the package, on simulated recordings of many probes.
 
-    python benchmarks/weights.py [--output src/spikewise/weights/backbone.safetensors] [--seed 0]
+    python benchmarks/weights.py [--output src/spikewise/models/weights/backbone.safetensors] [--seed 0]
 
 MEArec recordings of Neuropixels-128 and tetrodes come from the template files in the folder that
 SPIKEWISE_DATA names (by default ``../shared/data`` beside the repository); the others are made by
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import spikewise
-from spikewise.console import progress_bars
+from spikewise.cli.console import progress_bars
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SPIKEWISE_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from spikewise.data.labels import KeptSpikes
+from spikewise.data.labels.label_set import KeptSpikes
+from spikewise.learning.training_loop import initialise_weights
 from spikewise.models.esort import EsortNetwork
-from spikewise.models.training import initialise_weights
 
 
 class ArrayTraces:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from spikeinterface.core import BaseRecording, BaseSorting, load
 
-from spikewise import cli
+from spikewise.cli import main as cli
 
 RATE = 30000
 """Sampling frequency of all recordings here, Hz."""

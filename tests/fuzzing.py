@@ -27,23 +27,24 @@ from scipy.io import savemat
 from spikeinterface.core import NumpyRecording, NumpySorting
 
 import spikewise
-from spikewise.config import Config, DetectionConfig, NetworkConfig, PreprocessingConfig, RecordingConfig
-from spikewise.data.hybrid import load_real_units
-from spikewise.data.label_files import load_labels
-from spikewise.data.probes import attach_probe, load_probe
-from spikewise.data.raw_channel import load_raw_channel
-from spikewise.data.recordings import load_recording
-from spikewise.data.spike_shapes import load_shapes
-from spikewise.data.waveforms import load_snippets
-from spikewise.evaluation.paper_folder import claim_folder
+from spikewise.core.config import Config, DetectionConfig, NetworkConfig, PreprocessingConfig, RecordingConfig
+from spikewise.core.files import save_json
+from spikewise.data.labels.label_files import load_labels
+from spikewise.data.recordings.formats import load_recording
+from spikewise.data.recordings.probes import attach_probe, load_probe
+from spikewise.data.simulation.hybrid import load_real_units
 from spikewise.models.backbone_file import load_pretrained, shipped_path
 from spikewise.models.checkpoint import GroupModel, Model, load_model, save_model
 from spikewise.models.esort import EsortNetwork
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
-from spikewise.models.waveform_classifier import load_classifier, save_classifier, train_classifier
 from spikewise.output.result import load_result
-from spikewise.sorting.store import save_json, save_sorting, spikes_hash
-from spikewise.waveform_config import WaveformTrainingConfig
+from spikewise.output.store import save_sorting, spikes_hash
+from spikewise.papers.cnn1d.folder import claim_folder
+from spikewise.single_channel.classifier import load_classifier, save_classifier, train_classifier
+from spikewise.single_channel.config import WaveformTrainingConfig
+from spikewise.single_channel.raw_channel import load_raw_channel
+from spikewise.single_channel.snippets import load_snippets
+from spikewise.single_channel.spike_shapes import load_shapes
 
 RATE = 30000.0
 HOSTILE: list[Any] = [
@@ -451,7 +452,7 @@ def _read_traces(path: Path, **options: Any) -> None:
     opened = load_recording(path, RecordingConfig(**options))
     if opened.get_num_channels() <= 1000:
         attach_probe(opened, "tetrode" if opened.get_num_channels() == 4 else None)
-    from spikewise.data.recordings import reading_errors
+    from spikewise.data.recordings.formats import reading_errors
 
     with reading_errors("traces"):
         opened.get_traces(0, 0, min(100, opened.get_num_samples(0)))

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from spikewise.data.wave_clus import save_wave_clus, simulate_wave_clus
-from spikewise.evaluation.paper_sets import find_sets, make_set
-from spikewise.waveform_config import PapersConfig, WaveClusConfig
+from spikewise.papers.cnn1d.config import PapersConfig
+from spikewise.papers.cnn1d.sets import find_sets, make_set
+from spikewise.single_channel.config import WaveClusConfig
+from spikewise.single_channel.wave_clus import save_wave_clus, simulate_wave_clus
 
 
 def write_files(folder):

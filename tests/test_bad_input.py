@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from spikeinterface.core import NumpySorting, load
 
 import spikewise
-from spikewise.data.channels import NOISE_CHUNK_S, draw_chunks
+from spikewise.data.recordings.channels import NOISE_CHUNK_S, draw_chunks
 
 
 @pytest.fixture

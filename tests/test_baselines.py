@@ -6,17 +6,12 @@ import sys
 import numpy as np
 import pytest
 
-from spikewise.data.wave_clus import simulate_wave_clus
-from spikewise.errors import LabelsError, MissingExtraError, SettingError, WaveformsError
-from spikewise.evaluation.baselines import BASELINES, FuzzyCMeans, fuzzy_exponent
-from spikewise.evaluation.classification import (
-    assign_clusters,
-    classification_accuracy,
-    confusion,
-    macro_f,
-)
-from spikewise.evaluation.waveform_features import Correlations, derivative_extrema, wavelet_packets
-from spikewise.waveform_config import WaveClusConfig
+from spikewise.core.errors import LabelsError, MissingExtraError, SettingError, WaveformsError
+from spikewise.papers.cnn1d.baselines import BASELINES, FuzzyCMeans, fuzzy_exponent
+from spikewise.papers.cnn1d.features import Correlations, derivative_extrema, wavelet_packets
+from spikewise.single_channel.config import WaveClusConfig
+from spikewise.single_channel.scores import assign_clusters, classification_accuracy, confusion, macro_f
+from spikewise.single_channel.wave_clus import simulate_wave_clus
 
 SUPERVISED = [key for key, make in BASELINES.items() if make(3, 0).is_supervised]
 CLUSTERINGS = [key for key in BASELINES if key not in SUPERVISED]
@@ -239,7 +234,7 @@ def test_wavelet_packets_go_from_low_to_high_frequencies():
 
 
 def test_wmsorting_learns_from_180_labels_at_most_one_of_each_unit_at_least():
-    from spikewise.evaluation.baselines import _draw_labelled
+    from spikewise.papers.cnn1d.baselines import _draw_labelled
 
     labels = np.r_[np.zeros(5000, int), np.ones(5000, int), np.full(500, -1), [2]]
     drawn = _draw_labelled(labels, 180, np.random.default_rng(0))

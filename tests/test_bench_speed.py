@@ -10,10 +10,13 @@ import pytest
 import torch
 from commands import assert_told, run, succeed
 
-from spikewise import speed, speed_scene
-from spikewise.config import DetectionConfig, SortingConfig, UnitsConfig
-from spikewise.errors import Interrupted, SettingError
-from spikewise.evaluation.speed_limits import (
+from spikewise.core.config import DetectionConfig, SortingConfig, UnitsConfig
+from spikewise.core.errors import Interrupted, SettingError
+from spikewise.models.esort import EsortNetwork
+from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
+from spikewise.papers.speed import scene as speed_scene
+from spikewise.papers.speed import speed
+from spikewise.papers.speed.limits import (
     NETWORK_STAGES,
     Limits,
     MemoryTraces,
@@ -24,12 +27,10 @@ from spikewise.evaluation.speed_limits import (
     preprocessing_work,
     unfolded_probabilities,
 )
-from spikewise.learning import prepare_groups
-from spikewise.models.esort import EsortNetwork
-from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
+from spikewise.papers.speed.scene import ON_CPU, SpeedConfig, make_scene, open_model, train_model
 from spikewise.sorting.batch import detect_in_chunks
 from spikewise.sorting.detect import make_detector
-from spikewise.speed_scene import ON_CPU, SpeedConfig, make_scene, open_model, train_model
+from spikewise.sorting.groups import prepare_groups
 
 RATE = 32000.0
 SMALL = SpeedConfig(

@@ -15,13 +15,14 @@ from spikeinterface.core import (
 from spikeinterface.core.time_series_tools import get_random_sample_slices
 from spikeinterface.preprocessing import scale
 
-import spikewise.data.bootstrap as bootstrap
-from spikewise.config import BootstrapConfig, PreprocessingConfig
-from spikewise.data.bootstrap import bootstrap_labels, clean_units, initial_interval
-from spikewise.data.labels import LabelSet, mean_waveforms
-from spikewise.data.other_sorters import sorter_parameters
-from spikewise.data.preprocessing import TraceReader, preprocess_recording
-from spikewise.errors import BootstrapError
+import spikewise.discovery.bootstrap as bootstrap
+from spikewise.core.config import BootstrapConfig, PreprocessingConfig
+from spikewise.core.errors import BootstrapError
+from spikewise.data.labels.label_set import LabelSet, mean_waveforms
+from spikewise.data.recordings.preprocessing import preprocess_recording
+from spikewise.data.recordings.reader import TraceReader
+from spikewise.discovery.bootstrap import bootstrap_labels, clean_units, initial_interval
+from spikewise.discovery.other_sorters import sorter_parameters
 
 FREQUENCY = 10000.0
 NOISE_UV = 5.0
@@ -252,7 +253,7 @@ def test_interval_ends_with_the_recording():
 def test_a_sorter_without_units_is_an_error(tmp_path, monkeypatch):
     # no sorter can be made to find nothing without failing
     empty = NumpySorting.from_unit_dict({}, 15000.0)
-    monkeypatch.setattr("spikewise.data.other_sorters.run_sorter", lambda *args, **kwargs: empty)
+    monkeypatch.setattr("spikewise.discovery.other_sorters.run_sorter", lambda *args, **kwargs: empty)
     recording = make_silence()
     with pytest.raises(BootstrapError, match=r"Lupin found no unit .*\(10 s\)"):
         bootstrap_labels(recording, BootstrapConfig(), recording, 0, tmp_path)

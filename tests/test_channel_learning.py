@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from spikewise.channel_learning import (
+from spikewise.core.errors import LabelsError, WaveformsError
+from spikewise.single_channel.classifier import Classification
+from spikewise.single_channel.config import ChannelSortingConfig
+from spikewise.single_channel.files import RawChannel
+from spikewise.single_channel.labelling import (
     ChannelLabels,
     is_unit,
     judge,
@@ -11,11 +15,7 @@ from spikewise.channel_learning import (
     labels_from_clusters,
     typical_offset,
 )
-from spikewise.data.waveform_files import RawChannel
-from spikewise.data.waveforms import Snippets
-from spikewise.errors import LabelsError, WaveformsError
-from spikewise.models.waveform_classifier import Classification
-from spikewise.waveform_config import ChannelSortingConfig
+from spikewise.single_channel.snippets import Snippets
 
 RATE = 24000.0
 MARGIN = 12  # samples in half a millisecond

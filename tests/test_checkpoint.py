@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from spikeinterface.core import generate_recording
 
-from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
-from spikewise.errors import CheckpointError, OutputError
+from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
+from spikewise.core.errors import CheckpointError, OutputError
 from spikewise.models.checkpoint import GroupModel, Model, check_model_fits, load_model, save_model
 
 

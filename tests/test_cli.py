@@ -25,7 +25,7 @@ from commands import (
 from spikeinterface.core import NumpySorting, append_recordings, load
 
 import spikewise
-from spikewise.data.channels import NOISE_CHUNK_S, draw_chunks
+from spikewise.data.recordings.channels import NOISE_CHUNK_S, draw_chunks
 
 
 def model_hash(capsys, recording: Path, labels: Path, output: Path, *options) -> str:

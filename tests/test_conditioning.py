@@ -13,9 +13,9 @@ import spikeinterface.preprocessing as spre
 import torch
 from spikeinterface.core import NumpyRecording
 
-from spikewise.compiling import compiled, keep_compiled
-from spikewise.data import conditioning
-from spikewise.data.conditioning import ConditionedRecording, bandpass, medians
+from spikewise.core.compiling import compiled, keep_compiled
+from spikewise.data.recordings import conditioning
+from spikewise.data.recordings.conditioning import ConditionedRecording, bandpass, medians
 
 RATE = 32000.0
 BAND = (300.0, 6000.0)
@@ -101,7 +101,9 @@ def thrice(value):
 def test_a_librarys_loops_are_kept_for_the_next_process(tmp_path):
     (tmp_path / "library.py").write_text(LIBRARY)
     told = "print(library.thrice(2.0), sum(library.thrice.stats.cache_hits.values()))"
-    use = f"import library; from spikewise.compiling import keep_compiled; keep_compiled(library); {told}"
+    use = (
+        f"import library; from spikewise.core.compiling import keep_compiled; keep_compiled(library); {told}"
+    )
     outputs = [
         subprocess.run(
             [sys.executable, "-c", use], cwd=tmp_path, capture_output=True, text=True, check=True

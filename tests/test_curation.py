@@ -15,10 +15,10 @@ from commands import QUICK, assert_told, finish, run, start, succeed
 from spikeinterface.core import NumpySorting, load
 
 import spikewise
-from spikewise.curating import Cut
-from spikewise.data.curation import apply_curation_file
-from spikewise.data.label_files import load_sorting
-from spikewise.errors import LabelsError, SettingError
+from spikewise.core.errors import LabelsError, SettingError
+from spikewise.data.labels.curation import apply_curation_file
+from spikewise.data.labels.label_files import load_sorting
+from spikewise.output.curating import Cut
 
 IDS = [0, 1, 2]
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording, NumpySorting
 
 import spikewise
-from spikewise.config import PreprocessingConfig, SortingConfig
-from spikewise.data.damage import ALL_CHANNELS, KINDS, find_time_jumps, measure_limits, union
-from spikewise.data.preprocessing import TraceReader, preprocess_recording
-from spikewise.data.probes import attach_probe
-from spikewise.data.repair import RepairedRecording
+from spikewise.core.config import PreprocessingConfig, SortingConfig
+from spikewise.data.recordings.damage import ALL_CHANNELS, KINDS, find_time_jumps, measure_limits, union
+from spikewise.data.recordings.preprocessing import preprocess_recording
+from spikewise.data.recordings.probes import attach_probe
+from spikewise.data.recordings.reader import TraceReader
+from spikewise.data.recordings.repair import RepairedRecording
 from spikewise.sorting.damaged import tell_damage
 
 SMALL = {"patches_per_unit": 1500, "unit_steps": 150}

@@ -5,18 +5,12 @@ import pytest
 import torch
 from arrays import ArrayTraces, random_network
 
-from spikewise.config import DetectionConfig
-from spikewise.errors import SettingError
+from spikewise.core.config import DetectionConfig
+from spikewise.core.devices import choose_device
+from spikewise.core.errors import SettingError
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import (
-    SpikeDetector,
-    Spikes,
-    choose_device,
-    label_radius_samples,
-    stride_samples,
-    tile_samples,
-)
-from spikewise.sorting.postprocess import find_peaks, smooth_probabilities, triangle_kernel, triangle_radius
+from spikewise.sorting.detect import SpikeDetector, Spikes, label_radius_samples, stride_samples, tile_samples
+from spikewise.sorting.peaks import find_peaks, smooth_probabilities, triangle_kernel, triangle_radius
 
 RATE = 32000.0
 

@@ -11,22 +11,22 @@ from spikeinterface.core import NumpyRecording, load
 from test_sparse import make_network
 
 import spikewise
-from spikewise.config import Config, DetectionConfig, SortingConfig
-from spikewise.data.conditioning import ConditionedRecording
-from spikewise.data.device_conditioning import Conditioning, DeviceConditioner, medians
-from spikewise.data.device_reader import DeviceReader, DeviceTraces, make_reader
-from spikewise.data.preprocessing import TraceReader
-from spikewise.data.repair import RepairedRecording
-from spikewise.errors import RecordingError, SpikewiseError
-from spikewise.finding import Finder
-from spikewise.learning import prepare_groups
+from spikewise.core.config import Config, DetectionConfig, SortingConfig
+from spikewise.core.errors import RecordingError, SpikewiseError
+from spikewise.data.recordings.conditioning import ConditionedRecording
+from spikewise.data.recordings.device_conditioning import Conditioning, DeviceConditioner, medians
+from spikewise.data.recordings.device_reader import DeviceReader, DeviceTraces, make_reader
+from spikewise.data.recordings.reader import TraceReader
+from spikewise.data.recordings.repair import RepairedRecording
+from spikewise.jobs.finding import Finder
+from spikewise.jobs.shards import Shard
 from spikewise.models.grouped import GroupedNetwork, plan_groups
 from spikewise.sorting.batch import detect_in_chunks
 from spikewise.sorting.damaged import drop_damaged_spikes
 from spikewise.sorting.detect import SpikeDetector, Spikes, make_detector
 from spikewise.sorting.device import DeviceDetector, choose_dtype
 from spikewise.sorting.device_memory import free_bytes, is_out_of_memory, memory_errors
-from spikewise.sorting.shards import Shard
+from spikewise.sorting.groups import prepare_groups
 
 RATE = 32000.0
 CPU = torch.device("cpu")
@@ -175,7 +175,7 @@ def test_traces_on_the_device_are_those_of_the_host(dtype, band_hz, device):
 
 
 def test_many_channels_are_filtered_in_parts(device, monkeypatch):
-    from spikewise.data import device_conditioning
+    from spikewise.data.recordings import device_conditioning
 
     view, _ = conditioned(raw_traces(2000, 9))
     raw = torch.from_numpy(raw_traces(2000, 9)).to(device)

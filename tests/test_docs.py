@@ -20,13 +20,13 @@ from pages import PAGES, REPOSITORY, Block, blocks, command_lines, inline_code, 
 from spikeinterface.core import NumpyRecording
 
 import spikewise
-from spikewise.cli import app
-from spikewise.config import Config
-from spikewise.data.label_files import load_labels
-from spikewise.evaluation.esort_plan import EsortPaperConfig
-from spikewise.many import read_list
-from spikewise.settings import Settings
-from spikewise.speed_scene import SpeedConfig
+from spikewise.cli.main import app
+from spikewise.core.config import Config
+from spikewise.core.settings import Settings
+from spikewise.data.labels.label_files import load_labels
+from spikewise.jobs.many import read_list
+from spikewise.papers.esort.plan import EsortPaperConfig
+from spikewise.papers.speed.scene import SpeedConfig
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 RUN = ["index.md", "first-sort.md"]

@@ -12,18 +12,18 @@ from probeinterface.io import write_probeinterface
 from spikeinterface.core import NumpyRecording
 from spikeinterface.generation.drift_tools import move_dense_templates
 
-from spikewise.config import SimulationConfig
-from spikewise.data.drift import (
+from spikewise.core.config import SimulationConfig
+from spikewise.core.errors import SettingError
+from spikewise.core.seeds import stage_generator
+from spikewise.data.simulation.drift import (
     FADE_UM,
     draw_displacement,
     drift_steps,
     follow_paths,
     move_templates,
 )
-from spikewise.data.hybrid import neuropixels_rows
-from spikewise.data.simulate import simulate_recording
-from spikewise.errors import SettingError
-from spikewise.seeds import stage_generator
+from spikewise.data.simulation.hybrid import neuropixels_rows
+from spikewise.data.simulation.simulate import simulate_recording
 
 DRIFTING = "mearec/templates_neuropixels128_drift_seed99.h5"
 STILL = "mearec/templates_neuropixels384_390_seed671.h5"

@@ -6,7 +6,7 @@ from arrays import random_network
 from torch import nn
 from torch.nn import functional
 
-from spikewise.config import NetworkConfig
+from spikewise.core.config import NetworkConfig
 from spikewise.models.esort import EsortNetwork, window_samples
 
 

@@ -11,10 +11,11 @@ import pytest
 from commands import run, succeed
 from spikeinterface.core import NumpySorting
 
-from spikewise.errors import SettingError
-from spikewise.esort_runs import COLUMNS, missing_sorters, read_rows
-from spikewise.evaluation import esort_plan
-from spikewise.evaluation.esort_plan import (
+from spikewise.core.errors import SettingError
+from spikewise.papers.esort import plan as esort_plan
+from spikewise.papers.esort.figures import draw_all
+from spikewise.papers.esort.page import page_table
+from spikewise.papers.esort.plan import (
     KEY,
     LEARNERS,
     METHOD_NAMES,
@@ -27,10 +28,9 @@ from spikewise.evaluation.esort_plan import (
     plan_runs,
     simulation_options,
 )
-from spikewise.evaluation.esort_scores import score_as_published, score_sorting
-from spikewise.evaluation.esort_tables import labels_needed, make_tables
-from spikewise.output.esort_figures import draw_all
-from spikewise.output.esort_page import page_table
+from spikewise.papers.esort.runs import COLUMNS, missing_sorters, read_rows
+from spikewise.papers.esort.scores import score_as_published, score_sorting
+from spikewise.papers.esort.tables import labels_needed, make_tables
 from spikewise.sorting.detect import Spikes
 
 RATE = 32000
@@ -111,7 +111,7 @@ def data_folder_like(tmp_path):
 
 
 def test_a_part_of_a_probe_has_its_first_contacts(tmp_path):
-    from spikewise.data.probes import load_probe
+    from spikewise.data.recordings.probes import load_probe
 
     recipe = dataclasses.replace(base_recipe(TINY, 0), probe="neuropixels64")
     options = simulation_options(recipe, 0, {}, tmp_path)
@@ -129,7 +129,7 @@ def test_drift_is_an_option_only_where_there_is_any(tmp_path):
 
 
 def test_sorters_that_are_not_installed_are_named_with_the_reason(monkeypatch):
-    monkeypatch.setattr("spikewise.esort_runs.installed_sorters", lambda: ["lupin"])
+    monkeypatch.setattr("spikewise.papers.esort.runs.installed_sorters", lambda: ["lupin"])
     runs = [Run(base_recipe(TINY, 0), name, 0) for name in ("lupin", "kilosort4", "kilosort4_no_drift")]
     told = missing_sorters(runs)
     assert told == dict.fromkeys(("kilosort4", "kilosort4_no_drift"), "kilosort4 is not installed")

@@ -9,8 +9,8 @@ from spikeinterface.core import load
 from spikeinterface.curation import bombcell_label_units
 
 import spikewise
-from spikewise.errors import OutputError, SettingError
-from spikewise.output.nwb import write_nwb
+from spikewise.core.errors import OutputError, SettingError
+from spikewise.output.export.nwb import write_nwb
 
 START = "2026-03-01T14:00:00+01:00"
 ANIMAL = {"subject_id": "m1", "species": "Mus musculus", "age": "P90D"}

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from spikeinterface.core import load
 
 import spikewise
-from spikewise.config import Config
-from spikewise.errors import CheckpointError, SettingError
+from spikewise.core.config import Config
+from spikewise.core.errors import CheckpointError, SettingError
+from spikewise.learning.rounds import UnitLearner
 from spikewise.models.gates import OPEN
-from spikewise.unit_learning import UnitLearner
 
 SMALL = {"patches_per_unit": 1500, "unit_steps": 150}
 """Effort that is enough for a few units that differ."""

@@ -23,16 +23,15 @@ from scipy.io import loadmat, savemat
 from spikeinterface.core import NumpyFolderSorting, load
 
 import spikewise
-from spikewise.data.bootstrap import Bootstrap
-from spikewise.data.files import replacing
-from spikewise.data.labels import LabelSet
-from spikewise.data.probes import load_probe
-from spikewise.data.raw_channel import load_raw_channel
-from spikewise.data.untrusted import check_matlab, check_npz, load_npy, load_npz, parse_json, safe_name
-from spikewise.errors import CheckpointError, LabelsError, ProbeError, RecordingError, WaveformsError
+from spikewise.core.errors import CheckpointError, LabelsError, ProbeError, RecordingError, WaveformsError
+from spikewise.core.files import replacing, save_json
+from spikewise.core.untrusted import check_matlab, check_npz, load_npy, load_npz, parse_json, safe_name
+from spikewise.data.labels.label_set import LabelSet
+from spikewise.data.recordings.probes import load_probe
+from spikewise.discovery.bootstrap import Bootstrap
 from spikewise.models.checkpoint import load_model, save_model
 from spikewise.output.result import load_result
-from spikewise.sorting.store import save_json
+from spikewise.single_channel.raw_channel import load_raw_channel
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +287,7 @@ def test_groups_named_after_other_folders_keep_their_labels_in_the_output(
     output = tmp_path / "deep" / "out"
     shutil.copytree(tetrode.truth, tmp_path / "truth")
     if sorter == "truth":
-        monkeypatch.setattr("spikewise.learning.bootstrap_labels", truth_as_bootstrap)
+        monkeypatch.setattr("spikewise.learning.group_learning.bootstrap_labels", truth_as_bootstrap)
     settings = {name.strip("-").replace("-", "_"): value for name, value in QUICK.items()}
     made = spikewise.sort(recording, bootstrap="spykingcircus2", bootstrap_s=8, output=output, **settings)
     assert made.provenance["labels"]["groups"].keys() == {"../../up", "on"}

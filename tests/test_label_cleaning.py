@@ -5,8 +5,8 @@ import pytest
 from spikeinterface.core.base import minimum_spike_dtype
 from test_patches import RATE, ArrayTraces
 
-from spikewise.data.label_cleaning import _is_one_neuron, clean_labels, take_turns
-from spikewise.data.labels import LabelSet, kept_spikes, make_sorting, relabelled
+from spikewise.data.labels.label_set import LabelSet, kept_spikes, make_sorting, relabelled
+from spikewise.discovery.label_cleaning import _is_one_neuron, clean_labels, take_turns
 
 SECONDS = 40
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from spikeinterface.core import NpzSortingExtractor, NumpyRecording, NumpySorting, create_sorting_analyzer
 
-from spikewise.config import LabelsConfig
-from spikewise.data.label_files import load_labels, load_sorting
-from spikewise.data.labels import (
+from spikewise.core.config import LabelsConfig
+from spikewise.core.errors import LabelsError, RecordingError
+from spikewise.data.labels.label_files import load_labels, load_sorting
+from spikewise.data.labels.label_set import (
     LabelSet,
     check_labels,
     kept_spikes,
@@ -18,8 +19,7 @@ from spikewise.data.labels import (
     segment_starts,
     split_labels_by_group,
 )
-from spikewise.data.preprocessing import TraceReader
-from spikewise.errors import LabelsError, RecordingError
+from spikewise.data.recordings.reader import TraceReader
 
 FREQUENCY = 10000.0
 TRAINS = {3: [100, 500, 900], 7: [200, 900]}

@@ -11,10 +11,10 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from spikeinterface.comparison import compare_sorter_to_ground_truth
 from spikeinterface.core import NumpySorting, generate_sorting
 
-from spikewise.config import EvaluationConfig
-from spikewise.errors import LabelsError, SettingError
-from spikewise.evaluation import events
-from spikewise.evaluation.matching import agreement, compare_sortings, match_events
+from spikewise.core.config import EvaluationConfig
+from spikewise.core.errors import LabelsError, SettingError
+from spikewise.data.labels import events
+from spikewise.output.matching import agreement, compare_sortings, match_events
 
 FS = 30000.0
 DELTA = 12  # 0.4 ms

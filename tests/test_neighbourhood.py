@@ -4,18 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from spikewise.errors import CheckpointError
+from spikewise.core.errors import CheckpointError
+from spikewise.learning.backbone_training import PatchSet, _NormedBackbone, train_backbone
+from spikewise.learning.unit_training import RARITY, UnitTraining, draw_units, train_units
 from spikewise.models.backbone_file import Pretrained, load_pretrained, save_pretrained, shipped_path
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
-from spikewise.models.unit_training import (
-    RARITY,
-    PatchSet,
-    UnitTraining,
-    _NormedBackbone,
-    draw_units,
-    train_backbone,
-    train_units,
-)
 
 WINDOW = 20
 CHANNELS = torch.tensor([[0, 2], [3, 1], [4, 0]])

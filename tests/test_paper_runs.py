@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from paper_data import made_set
 
-from spikewise.errors import SettingError
-from spikewise.evaluation import paper_methods, paper_runs
-from spikewise.evaluation.baselines import BASELINES
-from spikewise.evaluation.paper_methods import answer, choose_methods, uses_labels
-from spikewise.evaluation.paper_runs import SHARES, Job, divide, division_of, run_job
-from spikewise.evaluation.paper_sets import load_set
+from spikewise.core.errors import SettingError
+from spikewise.papers.cnn1d import methods as paper_methods
+from spikewise.papers.cnn1d import runs as paper_runs
+from spikewise.papers.cnn1d.baselines import BASELINES
+from spikewise.papers.cnn1d.methods import answer, choose_methods, uses_labels
+from spikewise.papers.cnn1d.runs import SHARES, Job, divide, division_of, run_job
+from spikewise.papers.cnn1d.sets import load_set
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from paper_data import write_files
 
-from spikewise.data.wave_clus import simulate_wave_clus
-from spikewise.errors import SettingError, WaveformsError
-from spikewise.evaluation import paper_sets
-from spikewise.evaluation.baselines import BASELINES
-from spikewise.evaluation.paper_sets import find_sets, load_set, public_name, published_table
-from spikewise.waveform_config import PapersConfig, WaveClusConfig
+from spikewise.core.errors import SettingError, WaveformsError
+from spikewise.papers.cnn1d import sets as paper_sets
+from spikewise.papers.cnn1d.baselines import BASELINES
+from spikewise.papers.cnn1d.config import PapersConfig
+from spikewise.papers.cnn1d.sets import find_sets, load_set, public_name, published_table
+from spikewise.single_channel.config import WaveClusConfig
+from spikewise.single_channel.wave_clus import simulate_wave_clus
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from paper_data import made_set
 
-from spikewise.data.waveform_windows import shift_into_silence
-from spikewise.errors import WaveformsError
-from spikewise.evaluation import paper_studies
-from spikewise.evaluation.paper_runs import division_of
-from spikewise.evaluation.paper_studies import draw_noise, make_pairs, take_points
-from spikewise.evaluation.papers import run_cnn_paper
-from spikewise.waveform_config import WAVEFORM_PRESETS, PapersConfig
+from spikewise.core.errors import WaveformsError
+from spikewise.papers.cnn1d import studies as paper_studies
+from spikewise.papers.cnn1d.config import PapersConfig
+from spikewise.papers.cnn1d.experiments import run_cnn_paper
+from spikewise.papers.cnn1d.runs import division_of
+from spikewise.papers.cnn1d.studies import draw_noise, make_pairs, take_points
+from spikewise.single_channel.config import WAVEFORM_PRESETS
+from spikewise.single_channel.training_windows import shift_into_silence
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from paper_data import rows_of
 
-from spikewise.evaluation.paper_tables import compare, make_tables, mean_scores, plain_rows
-from spikewise.output.papers_page import page_table
+from spikewise.papers.cnn1d.page import page_table
+from spikewise.papers.cnn1d.tables import compare, make_tables, mean_scores, plain_rows
 
 
 def test_measured_cells_stand_beside_the_published_ones():

@@ -10,10 +10,11 @@ import pytest
 from commands import assert_told, contents, run, succeed
 from paper_data import write_files
 
-from spikewise.errors import Interrupted, OutputError
-from spikewise.evaluation.paper_runs import COLUMNS, SHARES
-from spikewise.evaluation.papers import run_cnn_paper
-from spikewise.waveform_config import WAVEFORM_PRESETS, PapersConfig
+from spikewise.core.errors import Interrupted, OutputError
+from spikewise.papers.cnn1d.config import PapersConfig
+from spikewise.papers.cnn1d.experiments import run_cnn_paper
+from spikewise.papers.cnn1d.runs import COLUMNS, SHARES
+from spikewise.single_channel.config import WAVEFORM_PRESETS
 
 SMALL = PapersConfig(
     experiments=(1, 2),

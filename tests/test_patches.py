@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from spikewise.data.patches import PatchMaker, PatchShape
-from spikewise.data.stored_traces import StoredTraces
-from spikewise.data.training_set import Block
-from spikewise.data.unit_templates import UnitTemplates, estimate_templates
+from spikewise.learning.examples.patches import PatchMaker, PatchShape
+from spikewise.learning.examples.stored_traces import StoredTraces
+from spikewise.learning.examples.training_set import Block
+from spikewise.learning.examples.unit_templates import UnitTemplates, estimate_templates
 
 RATE = 32000.0
 SHAPE = PatchShape(60, 5)

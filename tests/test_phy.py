@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording, NumpySorting, append_recordings, generate_recording, load
 
 import spikewise
-from spikewise.config import PreprocessingConfig
-from spikewise.data.label_files import load_labels
-from spikewise.data.preprocessing import TraceReader, preprocess_recording
-from spikewise.evaluation.matching import compare_sortings
-from spikewise.output.phy import write_phy
-from spikewise.output.phy_features import _stretches, project_spikes
-from spikewise.output.phy_units import PlacedUnits, _choose_seconds, unit_similarity, window_samples
-from spikewise.output.sorted_group import SortedGroup
-from spikewise.progress import silent
+from spikewise.core.config import PreprocessingConfig
+from spikewise.core.progress import silent
+from spikewise.data.labels.label_files import load_labels
+from spikewise.data.recordings.preprocessing import preprocess_recording
+from spikewise.data.recordings.reader import TraceReader
+from spikewise.output.export.phy import write_phy
+from spikewise.output.export.phy_features import _stretches, project_spikes
+from spikewise.output.export.phy_units import PlacedUnits, _choose_seconds, unit_similarity, window_samples
+from spikewise.output.export.sorted_group import SortedGroup
+from spikewise.output.matching import compare_sortings
 
 QUICK = {"--patches-per-unit": 1500, "--unit-steps": 150}
 INTERVAL = {"--label-interval": (0, 12)}

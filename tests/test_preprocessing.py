@@ -7,17 +7,13 @@ import pytest
 import scipy.stats
 from spikeinterface.core import NumpyRecording
 
-from spikewise.config import PreprocessingConfig, RecordingConfig, SortingConfig
-from spikewise.data.channels import SilencedRecording, draw_chunks, find_unusable, measure_noise
-from spikewise.data.preprocessing import (
-    Preprocessed,
-    TraceReader,
-    preprocess_recording,
-    split_groups,
-)
-from spikewise.data.probes import attach_probe
-from spikewise.data.recordings import load_recording
-from spikewise.errors import RecordingError, SettingError
+from spikewise.core.config import PreprocessingConfig, RecordingConfig, SortingConfig
+from spikewise.core.errors import RecordingError, SettingError
+from spikewise.data.recordings.channels import SilencedRecording, draw_chunks, find_unusable, measure_noise
+from spikewise.data.recordings.formats import load_recording
+from spikewise.data.recordings.preprocessing import Preprocessed, preprocess_recording, split_groups
+from spikewise.data.recordings.probes import attach_probe
+from spikewise.data.recordings.reader import TraceReader
 
 FS = 20000.0
 KEEP = PreprocessingConfig(bad_channels="keep")

@@ -5,9 +5,9 @@ import pytest
 from scipy.io import savemat
 from scipy.optimize import linear_sum_assignment
 
-from spikewise.data.raw_channel import bandpass, cut_at, find_spikes, load_raw_channel
-from spikewise.errors import WaveformsError
-from spikewise.waveform_config import SnippetsConfig, SpikeDetectionConfig
+from spikewise.core.errors import WaveformsError
+from spikewise.single_channel.config import SnippetsConfig, SpikeDetectionConfig
+from spikewise.single_channel.raw_channel import bandpass, cut_at, find_spikes, load_raw_channel
 
 RATE = 24000.0
 CONFIG = SpikeDetectionConfig()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spikewise.cli import app
+from spikewise.cli.main import app
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 

@@ -8,10 +8,10 @@ import probeinterface
 import pytest
 from spikeinterface.core import NumpyRecording
 
-from spikewise.config import RecordingConfig
-from spikewise.data.probes import attach_probe, catalogue_names, load_probe
-from spikewise.data.recordings import load_recording, readable_formats
-from spikewise.errors import MissingExtraError, ProbeError, RecordingError
+from spikewise.core.config import RecordingConfig
+from spikewise.core.errors import MissingExtraError, ProbeError, RecordingError
+from spikewise.data.recordings.formats import load_recording, readable_formats
+from spikewise.data.recordings.probes import attach_probe, catalogue_names, load_probe
 
 FS = 20000.0
 RATE = RecordingConfig(sampling_frequency=FS)

@@ -10,8 +10,8 @@ from spikeinterface.core import load
 from test_resume import Ended, ending
 
 import spikewise
+from spikewise.jobs.refreshing import _with_units
 from spikewise.models.checkpoint import load_model
-from spikewise.refreshing import _with_units
 
 QUICK_UNITS = {"patches_per_unit": 400, "unit_steps": 60}
 EVERY = {"refresh_min": 0.1, "shard_s": 2.0, "label_interval": (0.0, 6.0)}

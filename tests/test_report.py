@@ -14,17 +14,22 @@ from arrays import ArrayTraces, random_network
 from spikeinterface.core import NumpySorting
 
 import spikewise
-from spikewise import api, cli
-from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
-from spikewise.errors import CheckpointError, OutputError, RecordingError, SpikewiseError
-from spikewise.output import figures, measures, moments, page_data, report, samples
+from spikewise import api
+from spikewise.cli import main as cli
+from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
+from spikewise.core.errors import CheckpointError, OutputError, RecordingError, SpikewiseError
+from spikewise.core.files import save_json
+from spikewise.output import measures, samples
 from spikewise.output.measures import measure_units, spike_trains
-from spikewise.output.moments import choose_moments
 from spikewise.output.pairs import likely_pairs, unit_similarity
-from spikewise.output.report import write_report
+from spikewise.output.report import moments, page_data
+from spikewise.output.report import page as report
+from spikewise.output.report.moments import choose_moments
+from spikewise.output.report.page import write_report
 from spikewise.output.result import StoredResult, load_result
 from spikewise.output.samples import sample_spikes
-from spikewise.sorting.store import save_json, save_sorting, spikes_hash
+from spikewise.output.store import save_sorting, spikes_hash
+from spikewise.papers import figures
 
 RATE = 10000.0
 """Of the small cases: 10 frames are a millisecond, a stretch has 500 frames."""
@@ -402,7 +407,7 @@ def test_a_bounded_part_of_a_long_recording_is_sampled(monkeypatch):
 
 def test_responses_above_the_threshold_are_the_spikes_that_were_found(stored):
     result = load_result(stored / "sorted")
-    readers = spikewise.reporting._readers_of(
+    readers = spikewise.output.report.reporting._readers_of(
         result, spikewise.load_recording(stored / "simulation" / "recording")
     )
     found = sample_spikes(result, measure_units(result, readers), readers)

@@ -8,10 +8,10 @@ from selenium.webdriver.common.by import By
 
 import spikewise
 from spikewise import api
-from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
-from spikewise.output.report import write_report
+from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
+from spikewise.output.report.page import write_report
 from spikewise.output.result import StoredResult
-from spikewise.sorting.store import spikes_hash
+from spikewise.output.store import spikes_hash
 
 from test_report import RATE, ArrayTraces, NumpySorting, group_model, small_result  # isort: skip
 

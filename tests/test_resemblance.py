@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from arrays import ArrayTraces
 
-from spikewise.data.resemblance import resembling_columns
-from spikewise.data.stored_traces import StoredTraces
-from spikewise.data.training_set import Block
-from spikewise.data.unit_templates import UnitTemplates
+from spikewise.learning.examples.resemblance import resembling_columns
+from spikewise.learning.examples.stored_traces import StoredTraces
+from spikewise.learning.examples.training_set import Block
+from spikewise.learning.examples.unit_templates import UnitTemplates
 
 CENTRE, LENGTH = 50, 100
 SPREAD = np.array([[1.0, 0.6, 0.2, 0.0], [0.5, 1.0, 0.5, 0.1]])

@@ -12,9 +12,9 @@ from commands import QUICK, Simulated, assert_told, contents, run, start, succee
 from spikeinterface.core import load
 
 import spikewise
+from spikewise.jobs.unfinished import Unfinished
+from spikewise.learning.unit_progress import load_progress
 from spikewise.models.checkpoint import load_model
-from spikewise.models.unit_progress import load_progress
-from spikewise.sorting.unfinished import Unfinished
 
 SHORT = {"--shard-s": 1, "--chunk-s": 0.5}
 """Options that cut eight seconds into eight shards."""
@@ -325,7 +325,7 @@ def test_lists_that_cannot_be_used(capsys, tmp_path, name, text, reason):
 
 
 def test_a_list_of_toml(tmp_path):
-    from spikewise.many import read_list
+    from spikewise.jobs.many import read_list
 
     file = tmp_path / "list.toml"
     file.write_text("[[recordings]]\nrecording = 'a.nwb'\noutput = 'out'\nlabels = '/l'\n")

@@ -10,18 +10,18 @@ from arrays import ArrayTraces, random_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spikewise.config import Config, DetectionConfig, NetworkConfig, PreprocessingConfig
-from spikewise.data.damage import STRETCH
-from spikewise.errors import ClusterError, MissingExtraError, OutputError, SettingError
+from spikewise.core.config import Config, DetectionConfig, NetworkConfig, PreprocessingConfig
+from spikewise.core.errors import ClusterError, MissingExtraError, OutputError, SettingError
+from spikewise.data.recordings.damage import STRETCH
+from spikewise.jobs.cluster import check_cluster
+from spikewise.jobs.fingerprint import check_same_job, differences
+from spikewise.jobs.merge import merge_shards
+from spikewise.jobs.shards import Shard, ShardStore, check_whole, plan_shards
+from spikewise.jobs.unfinished import Unfinished
 from spikewise.models.checkpoint import GroupModel, Model
 from spikewise.sorting.batch import detect_in_chunks, find_in_stretch
-from spikewise.sorting.cluster import check_cluster
 from spikewise.sorting.damaged import Damage, Found, join_damage
 from spikewise.sorting.detect import SpikeDetector, Spikes
-from spikewise.sorting.fingerprint import check_same_job, differences
-from spikewise.sorting.merge import merge_shards
-from spikewise.sorting.shards import Shard, ShardStore, check_whole, plan_shards
-from spikewise.sorting.unfinished import Unfinished
 
 RATE = 32000.0
 FIRST, SECOND = Shard(0, 0, 0, 100), Shard(0, 0, 100, 150)

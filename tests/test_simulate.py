@@ -11,8 +11,10 @@ from scipy.spatial.distance import cdist
 from spikeinterface.core import NumpyRecording
 from spikeinterface.generation.drift_tools import interpolate_templates
 
-from spikewise.config import SimulationConfig
-from spikewise.data.hybrid import (
+from spikewise.core.config import SimulationConfig
+from spikewise.core.errors import MissingExtraError, OutputError, ProbeError, RecordingError, SettingError
+from spikewise.data.recordings.probes import load_probe
+from spikewise.data.simulation.hybrid import (
     Placement,
     RealUnit,
     load_real_units,
@@ -20,10 +22,8 @@ from spikewise.data.hybrid import (
     place_units,
     resample_units,
 )
-from spikewise.data.probes import load_probe
-from spikewise.data.simulate import save_simulation, simulate_recording
-from spikewise.data.synthesis import derive_seeds
-from spikewise.errors import MissingExtraError, OutputError, ProbeError, RecordingError, SettingError
+from spikewise.data.simulation.simulate import save_simulation, simulate_recording
+from spikewise.data.simulation.synthesis import derive_seeds
 
 MEASURED = "templates/templates_np3A_colonell_20units_measured.npz"
 GRID = "templates/templates_np3A_colonell_20units_104ch_grid.npz"

@@ -5,15 +5,17 @@ import pytest
 import torch
 from arrays import ArrayTraces
 
-from spikewise.config import Config, DetectionConfig, SortingConfig
-from spikewise.data.training_set import Block
-from spikewise.models.gates import ANSWER, LOST, OPEN, block_samples, fit_gate, gate_inputs
+from spikewise.core.config import Config, DetectionConfig, SortingConfig
+from spikewise.learning.examples.training_set import Block
+from spikewise.learning.gate_fitting import ANSWER, LOST, fit_gate, gate_inputs
+from spikewise.learning.thresholds import find_in_block
+from spikewise.models.gates import OPEN, block_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.compiled import block_extremes, keep_promising, open_gates, peaks_of_units
-from spikewise.sorting.detect import SparseDetector, SpikeDetector, find_in_block, make_detector
+from spikewise.sorting.detect import SparseDetector, SpikeDetector, make_detector
 from spikewise.sorting.kernels import close_gates, overlapping
-from spikewise.sorting.postprocess import LEVELS, find_peaks, smooth_probabilities, triangle_radius
+from spikewise.sorting.loops import block_extremes, keep_promising, open_gates, peaks_of_units
+from spikewise.sorting.peaks import LEVELS, find_peaks, smooth_probabilities, triangle_radius
 from spikewise.sorting.sparse import SparseNetwork, Tile
 
 RATE = 32000.0

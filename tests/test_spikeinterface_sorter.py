@@ -14,7 +14,7 @@ from spikeinterface.core import NumpyRecording, NumpySorting, append_recordings,
 from spikeinterface.sorters.utils import SpikeSortingError
 
 import spikewise
-from spikewise.spikeinterface_sorter import SpikewiseSorter
+from spikewise.jobs.spikeinterface_sorter import SpikewiseSorter
 
 FAST = {name.strip("-").replace("-", "_"): value for name, value in QUICK.items()}
 

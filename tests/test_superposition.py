@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from spikewise.data.superposition import AMPLITUDE_RANGE, Superposer
+from spikewise.learning.examples.superposition import AMPLITUDE_RANGE, Superposer
 
 WINDOW, RADIUS = 60, 5
 SPAN, CENTRE = 70, 34

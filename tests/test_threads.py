@@ -8,7 +8,7 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info
 
-from spikewise.threads import on_all_cores, one_thread_each, results_in_order
+from spikewise.core.threads import on_all_cores, one_thread_each, results_in_order
 
 
 @pytest.fixture(params=[1, 2, 3])

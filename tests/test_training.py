@@ -5,13 +5,13 @@ import pytest
 import torch
 from arrays import ArrayTraces, spikes_at
 
-from spikewise.config import DetectionConfig, TrainingConfig
-from spikewise.data.training_set import TrainingSet, split_interval
+from spikewise.core.config import DetectionConfig, TrainingConfig
+from spikewise.learning.examples.training_set import TrainingSet, split_interval
+from spikewise.learning.thresholds import CANDIDATES, _best_thresholds, _score_peaks, choose_thresholds
+from spikewise.learning.training_loop import evaluate_loss, train_network
 from spikewise.models.esort import EsortNetwork
-from spikewise.models.training import evaluate_loss, train_network
 from spikewise.sorting.batch import detect_in_chunks
 from spikewise.sorting.detect import SpikeDetector
-from spikewise.sorting.thresholds import CANDIDATES, _best_thresholds, _score_peaks, choose_thresholds
 
 RATE, WINDOW, RADIUS = 32000.0, 60, 5
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from arrays import ArrayTraces, spikes_at
 
-from spikewise.config import TrainingConfig
-from spikewise.data.training_set import Block, TrainingSet, split_interval
+from spikewise.core.config import TrainingConfig
+from spikewise.learning.examples.training_set import Block, TrainingSet, split_interval
 
 WINDOW, RADIUS, LEFT = 60, 5, 29
 RATE = 1000.0

@@ -6,11 +6,11 @@ from commands import QUICK, Simulated, assert_told, run, succeed
 from spikeinterface.core import load
 
 import spikewise
-from spikewise.config import Config, TrainingConfig, TransferConfig
-from spikewise.data.training_set import Batch
-from spikewise.errors import SettingError
+from spikewise.core.config import Config, TrainingConfig, TransferConfig
+from spikewise.core.errors import SettingError
+from spikewise.learning.examples.training_set import Batch
+from spikewise.learning.training_loop import Start, train_network
 from spikewise.models.esort import EsortNetwork
-from spikewise.models.training import Start, train_network
 
 OPTIONS = {name.strip("-").replace("-", "_"): value for name, value in QUICK.items()}
 DENSE = {"design": "esort-paper", "spatial_features": 32}

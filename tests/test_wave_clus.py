@@ -12,18 +12,18 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import confusion_matrix
 
-from spikewise.data.spike_shapes import (
+from spikewise.core.errors import OutputError, SettingError, WaveformsError
+from spikewise.single_channel.config import WaveClusConfig
+from spikewise.single_channel.files import load_wave_clus_signal
+from spikewise.single_channel.snippets import load_snippets
+from spikewise.single_channel.spike_shapes import (
     SIMILARITY_BANDS,
     built_in_shapes,
     choose_shapes,
     load_shapes,
     shape_similarity,
 )
-from spikewise.data.wave_clus import find_overlaps, peak_sample, save_wave_clus, simulate_wave_clus
-from spikewise.data.waveform_files import load_wave_clus_signal
-from spikewise.data.waveforms import load_snippets
-from spikewise.errors import OutputError, SettingError, WaveformsError
-from spikewise.waveform_config import WaveClusConfig
+from spikewise.single_channel.wave_clus import find_overlaps, peak_sample, save_wave_clus, simulate_wave_clus
 
 WAVEMAP = "templates/templates_wavemap_macaquePMd_625units_1ch_normalised.npz"
 

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from spikeinterface.core import NumpySorting, load
 
-from spikewise.data.waveform_files import RawChannel
-from spikewise.data.waveforms import Snippets, load_snippets
-from spikewise.errors import (
+from spikewise.core.errors import (
     Interrupted,
     LabelsError,
     OutputError,
@@ -17,11 +15,13 @@ from spikewise.errors import (
     SettingError,
     WaveformsError,
 )
-from spikewise.evaluation.classification import assign_clusters
-from spikewise.models.waveform_classifier import UNSORTED, load_classifier
-from spikewise.sorting.store import spikes_hash
-from spikewise.waveform_api import classify_waveforms, simulate_channel, sort_channel, train_waveforms
-from spikewise.waveform_config import ChannelSortingConfig, WaveClusConfig, WaveformTrainingConfig
+from spikewise.output.store import spikes_hash
+from spikewise.single_channel.api import classify_waveforms, simulate_channel, sort_channel, train_waveforms
+from spikewise.single_channel.classifier import UNSORTED, load_classifier
+from spikewise.single_channel.config import ChannelSortingConfig, WaveClusConfig, WaveformTrainingConfig
+from spikewise.single_channel.files import RawChannel
+from spikewise.single_channel.scores import assign_clusters
+from spikewise.single_channel.snippets import Snippets, load_snippets
 
 QUICK = WaveformTrainingConfig(epochs=3, windows_per_epoch=640, calibration_fraction=0.0)
 FIRST_PART = ChannelSortingConfig(label_interval=(0.0, 5.0))

@@ -11,19 +11,14 @@ from arrays import random_network
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
-from spikewise.data.wave_clus import simulate_wave_clus
-from spikewise.data.waveforms import load_snippets
-from spikewise.errors import CheckpointError, LabelsError, OutputError, WaveformsError
+from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
+from spikewise.core.errors import CheckpointError, LabelsError, OutputError, WaveformsError
 from spikewise.models.checkpoint import GroupModel, Model, load_model, save_model
-from spikewise.models.waveform_classifier import (
-    UNSORTED,
-    load_classifier,
-    save_classifier,
-    train_classifier,
-)
-from spikewise.models.waveform_cnn import WaveformNetwork
-from spikewise.waveform_config import WaveClusConfig, WaveformTrainingConfig
+from spikewise.single_channel.classifier import UNSORTED, load_classifier, save_classifier, train_classifier
+from spikewise.single_channel.config import WaveClusConfig, WaveformTrainingConfig
+from spikewise.single_channel.network import WaveformNetwork
+from spikewise.single_channel.snippets import load_snippets
+from spikewise.single_channel.wave_clus import simulate_wave_clus
 
 NUM_LABELS = 90
 QUICK = WaveformTrainingConfig(epochs=3, windows_per_epoch=960, calibration_fraction=0.0)

@@ -11,15 +11,15 @@ from safetensors import safe_open
 from scipy.io import savemat
 from spikeinterface.core import NumpySorting, load
 
-from spikewise import cli
-from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
-from spikewise.data.raw_channel import load_raw_channel
-from spikewise.data.wave_clus import simulate_wave_clus
-from spikewise.data.waveforms import load_snippets
+from spikewise.cli import main as cli
+from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.models.checkpoint import GroupModel, Model, save_model
-from spikewise.models.waveform_classifier import load_classifier
-from spikewise.waveform_api import train_waveforms
-from spikewise.waveform_config import WaveClusConfig, WaveformTrainingConfig
+from spikewise.single_channel.api import train_waveforms
+from spikewise.single_channel.classifier import load_classifier
+from spikewise.single_channel.config import WaveClusConfig, WaveformTrainingConfig
+from spikewise.single_channel.raw_channel import load_raw_channel
+from spikewise.single_channel.snippets import load_snippets
+from spikewise.single_channel.wave_clus import simulate_wave_clus
 
 QUICK = {"--epochs": 3, "--windows-per-epoch": 640, "--calibration-fraction": 0}
 """Options of a training that takes a third of a second."""

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from spikewise.data.wave_clus import simulate_wave_clus
-from spikewise.data.waveform_clusters import cluster_waveforms
-from spikewise.errors import SettingError, WaveformsError
-from spikewise.evaluation.classification import assign_clusters, classification_accuracy
-from spikewise.waveform_config import WaveClusConfig
+from spikewise.core.errors import SettingError, WaveformsError
+from spikewise.single_channel.clusters import cluster_waveforms
+from spikewise.single_channel.config import WaveClusConfig
+from spikewise.single_channel.scores import assign_clusters, classification_accuracy
+from spikewise.single_channel.wave_clus import simulate_wave_clus
 
 TIME = np.linspace(0, 1, 64)
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from scipy.linalg import toeplitz
 
-from spikewise.data.waveform_windows import (
+from spikewise.single_channel.config import WaveformTrainingConfig
+from spikewise.single_channel.training_windows import (
     SpikeModel,
     WaveformWindows,
     fit_spike_model,
     shift_into_silence,
     shift_waveforms,
 )
-from spikewise.waveform_config import WaveformTrainingConfig
 
 NUM_SAMPLES = 64
 SAMPLES = np.arange(NUM_SAMPLES)

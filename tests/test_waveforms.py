@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from scipy.io import savemat
 
-from spikewise.data.waveform_files import load_wave_clus_signal
-from spikewise.data.waveforms import Snippets, load_snippets, write_snippets
-from spikewise.errors import OutputError, WaveformsError
-from spikewise.waveform_config import SnippetsConfig
+from spikewise.core.errors import OutputError, WaveformsError
+from spikewise.single_channel.config import SnippetsConfig
+from spikewise.single_channel.files import load_wave_clus_signal
+from spikewise.single_channel.snippets import Snippets, load_snippets, write_snippets
 
 RAMP = np.arange(500, dtype=np.float32)  # a sample's value is its index
 ROWS = np.arange(60, dtype=np.float32).reshape(5, 12)

@@ -21,16 +21,17 @@ from cyclopts import App
 from cyclopts.argument import Argument
 
 import spikewise
-from spikewise import config as config_module
-from spikewise import export_config, waveform_config
-from spikewise.cli import app
-from spikewise.config import DENSE_SETTINGS, TRAINING_PRESETS, Config, TrainingConfig, UnitsConfig
-from spikewise.data.label_files import LABEL_FORMATS
-from spikewise.data.probes import catalogue_names
-from spikewise.data.recordings import readable_formats
-from spikewise.data.waveform_files import SNIPPET_FORMATS
-from spikewise.settings import Settings
-from spikewise.waveform_config import WAVEFORM_PRESETS, WaveformTrainingConfig
+from spikewise.core import config as config_module
+from spikewise.output.export import config as export_config
+from spikewise.single_channel import config as waveform_config
+from spikewise.cli.main import app
+from spikewise.core.config import DENSE_SETTINGS, TRAINING_PRESETS, Config, TrainingConfig, UnitsConfig
+from spikewise.data.labels.label_files import LABEL_FORMATS
+from spikewise.data.recordings.probes import catalogue_names
+from spikewise.data.recordings.formats import readable_formats
+from spikewise.single_channel.files import SNIPPET_FORMATS
+from spikewise.core.settings import Settings
+from spikewise.single_channel.config import WAVEFORM_PRESETS, WaveformTrainingConfig
 
 PRESETS: dict[type[Settings], dict[str, dict[str, Any]]] = {
     TrainingConfig: TRAINING_PRESETS,
@@ -81,7 +82,7 @@ def all_commands() -> list[Command]:
 
 def _rank(command: App) -> tuple[bool, bool]:
     main = command.default_command
-    return main is None, getattr(main, "__module__", None) != "spikewise.cli"
+    return main is None, getattr(main, "__module__", None) != "spikewise.cli.main"
 
 
 def _below(words: tuple[str, ...]) -> Iterator[Command]:

@@ -21,7 +21,7 @@ FROM_CODE = {
 }
 FROM_REPOSITORY = {
     "changelog.md": "CHANGELOG.md",
-    "model-card.md": "src/spikewise/weights/MODEL_CARD.md",
+    "model-card.md": "src/spikewise/models/weights/MODEL_CARD.md",
 }
 """Pages that are files elsewhere in the repository, and links to them from docs/."""
 

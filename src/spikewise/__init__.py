@@ -8,80 +8,80 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from spikewise.registration import register_sorter
-
-__version__ = "0.1.0"
+from spikewise.core.version import __version__
+from spikewise.jobs.registration import register_sorter
 
 if TYPE_CHECKING:
     from spikewise.api import SortingResult, evaluate, load_recording, report, simulate, sort, train
-    from spikewise.channel_sorting import ChannelResult, sort_channel
-    from spikewise.config import Config, EvaluationConfig, RecordingConfig
-    from spikewise.data.simulate import Simulation, save_simulation
-    from spikewise.data.waveforms import Snippets, load_snippets
-    from spikewise.errors import SpikewiseError
-    from spikewise.evaluation.matching import Performance
-    from spikewise.export_config import AnalyzerConfig, NwbConfig, PhyConfig
-    from spikewise.exporting import analyze, export_nwb, export_phy
+    from spikewise.core.config import Config, EvaluationConfig, RecordingConfig
+    from spikewise.core.errors import SpikewiseError
+    from spikewise.data.simulation.simulate import Simulation, save_simulation
     from spikewise.models.checkpoint import Model, load_model, save_model
-    from spikewise.models.waveform_classifier import (
+    from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
+    from spikewise.output.export.exporting import analyze, export_nwb, export_phy
+    from spikewise.output.matching import Performance
+    from spikewise.single_channel.api import classify_waveforms, simulate_channel, train_waveforms
+    from spikewise.single_channel.classifier import (
         Classification,
         WaveformClassifier,
         load_classifier,
         save_classifier,
     )
-    from spikewise.waveform_api import classify_waveforms, simulate_channel, train_waveforms
-    from spikewise.waveform_config import (
+    from spikewise.single_channel.config import (
         ChannelSortingConfig,
         SnippetsConfig,
         SpikeDetectionConfig,
         WaveClusConfig,
         WaveformTrainingConfig,
     )
+    from spikewise.single_channel.snippets import Snippets, load_snippets
+    from spikewise.single_channel.sorting import ChannelResult, sort_channel
 
 _HOMES = {
-    "AnalyzerConfig": "export_config",
-    "ChannelResult": "channel_sorting",
-    "ChannelSortingConfig": "waveform_config",
-    "Classification": "models.waveform_classifier",
-    "Config": "config",
-    "EvaluationConfig": "config",
+    "AnalyzerConfig": "output.export.config",
+    "ChannelResult": "single_channel.sorting",
+    "ChannelSortingConfig": "single_channel.config",
+    "Classification": "single_channel.classifier",
+    "Config": "core.config",
+    "EvaluationConfig": "core.config",
     "Model": "models.checkpoint",
-    "NwbConfig": "export_config",
-    "Performance": "evaluation.matching",
-    "PhyConfig": "export_config",
-    "RecordingConfig": "config",
-    "Simulation": "data.simulate",
-    "Snippets": "data.waveforms",
-    "SnippetsConfig": "waveform_config",
+    "NwbConfig": "output.export.config",
+    "Performance": "output.matching",
+    "PhyConfig": "output.export.config",
+    "RecordingConfig": "core.config",
+    "Simulation": "data.simulation.simulate",
+    "Snippets": "single_channel.snippets",
+    "SnippetsConfig": "single_channel.config",
     "SortingResult": "api",
-    "SpikeDetectionConfig": "waveform_config",
-    "SpikewiseError": "errors",
-    "WaveClusConfig": "waveform_config",
-    "WaveformClassifier": "models.waveform_classifier",
-    "WaveformTrainingConfig": "waveform_config",
-    "analyze": "exporting",
-    "classify_waveforms": "waveform_api",
+    "SpikeDetectionConfig": "single_channel.config",
+    "SpikewiseError": "core.errors",
+    "WaveClusConfig": "single_channel.config",
+    "WaveformClassifier": "single_channel.classifier",
+    "WaveformTrainingConfig": "single_channel.config",
+    "analyze": "output.export.exporting",
+    "classify_waveforms": "single_channel.api",
     "evaluate": "api",
-    "export_nwb": "exporting",
-    "export_phy": "exporting",
-    "load_classifier": "models.waveform_classifier",
+    "export_nwb": "output.export.exporting",
+    "export_phy": "output.export.exporting",
+    "load_classifier": "single_channel.classifier",
     "load_model": "models.checkpoint",
     "load_recording": "api",
-    "load_snippets": "data.waveforms",
-    "pretrain": "pretraining",
+    "load_snippets": "single_channel.snippets",
+    "pretrain": "jobs.pretraining",
     "report": "api",
-    "save_classifier": "models.waveform_classifier",
+    "save_classifier": "single_channel.classifier",
     "save_model": "models.checkpoint",
-    "save_simulation": "data.simulate",
+    "save_simulation": "data.simulation.simulate",
     "simulate": "api",
-    "simulate_channel": "waveform_api",
+    "simulate_channel": "single_channel.api",
     "sort": "api",
-    "sort_channel": "channel_sorting",
+    "sort_channel": "single_channel.sorting",
     "train": "api",
-    "train_waveforms": "waveform_api",
+    "train_waveforms": "single_channel.api",
 }
 
 __all__ = [
+    "__version__",
     "AnalyzerConfig",
     "ChannelResult",
     "ChannelSortingConfig",

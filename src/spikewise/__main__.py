@@ -2,7 +2,7 @@
 
 import sys
 
-from spikewise.cli import main
+from spikewise.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,6 @@
 """The Python interface: train, sort, evaluate, simulate. SpikeInterface objects in and out.
 
-Each function takes its settings either as a :class:`spikewise.config.Config` or as keyword options by their
+Each function takes its settings either as a :class:`spikewise.core.config.Config` or as keyword options by their
 flat names, which are those of the command: ``sort(recording, labels=truth, labels_per_unit=30, seed=1)``.
 """
 
@@ -17,40 +17,39 @@ from typing import Any, get_args
 from spikeinterface.core import BaseRecording, BaseSorting
 from spikeinterface.sorters import installed_sorters
 
-from spikewise import __version__
-from spikewise.config import Bootstrap, Config, EvaluationConfig, RecordingConfig, SimulationConfig
-from spikewise.data import recordings
-from spikewise.data.label_files import LABEL_FORMATS
-from spikewise.data.preprocessing import split_groups
-from spikewise.data.probes import attach_probe, catalogue_names
-from spikewise.data.simulate import Simulation, simulate_recording
-from spikewise.data.waveform_files import SNIPPET_FORMATS
-from spikewise.errors import SettingError
-from spikewise.evaluation.matching import Performance, compare_sortings
-from spikewise.learning import threads_and_device
+from spikewise.core.config import Bootstrap, Config, EvaluationConfig, RecordingConfig, SimulationConfig
+from spikewise.core.devices import threads_and_device
+from spikewise.core.errors import SettingError
+from spikewise.core.files import check_output_file, save_json
+from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.version import __version__
+from spikewise.data.labels.label_files import LABEL_FORMATS
+from spikewise.data.opening import open_labels, open_recording, open_sorting, settings_from
+from spikewise.data.recordings import formats as recordings
+from spikewise.data.recordings.preprocessing import split_groups
+from spikewise.data.recordings.probes import attach_probe, catalogue_names
+from spikewise.data.simulation.simulate import Simulation, simulate_recording
+from spikewise.jobs.cluster import check_cluster
+from spikewise.jobs.fingerprint import FileWatch, check_same_job, describe_job
+from spikewise.jobs.log import log_to
+from spikewise.jobs.merge import in_memory
+from spikewise.jobs.sort_job import PACKAGES, Work, describe_recording, learn_model, run_sort
+from spikewise.jobs.unfinished import Unfinished
+from spikewise.learning.transfer import open_pretrained
 from spikewise.models.checkpoint import Model, check_model_fits, load_model, save_model
-from spikewise.opening import open_labels, open_recording, open_sorting, settings_from
+from spikewise.output.matching import Performance, compare_sortings
+from spikewise.output.report.reporting import Report, report, report_of_sort
 from spikewise.output.result import load_result
-from spikewise.progress import ProgressCallback, silent
-from spikewise.reporting import Report, report, report_of_sort
-from spikewise.sort_job import PACKAGES, Work, describe_recording, learn_model, run_sort
-from spikewise.sorting.cluster import check_cluster
-from spikewise.sorting.fingerprint import FileWatch, check_same_job, describe_job
-from spikewise.sorting.log import log_to
-from spikewise.sorting.merge import in_memory
-from spikewise.sorting.store import (
+from spikewise.output.store import (
     PROVENANCE_FILE,
     UNFINISHED_FOLDER,
     check_output,
-    check_output_file,
     is_finished_result,
     load_sorting_folder,
     output_folder,
-    save_json,
     save_sorting,
 )
-from spikewise.sorting.unfinished import Unfinished
-from spikewise.transfer import open_pretrained
+from spikewise.single_channel.files import SNIPPET_FORMATS
 
 __all__ = ["Report", "SortingResult", "describe", "describe_installation", "evaluate", "load_recording"]
 __all__ += ["report", "simulate", "sort", "train"]

@@ -1,1 +1,1 @@
-"""What comes in: recordings, labels, simulations, training sets."""
+"""What comes in: recordings, labels, simulations."""

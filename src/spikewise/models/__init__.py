@@ -1,1 +1,1 @@
-"""What is learnt: networks, their training, their checkpoints."""
+"""The networks, their pretrained filters and their files: what is learnt, and nothing of how."""

@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from spikewise.data.untrusted import parsing
-from spikewise.errors import CheckpointError
+from spikewise.core.errors import CheckpointError
+from spikewise.core.untrusted import parsing
 from spikewise.models.neighbourhood import Backbone
 from spikewise.models.tensor_file import damaged, fill, read_tensors, write_tensors
 
@@ -81,7 +81,7 @@ class Pretrained:
 
 def shipped_path() -> Path:
     """Return the file of the filters that come with the package."""
-    return Path(str(resources.files("spikewise") / "weights" / SHIPPED))
+    return Path(str(resources.files("spikewise.models") / "weights" / SHIPPED))
 
 
 def save_pretrained(pretrained: Pretrained, path: Path | str) -> None:

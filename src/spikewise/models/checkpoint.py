@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from spikewise.config import DetectionConfig, NetworkConfig, PreprocessingConfig
-from spikewise.data.untrusted import parsing
-from spikewise.errors import CheckpointError, SettingError
+from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
+from spikewise.core.errors import CheckpointError, SettingError
+from spikewise.core.untrusted import parsing
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.models.tensor_file import damaged, fill, read_tensors, write_tensors
@@ -171,7 +171,7 @@ def check_model_fits(model: Model, groups: dict[str, Any]) -> None:
 
 
 def _describe(model: Model) -> dict[str, Any]:
-    from spikewise import __version__
+    from spikewise.core.version import __version__
 
     return {
         "kind": "recording",

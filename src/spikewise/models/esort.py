@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spikewise.config import NetworkConfig
+from spikewise.core.config import NetworkConfig
 from spikewise.models.windowed import WindowedNetwork
 
 

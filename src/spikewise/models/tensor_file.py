@@ -16,9 +16,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from spikewise.data.files import sync_folder
-from spikewise.data.untrusted import parse_json, parsing
-from spikewise.errors import CheckpointError, OutputError
+from spikewise.core.errors import CheckpointError, OutputError
+from spikewise.core.files import sync_folder
+from spikewise.core.untrusted import parse_json, parsing
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 

@@ -1,1 +1,1 @@
-"""What goes out: reports."""
+"""A result on disk, what is measured on it, and its comparison with the truth."""

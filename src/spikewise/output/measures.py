@@ -15,7 +15,7 @@ from spikeinterface.core import BaseSorting
 from spikeinterface.metrics.quality.misc_metrics import isi_violations, presence_ratio
 from spikeinterface.postprocessing import compute_auto_correlograms
 
-from spikewise.data.preprocessing import TraceReader
+from spikewise.data.recordings.reader import TraceReader
 from spikewise.models.checkpoint import GroupModel
 from spikewise.output.result import StoredResult
 

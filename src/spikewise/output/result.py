@@ -1,6 +1,6 @@
 """A finished sort, read back from its folder and checked.
 
-The folder is what :mod:`spikewise.sorting.store` leaves: the sorting, the model, the provenance. All three
+The folder is what :mod:`spikewise.output.store` leaves: the sorting, the model, the provenance. All three
 must agree, so that what is told about a result is told about the right one.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 
 from spikeinterface.core import BaseSorting
 
-from spikewise.data.label_files import load_sorting
-from spikewise.data.untrusted import read_json
-from spikewise.errors import OutputError
+from spikewise.core.errors import OutputError
+from spikewise.core.untrusted import read_json
+from spikewise.data.labels.label_files import load_sorting
 from spikewise.models.checkpoint import Model, load_model
-from spikewise.sorting.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
+from spikewise.output.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
 
 _NUMBER = (int, float)
 _FACTS: dict[str, type | tuple[type, ...]] = {

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from spikeinterface.metrics.quality.misc_metrics import amplitude_cutoff
 
-from spikewise.config import SortingConfig
-from spikewise.data.preprocessing import TraceReader
+from spikewise.core.config import SortingConfig
+from spikewise.data.recordings.reader import TraceReader
 from spikewise.models.checkpoint import GroupModel
 from spikewise.output.measures import (
     WAVEFORM_AFTER_MS,

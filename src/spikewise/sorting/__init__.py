@@ -1,1 +1,1 @@
-"""From traces to spikes."""
+"""From prepared traces to spikes: groups of channels, detectors, compiled loops, peaks, damage."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from spikewise.data.labels import Traces
-from spikewise.progress import ProgressCallback, silent
+from spikewise.core.progress import ProgressCallback, silent
+from spikewise.data.recordings.reader import Traces
 from spikewise.sorting.detect import Detector, Spikes
 from spikewise.sorting.sparse import Asked
 

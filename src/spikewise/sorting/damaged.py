@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from spikewise.data.damage import ALL_CHANNELS, KINDS, STRETCH, clip_stretches, union
-from spikewise.data.labels import LabelSet, Traces, relabelled
+from spikewise.data.recordings.damage import ALL_CHANNELS, KINDS, STRETCH, clip_stretches, union
+from spikewise.data.recordings.reader import Traces
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.models.windowed import WindowedNetwork
 from spikewise.sorting.detect import Spikes
@@ -88,45 +88,6 @@ def join_damage(parts: Sequence[tuple[int, Damage]], num_segments: int) -> Damag
         for index in range(num_segments)
     ]
     return Damage(tuple(segments), sum(damage.num_dropped for _, damage in parts))
-
-
-def drop_damaged_labels(label_set: LabelSet, traces: DamagedTraces, window_samples: int) -> LabelSet:
-    """Leave labels out that lie where most channels are damaged, but for units that have no other.
-
-    Parameters
-    ----------
-    label_set : LabelSet
-    traces : DamagedTraces
-    window_samples : int
-        Length of the network's window.
-    """
-    spikes = label_set.sorting.to_spike_vector()
-    frames = spikes["sample_index"] + np.array(label_set.segment_starts)[spikes["segment_index"]]
-    inside = (frames >= label_set.start_frame) & (frames < label_set.stop_frame)
-    is_good = np.ones(len(spikes), bool)
-    for segment_index in np.unique(spikes["segment_index"][inside]):
-        of_segment = np.flatnonzero(inside & (spikes["segment_index"] == segment_index))
-        samples = spikes["sample_index"][of_segment]
-        radius = window_samples // 2
-        here = traces.damage(int(segment_index), int(samples.min()) - radius, int(samples.max()) + radius + 1)
-        if len(here):
-            sees = np.ones((1, traces.num_channels), bool)
-            as_spikes = Spikes(samples, np.zeros(len(samples), np.int64), np.zeros(len(samples), np.float32))
-            counts = _count_damaged(as_spikes, here, sees, radius)
-            is_good[of_segment] = counts < MOST * traces.num_channels
-    if is_good.all():
-        return label_set
-    units = spikes["unit_index"]
-    left = np.bincount(units[inside & is_good], minlength=len(label_set.sorting.unit_ids))
-    is_good |= left[units] == 0
-    made = relabelled(label_set, [frames[is_good & (units == unit)] for unit in range(len(left))])
-    return LabelSet(
-        made.sorting.rename_units(label_set.sorting.unit_ids),
-        label_set.start_frame,
-        label_set.stop_frame,
-        label_set.source,
-        label_set.segment_starts,
-    )
 
 
 def describe_damage(

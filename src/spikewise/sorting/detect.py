@@ -16,17 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikewise.config import DetectionConfig, SortingConfig
-from spikewise.data.labels import Traces
-from spikewise.data.preprocessing import TraceReader
-from spikewise.data.training_set import Block
+from spikewise.core.config import DetectionConfig, SortingConfig
+from spikewise.core.devices import choose_device
+from spikewise.core.threads import on_all_cores
+from spikewise.data.recordings.reader import TraceReader, Traces
 from spikewise.models.gates import block_samples
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.models.windowed import WindowedNetwork
-from spikewise.sorting.compiled import peaks_of_units
-from spikewise.sorting.postprocess import LEVELS, find_peaks, smooth_probabilities, triangle_radius
+from spikewise.sorting.loops import peaks_of_units
+from spikewise.sorting.peaks import LEVELS, find_peaks, smooth_probabilities, triangle_radius
 from spikewise.sorting.sparse import Asked, SparseNetwork, Tile, join
-from spikewise.threads import on_all_cores
 
 _TILE_VALUES = 2**19  # samples times channels: large enough to keep two cores busy, small enough for a cache
 _TILE_SAMPLES = (1024, 8192)
@@ -83,28 +82,6 @@ def tile_samples(
     """Return how many outputs a tile has: a power of two, the more the fewer the channels."""
     low, high = limits
     return min(max(2 ** round(math.log2(values / num_channels)), low), high)
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device that `name` means; ``auto`` takes a GPU where there is one.
-
-    Raises
-    ------
-    SettingError
-        If the device is not available.
-    """
-    from spikewise.errors import SettingError
-
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device("cuda" if available["cuda"] else "cpu")
-    if not available.get(name, False):
-        raise SettingError(
-            f"the device {name!r} is not available here",
-            f"available: {', '.join(key for key, there in available.items() if there)}",
-            "choose one of these, or leave the option out",
-        )
-    return torch.device(name)
 
 
 class SpikeDetector:
@@ -376,10 +353,3 @@ def make_detector(
         precision = sorting.precision
         return DeviceDetector(network, thresholds, sampling_frequency, detection, device, precision)
     return SpikeDetector(network, thresholds, sampling_frequency, detection, device)
-
-
-def find_in_block(detector: Detector, traces: Traces, block: Block) -> Spikes:
-    """Find the spikes of a block of the label interval, in global frames."""
-    offset = sum(traces.num_samples(index) for index in range(block.segment_index))
-    spikes = detector.find(traces, block.segment_index, block.start - offset, block.stop - offset)
-    return Spikes(spikes.sample_index + offset, spikes.unit_index, spikes.response)

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spikewise.config import DetectionConfig
-from spikewise.data.device_reader import DeviceTraces
-from spikewise.data.labels import Traces
+from spikewise.core.config import DetectionConfig
+from spikewise.data.recordings.device_reader import DeviceTraces
+from spikewise.data.recordings.reader import Traces
 from spikewise.models.grouped import GroupedNetwork
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.sorting.detect import SpikeDetector, Spikes, tile_samples
@@ -32,7 +32,7 @@ from spikewise.sorting.device_memory import (
     release,
     too_little_memory,
 )
-from spikewise.sorting.postprocess import smooth_probabilities
+from spikewise.sorting.peaks import smooth_probabilities
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class DeviceDetector(SpikeDetector):
         Parameters
         ----------
         traces : Traces
-            Those that are :class:`spikewise.data.device_reader.DeviceTraces` too stay on the device.
+            Those that are :class:`spikewise.data.recordings.device_reader.DeviceTraces` too stay on the device.
         segment_index : int
         start, stop : int
             The stretch; spikes have ``start <= sample_index < stop``.

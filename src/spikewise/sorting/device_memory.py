@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from spikewise.errors import SpikewiseError
+from spikewise.core.errors import SpikewiseError
 
 _OF_CPU = 2**30
 _ENOUGH = 2**34

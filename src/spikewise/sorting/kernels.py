@@ -19,8 +19,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from spikewise import vectors
-from spikewise.compiling import compiled
+from spikewise.core import vectors
+from spikewise.core.compiling import compiled
 
 LANES = 16
 """Numbers of a vector."""

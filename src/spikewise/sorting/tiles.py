@@ -17,10 +17,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from spikewise import vectors
-from spikewise.compiling import compiled
-from spikewise.sorting.compiled import block_extremes, keep_promising, open_gates
+from spikewise.core import vectors
+from spikewise.core.compiling import compiled
 from spikewise.sorting.kernels import ROWS, close_gates, layer, product
+from spikewise.sorting.loops import block_extremes, keep_promising, open_gates
 
 AT_ONCE = 8
 """Moments of a unit that are computed together, whole ROWS."""

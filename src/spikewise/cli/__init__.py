@@ -1,0 +1,1 @@
+"""The command ``spikewise``: parse, call, print; no logic."""

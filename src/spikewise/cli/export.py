@@ -1,0 +1,137 @@
+"""The commands that hand a result to other tools: parse, call, print; no logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Group, Parameter
+
+from spikewise.cli.console import print_json, progress_bars, say
+from spikewise.core.config import RecordingConfig
+from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
+
+export = App(name="export", help="Hand a result to other tools.", help_format="plaintext")
+
+Output = Annotated[Path, Parameter(alias="-o")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line")]
+Reading = Annotated[RecordingConfig, Parameter(name="*", group=Group("Reading"))]
+
+
+@export.command
+def phy(
+    result: Path,
+    *,
+    recording: Path,
+    output: Output,
+    json: AsJson = False,
+    reading: Reading = RecordingConfig(),
+    settings: Annotated[PhyConfig, Parameter(name="*", group=Group("Phy"))] = PhyConfig(),
+) -> None:
+    """Write a folder for Phy's template GUI; `train --labels FOLDER` reads what was curated in it.
+
+    Parameters
+    ----------
+    result
+        The output folder of `spikewise sort`.
+    recording
+        The recording that was sorted.
+    output
+        Folder to write; it must not exist.
+    """
+    from spikewise.api import load_recording
+    from spikewise.output.export.exporting import export_phy
+
+    with progress_bars() as progress:
+        opened = load_recording(recording, reading)
+        done = export_phy(result, opened, output, config=settings, progress=progress)
+    say(
+        f"{done.num_units} units, {done.num_spikes} spikes; raw traces: {done.traces}",
+        f"open it with: phy template-gui {done.params}",
+    )
+    if json:
+        print_json(
+            command="export phy",
+            units=done.num_units,
+            spikes=done.num_spikes,
+            empty_units=done.num_empty,
+            traces=done.traces,
+            output=str(output),
+        )
+
+
+@export.command
+def nwb(
+    result: Path,
+    *,
+    recording: Path,
+    output: Output,
+    append: Annotated[bool, Parameter(negative="", help="Add the units to a file that is there")] = False,
+    overwrite: Annotated[bool, Parameter(negative="", help="Replace a file that is there")] = False,
+    json: AsJson = False,
+    reading: Reading = RecordingConfig(),
+    settings: Annotated[NwbConfig, Parameter(name="*", group=Group("NWB"))] = NwbConfig(),
+) -> None:
+    """Write the units into an NWB file, new or there already, with waveforms, electrodes and metrics.
+
+    Parameters
+    ----------
+    result
+        The output folder of `spikewise sort`.
+    recording
+        The recording that was sorted.
+    output
+        The file, for example units.nwb.
+    """
+    from spikewise.api import load_recording
+    from spikewise.output.export.exporting import export_nwb
+
+    with progress_bars() as progress:
+        opened = load_recording(recording, reading)
+        done = export_nwb(
+            result, opened, output, append=append, overwrite=overwrite, config=settings, progress=progress
+        )
+    say(f"{done.num_units} units, {done.num_spikes} spikes in {done.table} of {done.path}")
+    if json:
+        print_json(
+            command="export nwb",
+            units=done.num_units,
+            spikes=done.num_spikes,
+            table=done.table,
+            output=str(output),
+        )
+
+
+@export.command
+def analyzer(
+    result: Path,
+    *,
+    recording: Path,
+    output: Output,
+    json: AsJson = False,
+    reading: Reading = RecordingConfig(),
+    settings: Annotated[AnalyzerConfig, Parameter(name="*", group=Group("Analyzer"))] = AnalyzerConfig(),
+) -> None:
+    """Write a SortingAnalyzer of SpikeInterface: waveforms, templates, locations, quality metrics.
+
+    Parameters
+    ----------
+    result
+        The output folder of `spikewise sort`.
+    recording
+        The recording that was sorted.
+    output
+        Folder to write, for spikeinterface.load; it must not exist.
+    """
+    from spikewise.api import load_recording
+    from spikewise.output.export.exporting import analyze
+
+    with progress_bars() as progress:
+        opened = load_recording(recording, reading)
+        made = analyze(result, opened, output=output, config=settings, progress=progress)
+    names = sorted(made.get_loaded_extension_names())
+    say(f"{made.get_num_units()} units; {', '.join(names)}", f"analyzer in {output}")
+    if json:
+        print_json(
+            command="export analyzer", units=made.get_num_units(), extensions=names, output=str(output)
+        )

@@ -1,0 +1,78 @@
+"""The command that sorts many recordings: parse, call, print; no logic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spikewise.cli.console import out, print_json, progress_bars
+from spikewise.cli.options import AsJson, Settings
+from spikewise.core.errors import SomeFailed
+
+if TYPE_CHECKING:
+    from spikewise.jobs.many import Job
+
+_STYLES = {"done": "green", "done before": "green", "failed": "red"}
+
+
+def sort_many(recordings: Path, *, json: AsJson = False, settings: Settings = Settings()) -> None:
+    """Sort each recording of a list: the finished ones are left, those that were begun go on.
+
+    A recording that fails stops no other; the exit code is then 1.
+
+    Parameters
+    ----------
+    recordings
+        The list: TOML with a table [[recordings]] for each, or CSV, with the names recording, output, and if
+        there are labels or model; paths are relative to the list.
+    """
+    from spikewise.jobs import many
+
+    entries = many.read_list(recordings)
+    with progress_bars() as progress:
+        jobs = many.sort_many(entries, settings, progress=progress)
+    _print_table(jobs)
+    if json:
+        print_json(
+            command="sort-many",
+            recordings=[
+                {
+                    "recording": str(job.entry.recording),
+                    "output": str(job.entry.output),
+                    "state": job.state,
+                    "units": job.num_units,
+                    "spikes": job.num_spikes,
+                    "seconds": job.seconds,
+                    "message": job.message,
+                }
+                for job in jobs
+            ],
+        )
+    failed = [job for job in jobs if job.state == "failed"]
+    if failed:
+        raise SomeFailed(
+            f"{len(failed)} of {len(jobs)} recordings failed: "
+            + ", ".join(str(job.entry.recording) for job in failed[:5]),
+            "recordings that can be sorted",
+            "mend what their messages say, then give the same list again: only these are sorted",
+        )
+
+
+def _print_table(jobs: Sequence[Job]) -> None:
+    from rich.table import Table
+
+    shown = Table("recording", "state", box=None, pad_edge=False)
+    for name in ("units", "spikes", "seconds"):
+        shown.add_column(name, justify="right")
+    shown.add_column("result")
+    for job in jobs:
+        numbers = (job.num_units, job.num_spikes, job.seconds)
+        cells = ["" if number is None else f"{number:g}" for number in numbers]
+        shown.add_row(
+            str(job.entry.recording),
+            f"[{_STYLES.get(job.state, '')}]{job.state}[/]" if job.state in _STYLES else job.state,
+            *cells,
+            str(job.entry.output) if job.state != "failed" else "",
+        )
+    out.print(shown)

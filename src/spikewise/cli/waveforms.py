@@ -1,0 +1,267 @@
+"""The commands for single-channel waveforms: parse, call, print; no logic."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Group, Parameter
+
+from spikewise.cli.console import print_json, progress_bars, say
+from spikewise.core.config import RecordingConfig
+from spikewise.core.errors import Interrupted
+from spikewise.single_channel.config import (
+    ChannelSortingConfig,
+    SnippetsConfig,
+    SpikeDetectionConfig,
+    WaveClusConfig,
+    WaveformTrainingConfig,
+)
+
+waveforms = App(
+    name="waveforms",
+    help="Single channels: learn units from labelled waveforms, classify others, sort a raw signal.",
+    help_format="plaintext",
+)
+
+
+def _flat(name: str, order: int) -> Parameter:
+    return Parameter(name="*", group=Group(name, sort_key=order))
+
+
+Output = Annotated[Path, Parameter(alias="-o")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line")]
+Overwrite = Annotated[
+    bool, Parameter(negative="", help="Replace an earlier result of Spikewise at that place")
+]
+Reading = Annotated[SnippetsConfig, _flat("Reading", 10)]
+Training = Annotated[WaveformTrainingConfig, _flat("Training", 14)]
+
+
+@waveforms.command
+def train(
+    waveforms: Path,
+    *,
+    output: Output,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+    reading: Reading = SnippetsConfig(),
+    training: Training = WaveformTrainingConfig(),
+) -> None:
+    """Learn the units of labelled waveforms and write a model that classifies others.
+
+    Ctrl-C ends training early and writes the best model so far.
+
+    Parameters
+    ----------
+    waveforms
+        Labelled waveforms: a Wave_Clus simulation or result (.mat), an .npz, or a table (.csv).
+    output
+        File for the model, for example model.safetensors; it must not exist.
+    """
+    from spikewise.single_channel.api import train_waveforms
+
+    started = time.perf_counter()
+    with progress_bars() as progress:
+        model = train_waveforms(
+            waveforms, output=output, overwrite=overwrite, config=training, reading=reading, progress=progress
+        )
+    calibration = model.facts["calibration"]
+    num_labels = sum(model.facts["num_labels"].values())
+    say(f"{len(model.unit_ids)} units learnt from {num_labels} labelled waveforms")
+    if "accuracy" in calibration:
+        say(
+            f"before the last labels joined: {100 * calibration['accuracy']:.2f} % of these "
+            f"{calibration['num_spikes']} were right"
+        )
+    say(f"model in {output}")
+    if json:
+        print_json(
+            command="waveforms train",
+            units=len(model.unit_ids),
+            labels=num_labels,
+            held_out_accuracy=calibration.get("accuracy"),
+            seconds=round(time.perf_counter() - started, 3),
+            model_hash=model.hash(),
+            output=str(output),
+        )
+    if model.facts["interrupted"]:
+        raise Interrupted(
+            "training was interrupted", f"the best model so far is {output}", "use it, or train again"
+        )
+
+
+@waveforms.command
+def classify(
+    waveforms: Path,
+    *,
+    model: Path,
+    output: Output,
+    overwrite: Overwrite = False,
+    min_probability: float = 0.0,
+    second_units: Annotated[bool, Parameter(negative="")] = False,
+    json: AsJson = False,
+    reading: Reading = SnippetsConfig(),
+) -> None:
+    """Give each waveform to a unit: a CSV with a row for each, in order: index, label, probability.
+
+    Parameters
+    ----------
+    waveforms
+        Waveforms as long as those the model learnt from: .mat, .npz, .npy or a table.
+    model
+        A model of `spikewise waveforms train`.
+    output
+        File for the table, for example spikes.csv; it must not exist.
+    min_probability
+        Leave a waveform unsorted (label -1) whose unit is less probable.
+    second_units
+        Add a column second_label: another unit that fired within the same waveform, -1 for none.
+    """
+    from spikewise.single_channel.api import classify_waveforms
+
+    started = time.perf_counter()
+    found = classify_waveforms(
+        waveforms,
+        model,
+        output=output,
+        overwrite=overwrite,
+        min_probability=min_probability,
+        second_units=second_units,
+        reading=reading,
+    )
+    num_unsorted = int((found.unit_index < 0).sum())
+    num_second = int((found.second_index >= 0).sum())
+    say(
+        f"{len(found.unit_index)} waveforms: {len(found.unit_index) - num_unsorted} given to "
+        f"{len(found.unit_ids)} units, {num_unsorted} left unsorted, {num_second} with a second unit",
+        f"table in {output}",
+    )
+    if json:
+        print_json(
+            command="waveforms classify",
+            waveforms=len(found.unit_index),
+            units=len(found.unit_ids),
+            unsorted=num_unsorted,
+            second=num_second,
+            seconds=round(time.perf_counter() - started, 3),
+            output=str(output),
+        )
+
+
+@waveforms.command
+def sort(
+    recording: Path,
+    *,
+    output: Output,
+    labels: Path | None = None,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+    reading: Annotated[RecordingConfig, _flat("Reading", 10)] = RecordingConfig(),
+    sorting: Annotated[ChannelSortingConfig, _flat("Sorting", 11)] = ChannelSortingConfig(),
+    detection: Annotated[SpikeDetectionConfig, _flat("Detection", 12)] = SpikeDetectionConfig(),
+    training: Training = WaveformTrainingConfig(),
+) -> None:
+    """Sort a raw single channel with labels of a stretch, or without.
+
+    Without labels the spikes of the first stretch are clustered (principal directions, a Gaussian mixture).
+
+    Parameters
+    ----------
+    recording
+        The signal: a Wave_Clus simulation (.mat), an array (.npy, .npz), a channel of any recording that
+        `spikewise sort` reads, or waveforms that were cut before.
+    output
+        Folder for the result; it must not exist.
+    labels
+        Labelled spikes: whatever `spikewise sort` takes; or RECORDING itself, for the spikes that it holds.
+    """
+    from spikewise.single_channel.api import sort_channel
+
+    with progress_bars() as progress:
+        result = sort_channel(
+            recording,
+            labels=labels,
+            output=output,
+            overwrite=overwrite,
+            config=sorting,
+            detection=detection,
+            training=training,
+            reading=reading,
+            progress=progress,
+        )
+    found, truth, seconds = (result.provenance[name] for name in ("result", "truth", "seconds"))
+    say(
+        f"{found['num_detected']} spikes: {found['num_spikes']} of {found['num_units']} units, "
+        f"{found['num_unsorted']} left unsorted"
+    )
+    if truth is not None:
+        say(*_judged(truth))
+    if result.sorting is None:
+        say("the waveforms have no times, so there is no sorting, only the table spikes.csv")
+    say(f"result in {output}")
+    if json:
+        print_json(
+            command="waveforms sort",
+            units=found["num_units"],
+            spikes=found["num_spikes"],
+            unsorted=found["num_unsorted"],
+            seconds=seconds["total"],
+            sorting_seconds=seconds["sorting"],
+            learning_seconds=seconds["learning"],
+            recorded_seconds=seconds.get("recorded"),
+            real_time_factor=result.provenance.get("real_time_factor"),
+            spikes_hash=found["spikes_hash"],
+            model_hash=result.provenance["model"]["hash"],
+            truth=truth,
+            output=str(output),
+        )
+
+
+@waveforms.command
+def simulate(
+    *,
+    output: Output,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+    simulation: Annotated[WaveClusConfig, _flat("Simulation", 10)] = WaveClusConfig(),
+) -> None:
+    """Make a single-channel signal with known spikes in the manner of Wave_Clus, as its .mat file.
+
+    Parameters
+    ----------
+    output
+        File for the simulation, for example simulation.mat; it must not exist.
+    """
+    from spikewise.single_channel.api import simulate_channel
+
+    started = time.perf_counter()
+    made = simulate_channel(output=output, overwrite=overwrite, config=simulation)
+    num_units, num_overlaps = len(made.shapes), int(made.is_overlap.sum())
+    duration = len(made.signal) / made.sampling_frequency
+    say(
+        f"{num_units} units, {len(made.labels)} spikes, {num_overlaps} of them overlapping, {duration:g} s",
+        f"simulation in {output}",
+    )
+    if json:
+        print_json(
+            command="waveforms simulate",
+            units=num_units,
+            spikes=len(made.labels),
+            overlapping=num_overlaps,
+            recorded_seconds=duration,
+            seconds=round(time.perf_counter() - started, 3),
+            output=str(output),
+        )
+
+
+def _judged(truth: dict[str, Any]) -> list[str]:
+    accuracy = truth["classification_accuracy"]
+    lines = [
+        f"against the file's own spikes ({truth['interval']}): {truth['detection_recall']:.1%} of "
+        f"{truth['num_true_spikes']} found, {truth['detection_precision']:.1%} of {truth['num_spikes']} true"
+    ]
+    if accuracy is not None:
+        lines.append(f"of those found, {accuracy:.1%} were given to their unit")
+    return lines

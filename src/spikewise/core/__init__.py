@@ -1,0 +1,1 @@
+"""What everything stands on: errors, settings, seeds, progress, threads, devices, compiling, files."""

@@ -1,0 +1,368 @@
+"""Reading labels, or any sorting, from files and folders; the format is found from the path alone.
+
+Nothing that is read here is unpickled or run: pickled arrays and the code in Phy's ``params.py`` stay closed.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from spikeinterface.core import (
+    BaseRecording,
+    BaseSorting,
+    NpzSortingExtractor,
+)
+from spikeinterface.core.base import minimum_spike_dtype
+from spikeinterface.core.zarrextractors import ZarrSortingExtractor
+
+from spikewise.core.errors import LabelsError, MissingExtraError
+from spikewise.core.untrusted import check_npz, load_npy, parsing, read_json
+from spikewise.data.labels.curation import CURATION_FILE, apply_curation_file
+from spikewise.data.labels.label_set import check_labels, make_sorting, segment_starts
+
+logger = logging.getLogger(__name__)
+
+CSV_COLUMNS = "sample_index,unit_id or time_s,unit_id, and optionally segment_index"
+LABEL_FORMATS = {
+    "Phy": "Phy or Kilosort folder (spike_times.npy); units of the group noise are left out",
+    "SpikeInterface": "SpikeInterface sorting (folder, .zarr, .npz), analyzer or sorter folder",
+    "Spikewise": "folder made by spikewise sort; its curation.json (spikewise gui) is applied",
+    "NWB": "NWB file (.nwb) with a units table",
+    "MEArec": "MEArec recording (.h5): its true spike trains",
+    "CSV": f"file (.csv) with the columns {CSV_COLUMNS}",
+}
+_LARGEST_TIME = 1e15  # more than any recording has samples; beyond, numbers of 64 bits overflow
+_MOST_SEGMENTS = 10_000
+
+Reader = Callable[[Path, BaseRecording | None], BaseSorting]
+
+
+def load_labels(path: str | Path, recording: BaseRecording) -> BaseSorting:
+    """Read labels of any of :data:`LABEL_FORMATS`, found from the path alone, and check them.
+
+    Times in seconds (CSV, NWB) are those of the recording and go to its nearest sample. Unit ids of a CSV
+    become whole numbers where all are.
+
+    Parameters
+    ----------
+    path : str or Path
+        File or folder.
+    recording : BaseRecording
+        The recording that the labels belong to.
+
+    Returns
+    -------
+    BaseSorting
+        The labels in memory, without repeated rows, at the recording's sampling frequency.
+
+    Raises
+    ------
+    LabelsError
+        If the path is missing, of no known format or unreadable, or what :func:`check_labels` raises.
+    MissingExtraError
+        If the package that reads the format is not installed.
+    """
+    return check_labels(_read(Path(path), recording), recording)
+
+
+def _read(path: Path, recording: BaseRecording | None) -> BaseSorting:
+    try:
+        if not path.exists():
+            raise LabelsError(
+                f"there are no labels at {path}", "a file or folder that exists", "check the path"
+            )
+        name, read, place = _find_format(path)
+    except OSError as error:
+        raise LabelsError(
+            f"the labels {path} cannot be opened: {error.strerror}",
+            "a file or folder that can be read",
+            "check the path and its permissions",
+        ) from error
+
+    def refuse(reason: str) -> LabelsError:
+        return LabelsError(
+            f"the labels {path} cannot be read as {name}: {reason}",
+            f"{name}: {LABEL_FORMATS[name]}",
+            "check that the file is whole, or write the labels again",
+        )
+
+    with parsing(refuse):
+        sorting = read(place, recording)
+        sorting.to_spike_vector()  # some readers read only now
+    return sorting
+
+
+def load_sorting(path: str | Path, recording: BaseRecording | None = None) -> BaseSorting:
+    """Read any sorting: a result of Spikewise, another sorter's output, true spikes.
+
+    Parameters
+    ----------
+    path : str or Path
+        File or folder, of any of :data:`LABEL_FORMATS`.
+    recording : BaseRecording, optional
+        Its recording, which a CSV and an NWB file need: they do not tell the sampling frequency.
+
+    Raises
+    ------
+    LabelsError
+        If it is missing or cannot be read, or if only the recording can tell its sampling frequency.
+    """
+    return _read(Path(path), recording)
+
+
+def _find_format(path: Path) -> tuple[str, Reader, Path]:
+    """Return the name of the format, its reader, and the file or folder in which the labels really are."""
+    if path.is_dir():
+        if (path / "spike_times.npy").is_file():
+            return "Phy", _read_phy, path
+        if (path / "numpysorting_info.json").is_file():
+            return "SpikeInterface", _read_numpy_folder, path
+        if (path / "sorting_cached.npz").is_file():
+            return "SpikeInterface", _read_npz, path / "sorting_cached.npz"
+        if (path / ".zgroup").is_file() or (path / "zarr.json").is_file():
+            return "SpikeInterface", _read_zarr, path
+        if (path / CURATION_FILE).is_file() and (path / "sorting").is_dir():
+            return "Spikewise", _read_curated, path
+        for name in ("sorting", "sorter_output", "truth"):
+            if (path / name).is_dir():
+                return _find_format(path / name)
+    readers: dict[str, tuple[str, Reader]] = {
+        ".npz": ("SpikeInterface", _read_npz),
+        ".nwb": ("NWB", _read_nwb),
+        ".h5": ("MEArec", _read_mearec),
+        ".csv": ("CSV", _read_csv),
+    }
+    if path.is_file() and path.suffix.lower() in readers:
+        return (*readers[path.suffix.lower()], path)
+    raise LabelsError(
+        f"the format of the labels {path} is not known",
+        "known: " + "; ".join(f"{name}: {text}" for name, text in LABEL_FORMATS.items()),
+        "give a path of one of these kinds",
+    )
+
+
+def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
+    names = ("spike_clusters.npy", "spike_templates.npy")
+    clusters_file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if clusters_file is None:
+        raise LabelsError(
+            f"the folder {folder} holds no units of its spikes",
+            f"beside spike_times.npy one of {' and '.join(names)}",
+            "export the folder again",
+        )
+    times = load_npy(folder / "spike_times.npy").reshape(-1)
+    clusters = load_npy(clusters_file).reshape(-1)
+    if len(times) != len(clusters):
+        raise LabelsError(
+            f"{folder} holds {len(times)} spike times and {len(clusters)} units of spikes",
+            "one unit for each spike",
+            "export the folder again",
+        )
+    noise = [unit for unit, group in _phy_groups(folder).items() if group == "noise"]
+    kept = ~np.isin(clusters, noise)
+    frequency = _phy_sampling_frequency(folder)
+    if frequency is None:
+        logger.warning("%s has no params.py with sample_rate: the recording's frequency is assumed", folder)
+        frequency = _needed(recording, folder).sampling_frequency
+    spikes = np.zeros(kept.sum(), dtype=minimum_spike_dtype)
+    starts = np.array([0] if recording is None else segment_starts(recording))
+    frames = np.rint(times[kept]).astype(np.int64)  # segments lie end to end
+    spikes["segment_index"] = np.maximum(0, np.searchsorted(starts, frames, side="right") - 1)
+    spikes["sample_index"] = frames - starts[spikes["segment_index"]]
+    unit_ids, spikes["unit_index"] = np.unique(clusters[kept].astype(np.int64), return_inverse=True)
+    return make_sorting(spikes, frequency, unit_ids, len(starts))
+
+
+def _phy_groups(folder: Path) -> dict[int, str]:
+    """Return the group of each unit; what a person curated overrides Kilosort's own label."""
+    groups: dict[int, str] = {}
+    for stem, column in (
+        ("cluster_KSLabel", "KSLabel"),
+        ("cluster_info", "group"),
+        ("cluster_group", "group"),
+    ):
+        file = folder / f"{stem}.tsv"
+        if not file.is_file():
+            continue
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            for row in csv.DictReader(lines, delimiter="\t"):
+                if row.get(column):
+                    groups[int(row.get("cluster_id") or row["id"])] = row[column].strip().lower()
+    return groups
+
+
+def _phy_sampling_frequency(folder: Path) -> float | None:
+    """Return ``sample_rate`` of params.py, which is not run, or None."""
+    file = folder / "params.py"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    found = re.search(r"^\s*sample_rate\s*=\s*([0-9.eE+-]+)", text, re.MULTILINE)
+    return float(found.group(1)) if found else None
+
+
+def _read_numpy_folder(folder: Path, recording: BaseRecording | None) -> BaseSorting:
+    # SpikeInterface's own reader would unpickle the units' properties, which labels do not need.
+    info = read_json(folder / "numpysorting_info.json")
+    spikes = load_npy(folder / "spikes.npy").astype(minimum_spike_dtype)
+    unit_ids, num_segments = np.array(info["unit_ids"]), int(info["num_segments"])
+    if unit_ids.ndim != 1 or unit_ids.dtype.kind not in "iuSU":
+        raise ValueError("its unit ids are not a list of whole numbers or text")
+    if not 1 <= num_segments <= _MOST_SEGMENTS:
+        raise ValueError(f"its number of segments is {num_segments}")
+    for name, count in (("unit_index", len(unit_ids)), ("segment_index", num_segments)):
+        if len(spikes) and not 0 <= spikes[name].min() <= spikes[name].max() < count:
+            raise ValueError(f"a {name} of its spikes is not below {count}")
+    return make_sorting(spikes, float(info["sampling_frequency"]), unit_ids, num_segments)
+
+
+def _read_curated(folder: Path, recording: BaseRecording | None) -> BaseSorting:
+    """Read a result with what was decided by hand; the sorting itself is never changed."""
+    _, read, place = _find_format(folder / "sorting")
+    return apply_curation_file(read(place, recording), folder / CURATION_FILE)
+
+
+def _read_npz(file: Path, recording: BaseRecording | None) -> BaseSorting:
+    check_npz(file)
+    return NpzSortingExtractor(file)
+
+
+def _read_zarr(folder: Path, recording: BaseRecording | None) -> BaseSorting:
+    for name in (".zarray", ".zmetadata", "zarr.json"):
+        for file in folder.rglob(name):
+            if "pickle" in file.read_text(encoding="utf-8"):
+                raise LabelsError(
+                    f"{folder} holds pickled arrays ({file.relative_to(folder)})",
+                    "arrays without pickles, since a pickle can run any code",
+                    "save the sorting with sorting.save(folder=...)",
+                )
+    return ZarrSortingExtractor(folder, zarr_group="sorting" if (folder / "sorting").is_dir() else None)
+
+
+def _read_nwb(file: Path, recording: BaseRecording | None) -> BaseSorting:
+    try:
+        import h5py  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("h5py", "nwb", "reading labels from NWB") from error
+    from spikeinterface.extractors.nwbextractors import NwbSortingExtractor
+
+    recording = _needed(recording, file)
+    units = NwbSortingExtractor(file, sampling_frequency=recording.sampling_frequency, t_start=0.0)
+    trains = [units.segments[0].get_unit_spike_train_in_seconds(unit_id) for unit_id in units.unit_ids]
+    spikes = np.zeros(sum(map(len, trains)), dtype=minimum_spike_dtype)
+    spikes["sample_index"] = _nearest_samples(np.concatenate([np.empty(0), *trains]), recording, 0)
+    spikes["unit_index"] = np.repeat(np.arange(len(trains)), list(map(len, trains)))
+    return make_sorting(spikes, recording.sampling_frequency, units.unit_ids, 1)
+
+
+def _read_mearec(file: Path, recording: BaseRecording | None) -> BaseSorting:
+    try:
+        import MEArec  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("MEArec", "simulate", "reading labels from MEArec") from error
+    from spikeinterface.extractors.neoextractors.mearec import MEArecSortingExtractor
+
+    return MEArecSortingExtractor(file)
+
+
+def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+        text = pd.read_csv(
+            file,
+            dtype=str,
+            keep_default_na=False,
+            index_col=False,
+            skip_blank_lines=False,
+            skipinitialspace=True,
+            encoding="utf-8-sig",
+        )
+    text.columns = text.columns.str.strip()
+    column = _check_header(file, list(text.columns))
+    table = text.fillna("").apply(lambda cells: cells.str.strip())
+    table = table[(table != "").any(axis=1)]
+
+    numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+    _check_lines(file, table[column], np.isfinite(numbers), "a number")
+    if column == "sample_index":
+        _check_lines(file, table[column], numbers == np.rint(numbers), "a whole number")
+    named = ~table["unit_id"].str.lower().isin(["", "nan"]).to_numpy()
+    _check_lines(file, table["unit_id"], named, "a unit id")
+    spikes = np.zeros(len(table), dtype=minimum_spike_dtype)
+    recording = _needed(recording, file)
+    num_segments = recording.get_num_segments()
+    if "segment_index" in table:
+        segments = pd.to_numeric(table["segment_index"], errors="coerce")
+        allowed = segments.isin(range(num_segments)).to_numpy()
+        _check_lines(
+            file, table["segment_index"], allowed, f"a segment of the recording, 0 to {num_segments - 1}"
+        )
+        spikes["segment_index"] = segments
+    for segment_index in range(num_segments):
+        here = spikes["segment_index"] == segment_index
+        first = recording.sample_index_to_time(0, segment_index) if column == "time_s" else 0
+        possible = (numbers[here] >= first) & (numbers[here] < _LARGEST_TIME)
+        _check_lines(file, table[column][here], possible, f"at least {first:g}, the segment's start")
+        samples = numbers if column == "sample_index" else _nearest_samples(numbers, recording, segment_index)
+        spikes["sample_index"][here] = samples[here]
+    names = table["unit_id"].to_numpy(str)
+    whole = table["unit_id"].str.fullmatch(r"[+-]?\d+").all()
+    unit_ids, spikes["unit_index"] = np.unique(
+        names.astype(np.int64) if whole else names, return_inverse=True
+    )
+    return make_sorting(spikes, recording.sampling_frequency, unit_ids, num_segments)
+
+
+def _check_header(file: Path, columns: list[str]) -> str:
+    """Return which column holds the times; warn of columns that are not used."""
+    times = [name for name in ("sample_index", "time_s") if name in columns]
+    if not times or "unit_id" not in columns:
+        raise LabelsError(
+            f"the header of {file} is {','.join(columns)!r}",
+            f"allowed: {CSV_COLUMNS}",
+            "correct the first line",
+        )
+    ignored = [name for name in columns if name not in (times[0], "unit_id", "segment_index")]
+    if ignored:
+        logger.warning("%s: the columns %s are not used", file, ", ".join(ignored))
+    return times[0]
+
+
+def _check_lines(file: Path, cells: pd.Series, good: np.ndarray, allowed: str) -> None:
+    """Raise at the first of the cells that is not good; their index counts lines after the header."""
+    if good.all():
+        return
+    bad = cells[~good]
+    raise LabelsError(
+        f"line {bad.index[0] + 2} of {file} has the {cells.name} {bad.iloc[0]!r}",
+        allowed,
+        f"correct the line ({len(bad)} in all)" if len(bad) > 1 else "correct the line",
+    )
+
+
+def _needed(recording: BaseRecording | None, path: Path) -> BaseRecording:
+    if recording is None:
+        raise LabelsError(
+            f"{path} does not tell the sampling frequency of its spikes",
+            "its recording, which does",
+            "give the recording too (--recording)",
+        )
+    return recording
+
+
+def _nearest_samples(times_s: np.ndarray, recording: BaseRecording, segment_index: int) -> np.ndarray:
+    """Return the sample nearest to each time of the recording's clock; outside stays outside."""
+    samples = np.asarray(recording.time_to_sample_index(times_s, segment_index))
+    if not recording.has_time_vector(segment_index):
+        return samples  # SpikeInterface rounds to the nearest
+    # With a time for each sample, it gives the last sample that is not later.
+    clock = recording.get_times(segment_index)
+    last = len(clock) - 1
+    following = np.minimum(samples + 1, last)
+    samples = np.where(clock[following] - times_s < times_s - clock[samples], following, samples)
+    return np.where(times_s > clock[last] + 1 / recording.sampling_frequency, last + 1, samples)

@@ -1,0 +1,1 @@
+"""Any recording: formats, probes, channels, damage and its repair, filtering, readers of traces."""

@@ -1,0 +1,249 @@
+"""Which channels can be used, which are bad, and how noisy each is.
+
+Nothing here reads a whole recording: chunks are drawn with a seed, and a recording of any length costs
+the same time and memory. A channel is named by its id as text. Channels that are found are returned as a
+dictionary from name to reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from spikeinterface.core import BaseRecording
+from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
+
+from spikewise.core.errors import RecordingError
+from spikewise.data.recordings.conditioning import medians
+from spikewise.data.recordings.formats import reading_errors
+
+MAD_TO_SD = 1.482602218505602
+NUM_CHUNKS = 10
+"""Chunks of the recording that are read for each measurement."""
+NOISE_CHUNK_S = 0.5
+DETECTION_CHUNK_S = 0.3
+NOISE_RATIO = 5.0
+"""A channel is noisy whose noise is so many times the median of all channels, and dead below the inverse."""
+MAX_BAD_FRACTION = 1 / 3
+"""Detection that finds a larger fraction of the channels bad is not believed."""
+
+
+Usable = Callable[[int, int, int], np.ndarray]
+"""Tells of a chunk (segment, start, stop) which channels (num_channels,) are not damaged for most of it."""
+
+
+class SilencedRecording(BasePreprocessor):
+    """A view of a recording in which some channels are zero, whatever they held: even NaN.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        The recording.
+    channel_ids : sequence
+        Ids of the channels to silence; may be empty.
+    """
+
+    def __init__(self, recording: BaseRecording, channel_ids: Sequence[Any]):
+        super().__init__(recording)
+        channel_indices = np.flatnonzero(np.isin(recording.channel_ids, list(channel_ids)))
+        for segment in recording.segments:
+            self.add_recording_segment(_SilencedSegment(segment, channel_indices))
+        self._kwargs = {"recording": recording, "channel_ids": list(channel_ids)}
+
+
+class _SilencedSegment(BasePreprocessorSegment):
+    def __init__(self, parent: Any, channel_indices: np.ndarray):
+        super().__init__(parent)
+        self.channel_indices = channel_indices
+
+    def get_traces(self, start_frame: int, end_frame: int, channel_indices: Any) -> np.ndarray:
+        """Return the traces (num_samples, num_channels) of the asked channels."""
+        wanted = slice(None) if channel_indices is None else channel_indices
+        traces = self.parent_recording_segment.get_traces(start_frame, end_frame, wanted)
+        if self.channel_indices.size == 0:
+            return traces
+        if isinstance(wanted, slice):
+            start, step = wanted.start or 0, wanted.step or 1
+            wanted = start + step * np.arange(traces.shape[1])
+        traces = np.array(traces)
+        traces[:, np.isin(wanted, self.channel_indices)] = 0
+        return traces
+
+
+def list_channels(channels: dict[str, str]) -> str:
+    """Write channels with their reasons, at most ten and then a count."""
+    shown = [f"{name} ({why})" if why else name for name, why in list(channels.items())[:10]]
+    more = len(channels) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def ids_of(recording: BaseRecording, names: Iterable[str], *, others: bool = False) -> list[Any]:
+    """Return the ids of the named channels, or of all others, in the order of the recording."""
+    chosen = set(names)
+    return [i for i in recording.channel_ids if (str(i) in chosen) != others]
+
+
+def check_channel_names(recording: BaseRecording, names: Sequence[str]) -> None:
+    """Raise RecordingError if a channel is not in the recording, nor in the one that it is a group of."""
+    whole = recording
+    while whole.get_annotation("split_by_property") and whole.get_parent() is not None:
+        whole = whole.get_parent()
+    known = [str(i) for i in whole.channel_ids]
+    unknown = {name: "" for name in names if name not in known}
+    if unknown:
+        raise RecordingError(
+            f"the recording has no channel {list_channels(unknown)}",
+            f"its channels are {list_channels(dict.fromkeys(known, ''))}",
+            "correct --exclude-channels",
+        )
+
+
+def draw_chunks(recording: BaseRecording, chunk_s: float, seed: int) -> list[tuple[int, int, int]]:
+    """Draw NUM_CHUNKS chunks at random from all segments.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        The recording.
+    chunk_s : float
+        Length of a chunk, s; shorter where no segment is that long.
+    seed : int
+        Seed of the positions.
+
+    Returns
+    -------
+    list of (segment_index, start, stop)
+        In the order of time.
+    """
+    lengths = np.array([recording.get_num_samples(i) for i in range(recording.get_num_segments())])
+    size = min(max(1, int(chunk_s * recording.get_sampling_frequency())), int(lengths.max()))
+    places = np.maximum(0, lengths - size + 1)
+    ends = np.cumsum(places)
+    picks = np.sort(np.random.default_rng(seed).integers(ends[-1], size=NUM_CHUNKS))
+    segments = np.searchsorted(ends, picks, side="right")
+    starts = picks - (ends - places)[segments]
+    return [(int(s), int(start), int(start) + size) for s, start in zip(segments, starts, strict=True)]
+
+
+def measure_noise(
+    recording: BaseRecording, seed: int, usable: Usable | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Measure the noise and the resting level of each channel.
+
+    Returns
+    -------
+    noise_levels, medians : ndarray, shape (num_channels,)
+        Mean over seeded chunks of the scaled median absolute deviation, and of the median, in the
+        units of the traces. A channel at rest for more than half of the time, as in a simulation without
+        noise, takes its standard deviation. Chunks that are not usable say nothing of a channel.
+    """
+    deviations, spreads, levels, counted = [], [], [], []
+    for segment_index, start, stop in draw_chunks(recording, NOISE_CHUNK_S, seed):
+        with reading_errors("the recording"):
+            traces = recording.get_traces(segment_index, start, stop)
+        by_channel = traces.T.astype(np.float32, copy=False)
+        levels.append(medians(by_channel))
+        deviations.append(MAD_TO_SD * medians(np.abs(by_channel - levels[-1][:, None])))
+        at_rest = deviations[-1] == 0  # the spread of others is not asked for
+        spreads.append(np.zeros(len(by_channel)))
+        spreads[-1][at_rest] = by_channel[at_rest].std(axis=1, dtype=np.float64)
+        if usable is not None:
+            counted.append(usable(segment_index, start, stop))
+    noise_levels = _mean(deviations, counted)
+    noise_levels = np.where(noise_levels == 0, _mean(spreads, counted), noise_levels)
+    return noise_levels, _mean(levels, counted)
+
+
+def _mean(chunks: list[np.ndarray], counted: list[np.ndarray]) -> np.ndarray:
+    """Return the mean over the chunks that count for each channel, or over all where none does."""
+    mean = np.asarray(np.mean(chunks, axis=0, dtype=np.float64))
+    counts = np.array(counted)
+    if counts.all():
+        return mean
+    sums = np.where(counts, chunks, 0.0).sum(axis=0, dtype=np.float64)
+    return np.where(counts.any(axis=0), sums / np.maximum(counts.sum(axis=0), 1), mean)
+
+
+def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
+    """Find channels that are constant, or mostly NaN or infinite, in seeded chunks and at both ends.
+
+    Raises
+    ------
+    RecordingError
+        If all channels are unusable, or the recording cannot be read.
+    """
+    second = max(1, round(recording.get_sampling_frequency()))
+    last = recording.get_num_segments() - 1
+    end = recording.get_num_samples(last)
+    edges = [(0, 0, second), (last, max(0, end - second), end)]
+    num_finite, num_samples = np.zeros(recording.get_num_channels(), dtype=np.int64), 0
+    low = np.full(recording.get_num_channels(), np.inf)
+    high = -low
+    for segment_index, start, stop in draw_chunks(recording, NOISE_CHUNK_S, seed) + edges:
+        with reading_errors("the recording"):
+            traces = recording.get_traces(segment_index, start, stop)
+        if not len(traces):
+            continue
+        num_samples += len(traces)
+        if traces.dtype.kind in "iu":
+            num_finite += len(traces)
+            low, high = np.minimum(low, traces.min(axis=0)), np.maximum(high, traces.max(axis=0))
+        else:
+            finite = np.isfinite(traces)
+            num_finite += finite.sum(axis=0)
+            low = np.minimum(low, traces.min(axis=0, where=finite, initial=np.inf))
+            high = np.maximum(high, traces.max(axis=0, where=finite, initial=-np.inf))
+    unusable = {
+        str(channel_id): "constant" if is_finite else "NaN or infinite"
+        for channel_id, is_finite, varies in zip(
+            recording.channel_ids, 2 * num_finite > num_samples, low < high, strict=True
+        )
+        if not (is_finite and varies)
+    }
+    if len(unusable) == recording.get_num_channels():
+        raise RecordingError(
+            f"all channels of the recording are unusable: {list_channels(unusable)}",
+            "a channel must vary and hold finite numbers",
+            "check the recording and its stream",
+        )
+    return unusable
+
+
+def find_bad(
+    filtered: BaseRecording, silenced: Iterable[str], seed: int, usable: Usable | None = None
+) -> tuple[dict[str, str], str]:
+    """Find noisy and dead channels among those that are not silenced.
+
+    The noise of each is compared with the median of all channels; as a ratio, it does not depend on the unit
+    of the traces. SpikeInterface's coherence is not used: where the noise of neighbouring channels has little
+    in common, as in simulations and at the ends of a probe, it takes good channels for dead.
+
+    Returns
+    -------
+    bad : dict of str to str
+        Names and reasons.
+    note : str
+        Why nothing was looked for or believed; empty otherwise.
+    """
+    good_ids = ids_of(filtered, silenced, others=True)
+    whole = len(good_ids) == filtered.get_num_channels()  # then without selecting, which is slow in HDF5
+    good = filtered if whole else filtered.select_channels(good_ids)
+    num_channels = good.get_num_channels()
+    if num_channels < 3:
+        return {}, "bad-channel detection left out: fewer than 3 channels to compare"
+    lengths = [good.get_num_samples(i) for i in range(good.get_num_segments())]
+    if max(lengths) < DETECTION_CHUNK_S * good.get_sampling_frequency():
+        return {}, f"bad-channel detection left out: the recording is shorter than {DETECTION_CHUNK_S:g} s"
+    places = np.flatnonzero(np.isin(filtered.channel_ids, good_ids))
+    of_good = None if usable is None else lambda *chunk: usable(*chunk)[places]
+    noise_levels, _ = measure_noise(good, seed, of_good)
+    ratio = noise_levels / np.median(noise_levels)
+    bad = {
+        str(channel_id): "noisy" if channel_ratio > 1 else "dead"
+        for channel_id, channel_ratio in zip(good.channel_ids, ratio, strict=True)
+        if not 1 / NOISE_RATIO <= channel_ratio <= NOISE_RATIO
+    }
+    if len(bad) > MAX_BAD_FRACTION * num_channels:
+        return {}, f"kept all channels: {len(bad)} of {num_channels} look bad, too many to believe"
+    return bad, ""

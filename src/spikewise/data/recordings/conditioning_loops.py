@@ -1,0 +1,350 @@
+"""Compiled loops of band-pass, median and scaling, in vectors that stay in a processor's registers.
+
+The recursion of the filter runs over time with sixteen channels side by side, in double precision; the state
+of all its sections stays in registers. The median of a row is found by counting how many values lie below a
+limit, and sixteen rows of sixteen channels are turned about at once. Loops take no lock.
+
+Shapes: traces are (num_samples, num_channels).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from spikewise.core import vectors
+from spikewise.core.compiling import compiled
+
+LANES = 16
+"""Channels, or numbers, side by side."""
+SECTIONS = 5
+"""Sections of the filter that run in one pass."""
+_TOGETHER = 64
+"""Samples that are referenced, then turned about: four lines of a processor's cache for each channel."""
+_SOME = 256
+"""Values of a long row that tell where its median is to be looked for."""
+_HUGE = np.float32(1e30)
+_VECTOR = ir.VectorType(vectors.FLOAT, LANES)
+_LONG_VECTOR = ir.VectorType(vectors.DOUBLE, LANES)
+_COUNTS = ir.VectorType(ir.IntType(32), LANES)
+
+
+def _write_run_sections(  # type: ignore[no-untyped-def]
+    typing_context, rows, num_rows, row_step, coefficients, settled
+):
+    """Run rows of LANES float32 through SECTIONS sections, in place (transposed direct form II).
+
+    `row_step` is the bytes from one row to the next, `coefficients` (SECTIONS, 5) float64 are b0, b1, b2, -a1
+    and -a2. The filter begins as if the first row had been there for ever: `settled` (SECTIONS, 2) float64 is
+    its state after so many ones. All but `num_rows` and `row_step` are addresses.
+    """
+    signature = types.void(*[types.int64] * 5)
+
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
+        rows, num_rows, row_step, coefficients, settled = given
+
+        def factor(table: ir.Value, index: int) -> ir.Value:
+            value = vectors.load(builder, vectors.after(builder, table, index, 8), vectors.DOUBLE)
+            return vectors.spread(builder, value, LANES)
+
+        def step(index: ir.Value, state: list[ir.Value]) -> list[ir.Value]:
+            place = builder.add(rows, builder.mul(index, row_step))
+            value = builder.fpext(vectors.load(builder, place, _VECTOR), _LONG_VECTOR)
+            following = []
+            for section in range(SECTIONS):
+                first, second = state[2 * section : 2 * section + 2]
+                b0, b1, b2, a1, a2 = (factor(coefficients, 5 * section + index) for index in range(5))
+                output = vectors.multiply_add(builder, b0, value, first)
+                first = vectors.multiply_add(builder, b1, value, second)
+                following.append(vectors.multiply_add(builder, a1, output, first))
+                following.append(vectors.multiply_add(builder, a2, output, builder.fmul(b2, value)))
+                value = output
+            vectors.store(builder, builder.fptrunc(value, _VECTOR), place)
+            return following
+
+        beginning = builder.fpext(vectors.load(builder, rows, _VECTOR), _LONG_VECTOR)
+        state = [builder.fmul(factor(settled, index), beginning) for index in range(2 * SECTIONS)]
+        vectors.count_up(builder, num_rows, state, step)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _write_count_below(typing_context, values, num_vectors, limit):  # type: ignore[no-untyped-def]
+    """Return how many of LANES * `num_vectors` float32 at the address `values` are below `limit`."""
+    signature = types.int32(types.int64, types.int64, types.float32)
+
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
+        values, num_vectors, limit = given
+        limits, one = vectors.spread(builder, limit, LANES), ir.Constant(_COUNTS, [1] * LANES)
+
+        def step(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+            vector = vectors.load(builder, vectors.after(builder, values, index, 4 * LANES), _VECTOR)
+            is_below = builder.fcmp_ordered("<", vector, limits)
+            return [builder.select(is_below, builder.add(totals[0], one), totals[0])]
+
+        (total,) = vectors.count_up(builder, num_vectors, [vectors.zeros(_COUNTS)], step)
+        return vectors.folded(builder, total, builder.add)
+
+    return signature, write
+
+
+def _write_nearest(typing_context, values, num_vectors, limit, is_below):  # type: ignore[no-untyped-def]
+    """Return the greatest value below `limit`, or the least of the others; _HUGE where there is none.
+
+    `values` is the address of LANES * `num_vectors` float32.
+    """
+    signature = types.float32(types.int64, types.int64, types.float32, types.boolean)
+
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
+        values, num_vectors, limit, is_below = given
+        limits = vectors.spread(builder, limit, LANES)
+        huge = ir.Constant(_VECTOR, [float(_HUGE)] * LANES)
+
+        def less(one: ir.Value, other: ir.Value) -> ir.Value:
+            return builder.select(builder.fcmp_ordered("<", one, other), one, other)
+
+        def step(index: ir.Value, nearest: list[ir.Value]) -> list[ir.Value]:
+            vector = vectors.load(builder, vectors.after(builder, values, index, 4 * LANES), _VECTOR)
+            is_low = builder.fcmp_ordered("<", vector, limits)
+            is_high = builder.fcmp_ordered(">=", vector, limits)
+            return [
+                less(builder.select(is_low, builder.fneg(vector), huge), nearest[0]),
+                less(builder.select(is_high, vector, huge), nearest[1]),
+            ]
+
+        below, others = vectors.count_up(builder, num_vectors, [huge, huge], step)
+        greatest = builder.fneg(vectors.folded(builder, below, less))
+        return builder.select(is_below, greatest, vectors.folded(builder, others, less))
+
+    return signature, write
+
+
+def _write_turn_about(  # type: ignore[no-untyped-def]
+    typing_context, rows, row_step, middles, gains, offsets, out, out_step
+):
+    """Write LANES rows of LANES channels channel by channel: (row - its middle) * gain + offset.
+
+    `row_step` and `out_step` are the bytes from one row to the next and from one channel of the result to the
+    next; all else are addresses of float32.
+    """
+    signature = types.void(*[types.int64] * 7)
+
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
+        rows, row_step, middles, gains, offsets, out, out_step = given
+
+        def one(table: ir.Value, index: int) -> ir.Value:
+            value = vectors.load(builder, vectors.after(builder, table, index, 4), vectors.FLOAT)
+            return vectors.spread(builder, value, LANES)
+
+        read = []
+        for index in range(LANES):
+            place = builder.add(rows, builder.mul(row_step, vectors.number(index)))
+            read.append(builder.fsub(vectors.load(builder, place, _VECTOR), one(middles, index)))
+        for index, channel in enumerate(vectors.transposed(builder, read)):
+            made = builder.fadd(builder.fmul(channel, one(gains, index)), one(offsets, index))
+            vectors.store(builder, made, builder.add(out, builder.mul(out_step, vectors.number(index))))
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+_run_sections: Any = intrinsic(_write_run_sections)
+_count_below: Any = intrinsic(_write_count_below)
+_nearest: Any = intrinsic(_write_nearest)
+_turn_about: Any = intrinsic(_write_turn_about)
+
+
+@compiled()
+def fill_panel(traces: np.ndarray, first: int, padding: int, is_centered: bool, panel: np.ndarray) -> None:
+    """Put LANES channels, from `first` on, side by side.
+
+    Parameters
+    ----------
+    traces : ndarray
+        Of any real type.
+    padding : int
+        Samples that are mirrored at either end.
+    is_centered : bool
+        Subtract the first sample of each channel, which a band-pass does not see: large values keep their
+        digits.
+    panel : ndarray of float32
+        (num_samples + 2 * padding, LANES) or longer, filled; zeros where there is no channel.
+    """
+    num_samples, end = traces.shape[0], traces.shape[0] - 1
+    width, origin = np.uint64(min(LANES, traces.shape[1] - first)), np.uint64(first)
+    base = np.zeros(LANES)
+    if is_centered:
+        for channel in range(width):
+            base[channel] = traces[0, origin + channel]
+    for sample in range(-padding, num_samples + padding):
+        row = np.uint64(sample + padding)
+        if width < LANES:
+            panel[row] = 0
+        if 0 <= sample <= end:
+            inside = np.uint64(sample)
+            if width == LANES:  # a number that the compiler knows
+                for lane in range(np.uint64(LANES)):
+                    panel[row, lane] = np.float64(traces[inside, origin + lane]) - base[lane]
+            else:
+                for channel in range(width):
+                    panel[row, channel] = np.float64(traces[inside, origin + channel]) - base[channel]
+        else:  # as far beyond the value at the end as the mirrored sample is from it
+            edge = np.uint64(0 if sample < 0 else end)
+            mirrored = np.uint64(-sample if sample < 0 else 2 * end - sample)
+            for channel in range(width):
+                outer = 2 * np.float64(traces[edge, origin + channel]) - base[channel]
+                panel[row, channel] = outer - np.float64(traces[mirrored, origin + channel])
+
+
+@compiled()
+def bandpass_panel(panel: np.ndarray, num_rows: int, coefficients: np.ndarray, settled: np.ndarray) -> None:
+    """Filter the first rows of a panel (num_rows or more, LANES) forward and backward, in place.
+
+    Parameters
+    ----------
+    coefficients : ndarray of float64
+        (SECTIONS, 5): b0, b1, b2, -a1, -a2 of each section.
+    settled : ndarray of float64
+        (SECTIONS, 2): state of the sections after ones without end.
+    """
+    begin, count, step = np.int64(panel.ctypes.data), np.int64(num_rows), np.int64(4 * LANES)
+    factors, state = np.int64(coefficients.ctypes.data), np.int64(settled.ctypes.data)
+    _run_sections(begin, count, step, factors, state)
+    _run_sections(begin + step * (count - 1), count, -step, factors, state)
+
+
+@compiled()
+def reference_and_scale_panels(
+    panels: np.ndarray,
+    first_row: int,
+    num_samples: int,
+    left_out: np.ndarray,
+    gains: np.ndarray,
+    offsets: np.ndarray,
+    by_channel: np.ndarray,
+) -> None:
+    """Subtract the median of each sample over channels, if any, and scale each channel.
+
+    Parameters
+    ----------
+    panels : ndarray of float32
+        (num_panels, num_rows, LANES); the first sample is in row `first_row`.
+    left_out : ndarray of float32
+        (num_panels, LANES): 0 for channels of the median, and infinity for others.
+    gains, offsets : ndarray of float32
+        (num_panels * LANES,)
+    by_channel : ndarray of float32
+        (num_panels * LANES, num_samples in whole LANES), whose samples lie side by side in memory; filled.
+    """
+    count = np.sum(left_out == 0)
+    row = np.empty((len(panels), LANES), np.float32)
+    middles = np.zeros(_TOGETHER, np.float32)
+    middle, step = np.float32(0), np.float32(1)
+    for begin in range(0, num_samples, _TOGETHER):
+        length = min(_TOGETHER, num_samples - begin)
+        if count:
+            for at in range(length):
+                place = np.uint64(first_row + begin + at)
+                for panel in range(np.uint64(len(panels))):
+                    for lane in range(np.uint64(LANES)):
+                        row[panel, lane] = panels[panel, place, lane] + left_out[panel, lane]
+                previous = middle
+                middle = _median(row.ravel(), count, previous, step)
+                step = np.float32(0.9) * step + np.float32(0.1) * abs(middle - previous)
+                if not step < _HUGE:  # not numbers: begin again
+                    middle, step = np.float32(0), np.float32(1)
+                middles[at] = middle
+        for panel in range(len(panels)):
+            channel = panel * LANES
+            for at in range(0, length, LANES):
+                _turn_about(
+                    np.int64(panels[panel, first_row + begin + at :].ctypes.data),
+                    np.int64(4 * LANES),
+                    np.int64(middles[at:].ctypes.data),
+                    np.int64(gains[channel:].ctypes.data),
+                    np.int64(offsets[channel:].ctypes.data),
+                    np.int64(by_channel[channel:, begin + at :].ctypes.data),
+                    np.int64(by_channel.strides[0]),
+                )
+
+
+@compiled()
+def medians_of_rows(rows: np.ndarray, first: int, stop: int, found: np.ndarray) -> None:
+    """Fill `found` with the medians of rows `first` to `stop` of float32."""
+    count = rows.shape[1]
+    row = np.full(LANES * (-(-count // LANES)), np.inf, np.float32)
+    some = np.empty(_SOME, np.float32)
+    for index in range(first, stop):
+        for place in range(count):
+            row[place] = rows[index, place]
+        guess, step = row[0], np.float32(1)
+        if count > _SOME * LANES:  # the median of a few tells where that of all lies
+            for place in range(_SOME):
+                some[place] = row[place * (count // _SOME)]
+            guess = _median(some, _SOME, guess, step)
+            for place in range(_SOME):
+                some[place] = abs(some[place] - guess)
+            step = np.float32(0.1) * _median(some, _SOME, np.float32(0), np.float32(1))
+            step = max(step, np.float32(1e-30))
+            if not (abs(guess) < _HUGE and step < _HUGE):
+                guess, step = row[0], np.float32(1)
+        found[index] = _median(row, count, guess, step)
+
+
+@compiled()
+def _median(row: np.ndarray, count: int, guess: np.float32, step: np.float32) -> np.float32:
+    """Return the median of the first `count` values, which lies about `step` from `guess`.
+
+    After them `row` is infinite up to whole vectors. A bracket around the guess is widened until it holds the
+    median, then narrowed to a limit that parts the lower half of the values from the others. Values are only
+    counted, many at once.
+    """
+    half = count // 2
+    low, below = _edge(row, guess, -step, (count - 1) // 2)
+    high, within = _edge(row, guess, step, half)
+    for attempt in range(200):
+        share = np.float32((half - below) / (within - below)) if attempt < 4 else np.float32(0.5)
+        limit = np.float32(low + (high - low) * min(max(share, np.float32(0.05)), np.float32(0.95)))
+        if not low < limit < high:
+            limit = np.float32(low + (high - low) * np.float32(0.5))
+            if not low < limit < high:
+                return low  # no number lies between: all that are left are equal
+        number = _below(row, limit)
+        if number == half:
+            upper = _next_to(row, limit, False)
+            return upper if count % 2 else np.float32(0.5) * (_next_to(row, limit, True) + upper)
+        if number < half:
+            low, below = limit, number
+        else:
+            high, within = limit, number
+    return np.float32(np.nan)  # not numbers
+
+
+@compiled()
+def _edge(row: np.ndarray, guess: np.float32, step: np.float32, rank: int) -> tuple[np.float32, int]:
+    """Return a limit beyond the value of a rank, on the side of `step`, and how many values are below."""
+    step = step if step != 0 else np.float32(1e-30)
+    limit = np.float32(guess + step)
+    number = _below(row, limit)
+    for _ in range(300):
+        if (number <= rank) if step < 0 else (number > rank):
+            break
+        step = np.float32(2) * step
+        limit = np.float32(guess + step)
+        number = _below(row, limit)
+    return limit, number
+
+
+@compiled()
+def _below(row: np.ndarray, limit: np.float32) -> int:
+    return int(_count_below(np.int64(row.ctypes.data), np.int64(len(row) // LANES), np.float32(limit)))
+
+
+@compiled()
+def _next_to(row: np.ndarray, limit: np.float32, is_below: bool) -> np.float32:
+    return np.float32(_nearest(np.int64(row.ctypes.data), np.int64(len(row) // LANES), limit, is_below))

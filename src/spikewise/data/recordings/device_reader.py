@@ -1,0 +1,267 @@
+"""Preprocessed traces on a GPU: raw samples are copied there while those before them are worked on.
+
+Blocks of the fixed grid of :class:`spikewise.data.recordings.reader.TraceReader` are read by a thread of its own,
+damage is looked for and bridged as on the host, and the raw samples go through page-locked memory on a
+stream of their own. What the filter, the median and the scaling make of a block stays on the device.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from spikeinterface.core import BaseRecording, get_chunk_with_margin
+from torch import Tensor
+
+from spikewise.data.recordings.conditioning import ConditionedRecording
+from spikewise.data.recordings.device_conditioning import NUMBERS, Conditioning, DeviceConditioner
+from spikewise.data.recordings.formats import reading_errors
+from spikewise.data.recordings.preprocessing import READING
+from spikewise.data.recordings.reader import TraceReader
+from spikewise.data.recordings.repair import RepairedRecording
+
+_KEPT_BLOCKS = 2
+
+
+@runtime_checkable
+class DeviceTraces(Protocol):
+    """Traces that can be had on a device."""
+
+    def read_on_device(self, segment_index: int, start: int, stop: int, until: int) -> Tensor:
+        """Return traces (num_channels, stop - start) float32 on the device, zero outside the segment.
+
+        Frames before `until` will be asked for next, and may be read ahead.
+        """
+
+    def settle(self) -> None:
+        """Wait for what is read ahead, and raise if what was read holds numbers that are not finite."""
+
+    def forget(self) -> None:
+        """Give memory of the device back."""
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """Raw samples on their way to the device, with the lengths of their margins."""
+
+    raw: Tensor
+    arrived: torch.cuda.Event | None
+    left: int
+    right: int
+
+
+class DeviceReader(TraceReader):
+    """A :class:`TraceReader` that has traces on a device as well, conditioned there.
+
+    Parameters
+    ----------
+    recording : ConditionedRecording
+    device : torch.device
+    block_s : float
+        Length of a block, s.
+    repaired : RepairedRecording, optional
+        What `recording` is made from: it tells which stretches are damaged.
+    """
+
+    def __init__(
+        self,
+        recording: ConditionedRecording,
+        device: torch.device,
+        block_s: float = 1.0,
+        repaired: RepairedRecording | None = None,
+    ):
+        super().__init__(recording, block_s, repaired)
+        self.device = device
+        self._conditioning = Conditioning.of(recording)
+        self._raw: BaseRecording = recording.get_parent()
+        self._can_be_wrong = self._raw.get_dtype().kind == "f"
+        self._thread = ThreadPoolExecutor(1, "spikewise-reader")
+        self._on_the_way: dict[tuple[int, int], Future[_Sent]] = {}
+        self._on_device: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._doubtful: list[tuple[int, int, Tensor]] = []
+
+    # Both take memory of the device, which many uses of a reader do not need.
+
+    @cached_property
+    def _conditioner(self) -> DeviceConditioner:
+        return DeviceConditioner(self._conditioning, self._block, self.device)
+
+    @cached_property
+    def _sender(self) -> _Sender:
+        return _Sender(self.device)
+
+    def read_on_device(self, segment_index: int, start: int, stop: int, until: int) -> Tensor:
+        """Return traces on the device, and read ahead.
+
+        Parameters
+        ----------
+        segment_index : int
+        start, stop : int
+            Frames; may lie before the segment's start or after its end, where traces are zero.
+        until : int
+            Frames before it will be asked for next.
+
+        Returns
+        -------
+        Tensor
+            (num_channels, stop - start) float32
+
+        Raises
+        ------
+        RecordingError
+            If the recording cannot be read.
+        """
+        traces = torch.zeros(self.num_channels, stop - start, device=self.device)
+        length = self.num_samples(segment_index)
+        first, last = max(0, start), min(stop, length)
+        if first >= last:
+            return traces
+        last_block = (min(max(until, last), length) - 1) // self._block
+        for index in range(first // self._block, (last - 1) // self._block + 1):
+            begin = index * self._block
+            low, high = max(first, begin), min(last, begin + self._block)
+            block = self._block_on_device(segment_index, index, last_block)
+            traces[:, low - start : high - start] = block[:, low - begin : high - begin]
+        return traces
+
+    def read_ahead(self, segment_index: int, start: int, stop: int) -> None:
+        """Do nothing: reading on the device reads ahead by itself."""
+
+    def settle(self) -> None:
+        """Wait for what is read ahead, and raise if what was read holds numbers that are not finite.
+
+        Raises
+        ------
+        RecordingError
+            As of :meth:`read`.
+        """
+        for sent in self._on_the_way.values():
+            sent.exception()
+        doubtful, self._doubtful = self._doubtful, []
+        for segment_index, index, is_finite in doubtful:
+            if not is_finite:
+                self._get_block(segment_index, index)
+
+    def forget(self) -> None:
+        """Give the memory of blocks on the device back, when nothing is read ahead any more."""
+        for sent in self._on_the_way.values():
+            sent.exception()
+        self._on_the_way, self._doubtful = {}, []
+        self._on_device.clear()
+
+    def _block_on_device(self, segment_index: int, index: int, last_block: int) -> Tensor:
+        """Return a conditioned block (num_channels, num_samples), and have the next one sent."""
+        key = (segment_index, index)
+        if key not in self._on_device:
+            on_its_way = self._send(key)
+            self._on_the_way = {
+                other: sent for other, sent in self._on_the_way.items() if other[1] == index + 1
+            }
+            sent = on_its_way.result()
+            if index < last_block:
+                self._send((segment_index, index + 1))
+            if sent.arrived is not None:
+                stream = torch.cuda.current_stream(self.device)
+                stream.wait_event(sent.arrived)
+                sent.raw.record_stream(stream)
+            while len(self._on_device) >= _KEPT_BLOCKS:
+                self._on_device.popitem(last=False)
+            block = self._conditioner(sent.raw.to(self.device), sent.left, sent.right)
+            if self._can_be_wrong:
+                self._doubtful.append((*key, torch.isfinite(block).all()))
+            self._on_device[key] = block
+        elif index < last_block and (segment_index, index + 1) not in self._on_device:
+            self._send((segment_index, index + 1))
+        return self._on_device[key]
+
+    def _send(self, key: tuple[int, int]) -> Future[_Sent]:
+        """Have the raw samples of a block sent to the device, if they are not on their way."""
+        if key not in self._on_the_way:
+            self._on_the_way[key] = self._thread.submit(self._read_and_send, *key)
+        return self._on_the_way[key]
+
+    def _read_and_send(self, segment_index: int, index: int) -> _Sent:
+        """Read a block with the filter's margins, and start to copy it."""
+        start = index * self._block
+        stop = min(start + self._block, self.num_samples(segment_index))
+        with READING, reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
+            raw, left, right = get_chunk_with_margin(
+                self._raw.segments[segment_index], start, stop, slice(None), self._conditioning.margin
+            )
+            if self._repaired is not None:
+                self._damage_of(segment_index, index)  # known from the same look
+        return _Sent(*self._sender(raw), left, right)
+
+
+class _Sender:
+    """Copies raw samples to a device; on CUDA through page-locked memory, on a stream of its own.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._turn = 0
+        self._locked: list[Tensor | None] = [None, None]
+        self._copied: list[torch.cuda.Event | None] = [None, None]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, raw: np.ndarray) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Start to copy (num_samples, num_channels); return them, and the event of their arrival.
+
+        Without CUDA they are only copied from where they were read.
+        """
+        native = raw.dtype.newbyteorder("=")
+        if self._stream is None:
+            return torch.from_numpy(np.array(raw, dtype=native, order="C")), None
+        self._turn = 1 - self._turn
+        before = self._copied[self._turn]
+        if before is not None:
+            before.synchronize()  # what the memory held has left it
+        locked = self._locked_memory(raw.size * raw.itemsize)
+        values = locked[: raw.size * raw.itemsize].view(torch.from_numpy(np.empty(0, native)).dtype)
+        values = values.view(raw.shape)
+        np.copyto(values.numpy(), raw)
+        with torch.cuda.stream(self._stream):
+            sent = values.to(self._device, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record(self._stream)
+        self._copied[self._turn] = arrived
+        return sent, arrived
+
+    def _locked_memory(self, num_bytes: int) -> Tensor:
+        """Return page-locked memory of at least so many bytes."""
+        locked = self._locked[self._turn]
+        if locked is None or len(locked) < num_bytes:
+            locked = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+            self._locked[self._turn] = locked
+        return locked
+
+
+def make_reader(
+    recording: BaseRecording, device: torch.device, repaired: RepairedRecording | None = None
+) -> TraceReader:
+    """Return a reader of preprocessed traces, which conditions them on the device where it can.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        Preprocessed recording.
+    device : torch.device
+        Where the traces are wanted.
+    repaired : RepairedRecording, optional
+        What `recording` is made from.
+    """
+    fits = isinstance(recording, ConditionedRecording) and (
+        recording.get_parent().get_dtype().newbyteorder("=") in NUMBERS
+    )
+    if device.type == "cpu" or not fits:
+        return TraceReader(recording, repaired=repaired)
+    return DeviceReader(recording, device, repaired=repaired)

@@ -1,0 +1,267 @@
+"""From raw traces to what the network sees: groups, bad channels, filter, reference, noise units.
+
+Preprocessing is lazy: it builds a view of the recording, and only a bounded, seeded sample of the
+recording is read to find unusable channels and noise levels. Silenced channels stay where they are, with
+traces of exactly 0, so that the channels of a recording and of a network always agree. The output is
+float32 in units of each channel's noise standard deviation, estimated from the median absolute deviation.
+Samples are frames of a segment; times are in seconds from its start.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import spikeinterface.preprocessing as spre
+from spikeinterface.core import BaseRecording
+
+from spikewise.core.config import PreprocessingConfig, SortingConfig
+from spikewise.core.errors import RecordingError, SettingError
+from spikewise.data.recordings.channels import (
+    SilencedRecording,
+    Usable,
+    check_channel_names,
+    find_bad,
+    find_unusable,
+    ids_of,
+    list_channels,
+    measure_noise,
+)
+from spikewise.data.recordings.conditioning import ConditionedRecording
+from spikewise.data.recordings.damage import measure_limits
+from spikewise.data.recordings.repair import RepairedRecording
+
+MIN_FILTER_FRAMES = 34
+"""The band-pass, run forward and backward, needs so many frames in every segment."""
+MAX_OF_SAMPLING_FREQUENCY = 0.45
+"""The band-pass ends at this fraction of the sampling frequency at the latest."""
+REFERENCE_CHANNELS = 16
+"""From so many channels on, the median over them leaves spikes alone."""
+READING = threading.RLock()
+"""Held by who reads a recording, of which groups may share files: one thread at a time."""
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """A recording made ready for the network.
+
+    Attributes
+    ----------
+    recording : BaseRecording
+        Lazy float32 traces in units of noise standard deviations; the channels of the input, in order.
+    silenced_channel_ids : tuple of str
+        Channels whose traces are exactly 0.
+    noise_levels : ndarray, shape (num_channels,)
+        Noise standard deviations after filter and reference, in the raw units of the input; NaN for
+        silenced channels.
+    steps : tuple of str
+        What was done, a line each.
+    repaired : RepairedRecording or None
+        Raw traces in which damage is bridged; None where damage is kept.
+    """
+
+    recording: BaseRecording
+    silenced_channel_ids: tuple[str, ...]
+    noise_levels: np.ndarray
+    steps: tuple[str, ...]
+    repaired: RepairedRecording | None = None
+
+
+def split_groups(recording: BaseRecording, group_by: str = "auto") -> dict[str, BaseRecording]:
+    """Split a recording into the parts that are sorted on their own.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        A recording; its property ``group`` tells probes, shanks and tetrodes apart.
+    group_by : {"auto", "none"}
+        Whether to split by that property or to keep all channels together.
+
+    Returns
+    -------
+    dict of str to BaseRecording
+        Each group by its name; ``"0"`` holds everything if there is one group only.
+    """
+    if group_by not in ("auto", "none"):
+        raise SettingError(
+            f"the setting group_by is {group_by!r}", "it must be one of 'auto', 'none'", "change it"
+        )
+    groups = recording.get_property("group")
+    if group_by == "none" or groups is None or len(np.unique(groups)) == 1:
+        return {"0": recording}
+    return {str(name): part for name, part in recording.split_by("group").items()}
+
+
+def preprocess_recording(
+    recording: BaseRecording,
+    config: PreprocessingConfig,
+    *,
+    silenced_channel_ids: Iterable[str] | None = None,
+    seed: int = 0,
+    damage: SortingConfig | None = None,
+) -> Preprocessed:
+    """Filter, reference and scale a recording, and silence its bad channels.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        A recording, or one of its groups.
+    config : PreprocessingConfig
+        What to do.
+    silenced_channel_ids : iterable of str, optional
+        Channels to silence instead of excluded and detected ones, as a network was trained with.
+    seed : int
+        Seed of the chunks that are read to measure the recording.
+    damage : SortingConfig, optional
+        Its settings of damaged stretches.
+
+    Returns
+    -------
+    Preprocessed
+        The recording in units of noise, and what was done to it.
+
+    Raises
+    ------
+    RecordingError
+        If a channel is constant, NaN or infinite and ``config.unusable_channels`` is ``"stop"``, if no
+        usable channel is left, if a channel to silence does not exist, if the sampling frequency is too
+        low for the filter or a segment too short for it, or if the recording cannot be read.
+    """
+    freq_max = _check_filter(recording, config) if config.bandpass else None
+    silenced = _choose_silenced(recording, config, silenced_channel_ids, seed)
+    silent_input = SilencedRecording(_as_signed(recording), ids_of(recording, silenced))
+    repaired = _repair(silent_input, damage or SortingConfig(), seed)
+    source, usable = (silent_input, None) if repaired is None else (repaired, repaired.is_usable)
+    band_hz = None if freq_max is None else (config.freq_min_hz, freq_max)
+    steps = [] if band_hz is None else [f"band-pass {band_hz[0]:g}-{band_hz[1]:g} Hz"]
+    if silenced_channel_ids is None and config.bad_channels == "detect":
+        bad, note = find_bad(ConditionedRecording(source, band_hz), silenced, seed, usable)
+        silenced |= bad
+        steps += [note] if note else []
+    reference, step = _reference(recording, config.common_reference, silenced)
+    steps += step
+    scaled, noise_levels, step = _scale_to_noise(source, band_hz, reference, silenced, seed, usable)
+    steps += step
+    if silenced:
+        plural = "s" if len(silenced) > 1 else ""
+        steps.append(f"silenced {len(silenced)} channel{plural}: {list_channels(silenced)}")
+    in_order = tuple(str(i) for i in ids_of(recording, silenced))
+    return Preprocessed(scaled, in_order, noise_levels, tuple(steps), repaired)
+
+
+def _check_filter(recording: BaseRecording, config: PreprocessingConfig) -> float:
+    """Return the upper edge of the band-pass in Hz, or raise if it cannot be run."""
+    sampling_frequency = recording.get_sampling_frequency()
+    freq_max = min(config.freq_max_hz, MAX_OF_SAMPLING_FREQUENCY * sampling_frequency)
+    if config.freq_min_hz >= freq_max:
+        raise RecordingError(
+            f"the sampling frequency is {sampling_frequency:g} Hz, too low for a band-pass from "
+            f"{config.freq_min_hz:g} Hz",
+            f"the band ends at {freq_max:g} Hz, {MAX_OF_SAMPLING_FREQUENCY:g} of the sampling frequency",
+            "check --sampling-frequency, or lower --freq-min-hz",
+        )
+    for segment_index in range(recording.get_num_segments()):
+        num_samples = recording.get_num_samples(segment_index)
+        if num_samples < MIN_FILTER_FRAMES:
+            raise RecordingError(
+                f"segment {segment_index} of the recording has {num_samples} samples",
+                f"the band-pass needs at least {MIN_FILTER_FRAMES}",
+                "leave the segment out",
+            )
+    return freq_max
+
+
+def _choose_silenced(
+    recording: BaseRecording,
+    config: PreprocessingConfig,
+    silenced_channel_ids: Iterable[str] | None,
+    seed: int,
+) -> dict[str, str]:
+    """Return the channels to silence before any detection, with their reasons."""
+    if silenced_channel_ids is None:
+        names, why = set(config.exclude_channels), "excluded"
+    else:
+        names, why = set(map(str, silenced_channel_ids)), "given"
+    check_channel_names(recording, sorted(names))
+    silenced = {str(i): why for i in ids_of(recording, names)}
+    unusable = find_unusable(recording, seed)
+    new = {name: reason for name, reason in unusable.items() if name not in silenced}
+    if new and config.unusable_channels == "stop":
+        raise RecordingError(
+            f"{len(new)} of {recording.get_num_channels()} channels are unusable: {list_channels(new)}",
+            "a channel must vary and hold finite numbers",
+            "leave them out with --exclude-channels, or go on without them with --unusable-channels silence",
+        )
+    silenced |= new
+    if len(silenced) == recording.get_num_channels():
+        raise RecordingError(
+            f"no channel is left of {len(silenced)}: {list_channels(silenced)}",
+            "at least one usable channel is needed",
+            "exclude fewer channels",
+        )
+    return silenced
+
+
+def _repair(recording: BaseRecording, config: SortingConfig, seed: int) -> RepairedRecording | None:
+    """Return the raw recording with its damage bridged, or None where that is switched off."""
+    if config.damage == "keep":
+        return None
+    limits = measure_limits(recording, config.artefact_noise, seed)
+    return RepairedRecording(recording, limits.centers, limits.noise_levels, limits.artefact_noise)
+
+
+def _as_signed(recording: BaseRecording) -> BaseRecording:
+    if recording.get_dtype().kind != "u":
+        return recording
+    if recording.get_dtype().itemsize == 8:
+        return spre.astype(recording, "float64")
+    return spre.unsigned_to_signed(recording)
+
+
+def _reference(
+    recording: BaseRecording, mode: str, silenced: Iterable[str]
+) -> tuple[np.ndarray | None, list[str]]:
+    """Tell over which channels the median is taken, where asked for: those that are not silenced."""
+    num_channels = recording.get_num_channels()
+    if mode == "none" or (mode == "auto" and num_channels < REFERENCE_CHANNELS):
+        return None, []
+    good = ~np.isin(recording.channel_ids.astype(str), list(silenced))
+    if good.sum() == 1:
+        return None, ["common median reference left out: it would erase the only channel"]
+    return good, [f"common median reference over {good.sum()} of {num_channels} channels"]
+
+
+def _scale_to_noise(
+    recording: BaseRecording,
+    band_hz: tuple[float, float] | None,
+    reference: np.ndarray | None,
+    silenced: Iterable[str],
+    seed: int,
+    usable: Usable | None,
+) -> tuple[BaseRecording, np.ndarray, list[str]]:
+    """Filter, reference, and divide each channel by its noise, or by infinity where it is to be silent."""
+    referenced = ConditionedRecording(recording, band_hz, reference)
+    good = ~np.isin(referenced.channel_ids.astype(str), list(silenced))
+    noise_levels, medians = measure_noise(referenced, seed, usable)
+    without = {str(i): "" for i in referenced.channel_ids[good & ~(noise_levels > 0)]}
+    if without:
+        raise RecordingError(
+            f"the noise of {len(without)} channels is zero or NaN after filter and reference: "
+            f"{list_channels(without)}",
+            "each channel is divided by its noise, which must be above 0",
+            "leave them out with --exclude-channels",
+        )
+    gains = np.divide(1.0, noise_levels, out=np.zeros_like(noise_levels), where=good)
+    center = band_hz is None
+    offsets = -medians * gains if center else np.zeros_like(gains)
+    noise_levels[~good] = np.nan
+    steps = ["subtracted the median of each channel"] if center else []
+    steps.append(
+        f"divided each channel by its noise, in the median {np.nanmedian(noise_levels):.4g} raw units"
+    )
+    scaled = ConditionedRecording(recording, band_hz, reference, gains, offsets)
+    for name in {"gain_to_uV", "offset_to_uV"} & set(scaled.get_property_keys()):
+        scaled.delete_property(name)  # they belong to the raw units
+    return scaled, noise_levels, steps

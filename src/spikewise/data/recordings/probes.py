@@ -1,0 +1,308 @@
+"""Where the channels are: probe files, a catalogue of common probes, and attaching them to recordings.
+
+Positions are in micrometres. The wiring of a probe says which channel of the recording each contact
+is: contact ``i`` is channel ``device_channel_indices[i]``. A catalogue probe is the usual layout of its
+kind, wired in the order of its contacts unless its entry says otherwise; the file that the acquisition
+system wrote (probeinterface, SpikeGLX .meta) says how a recording was really made, and is better.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import probeinterface
+from probeinterface import Probe, ProbeGroup
+from probeinterface.neuropixels_tools import build_neuropixels_probe
+from spikeinterface.core import BaseRecording
+
+from spikewise.core.errors import ProbeError
+from spikewise.core.untrusted import parsing
+from spikewise.data.recordings.channels import SilencedRecording
+
+TETRODE_SPACING_UM = 300.0
+"""Distance between the tetrodes of ``tetrode-N``; they are sorted one by one, so it is only for show."""
+
+LINEAR_PITCH_UM = 20.0
+SQUARE_PITCH_UM = 15.0
+
+# Blocks of 48 channels that read the lowest two blocks of 48 electrodes of each shank
+# (SpikeGLX, "IMRO tables", type 24).
+_FOUR_SHANK_BLOCKS = ((0, 2), (1, 3), (4, 6), (5, 7))
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One name of the catalogue: its number of channels for a given N, and how it is built."""
+
+    count: Callable[[int], int]
+    build: Callable[[int], Probe | ProbeGroup]
+
+
+def catalogue_names() -> list[str]:
+    """Return the names that :func:`load_probe` knows; N stands for a number, as in ``linear-16``."""
+    return list(_CATALOGUE)
+
+
+def load_probe(name_or_path: str | Path, num_channels: int | None = None) -> ProbeGroup:
+    """Load a probe from a file or the catalogue, wired to the channels of a recording.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A probeinterface ``.json``, a ``.prb``, a SpikeGLX ``.meta`` or ``.imro``, a MEArec ``.h5``; or a
+        name of :func:`catalogue_names`; or ``manufacturer:probe`` of the probeinterface library, which
+        is downloaded.
+    num_channels : int, optional
+        Number of channels of the recording, which the probe must have. None accepts any number.
+
+    Returns
+    -------
+    ProbeGroup
+        Contacts with positions in um; each of the channels from 0 has one.
+
+    Raises
+    ------
+    ProbeError
+        If there is no such probe, the file cannot be read, or it has another number of channels.
+    """
+    path = Path(name_or_path)
+    if os.path.isfile(path) or path.suffix.lower() in _READERS:
+        probe = _read_file(path)
+    elif ":" in str(name_or_path):
+        probe = _from_library(str(name_or_path))
+    else:
+        probe = _from_catalogue(str(name_or_path), num_channels)
+    with parsing(lambda reason: _unreadable(path, reason)):  # probes of files are looked at only here
+        group = _as_group(probe)
+        _wire(group, str(name_or_path), num_channels)
+        if not np.isfinite(group.get_global_contact_positions()).all():
+            raise ValueError("a contact has no finite position")
+        _move_apart(group)
+    return group
+
+
+def attach_probe(recording: BaseRecording, probe_setting: str | Path | None) -> BaseRecording:
+    """Return the recording with channel positions.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        The recording; it is not changed.
+    probe_setting : str, Path or None
+        What :func:`load_probe` accepts. None keeps the probe that the recording has.
+
+    Returns
+    -------
+    BaseRecording
+        The recording with a probe. A single channel without a probe is put at the origin.
+
+    Raises
+    ------
+    ProbeError
+        If the probe cannot be loaded or does not fit, or there are no positions and none are given.
+    """
+    num_channels = recording.get_num_channels()
+    if probe_setting is None:
+        if _has_positions(recording):
+            return recording
+        if num_channels > 1:
+            raise ProbeError(
+                f"the recording says nothing of where its {num_channels} channels are",
+                "several channels are sorted only with their positions",
+                "give --probe with a probeinterface file or a name such as "
+                f"{', '.join(catalogue_names())} (N is a number)",
+            )
+        probe_setting = "linear-1"
+    group = load_probe(probe_setting, num_channels)
+    attached = SilencedRecording(recording, [])  # a view: clone() would copy arrays into memory
+    attached.set_probegroup(group, check_overlap=False)
+    return attached
+
+
+def _has_positions(recording: BaseRecording) -> bool:
+    return recording.has_probe() and bool(np.isfinite(recording.get_channel_locations()).all())
+
+
+def _read_file(path: Path) -> Probe | ProbeGroup:
+    read = _READERS.get(path.suffix.lower())
+    if read is None or not os.path.isfile(path):
+        raise ProbeError(
+            f"the probe file {path} " + ("does not exist" if read else f"ends in {path.suffix!r}"),
+            f"a probe file ends in {', '.join(_READERS)}",
+            "correct the path, or write the probe with probeinterface.write_probeinterface",
+        )
+    with parsing(lambda reason: _unreadable(path, reason)):
+        return read(path)
+
+
+def _unreadable(path: Path, reason: str) -> ProbeError:
+    return ProbeError(
+        f"the probe file {path} cannot be read: {reason}",
+        f"a {path.suffix} file is read by probeinterface",
+        "check that the file is complete, or write it again with probeinterface.write_probeinterface",
+    )
+
+
+def _read_prb(path: Path) -> ProbeGroup:
+    """Read a .prb file, which is Python code, after checking that it computes nothing but numbers."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        calls_other = isinstance(node, ast.Call) and getattr(node.func, "id", None) not in _PRB_CALLS
+        if calls_other or not isinstance(node, _PRB_NODES):
+            line = f" in line {node.lineno}" if hasattr(node, "lineno") else ""
+            raise ProbeError(
+                f"the probe file {path} holds the code {type(node).__name__}{line}",
+                f"a .prb file may hold only values and the functions {', '.join(sorted(_PRB_CALLS))}",
+                "write its channel_groups out as plain lists and numbers",
+            )
+    return probeinterface.read_prb(path)
+
+
+_PRB_CALLS = {"range", "list", "dict", "tuple", "zip", "enumerate", "len", "int", "float"}
+_PRB_NODES = (
+    *(ast.Module, ast.Expr, ast.Assign, ast.Name, ast.Load, ast.Store, ast.Constant, ast.keyword),
+    *(ast.Dict, ast.List, ast.Tuple, ast.Subscript, ast.ListComp, ast.DictComp, ast.comprehension),
+    *(ast.Call, ast.UnaryOp, ast.USub, ast.UAdd, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div),
+    *(ast.FloorDiv, ast.Mod),
+)
+_READERS: dict[str, Callable[[Path], Probe | ProbeGroup]] = {
+    ".json": probeinterface.read_probeinterface,
+    ".prb": _read_prb,
+    ".meta": probeinterface.read_spikeglx,
+    ".imro": probeinterface.read_imro,
+    ".h5": probeinterface.read_mearec,
+}
+
+
+def _from_library(name: str) -> Probe:
+    manufacturer, _, model = name.partition(":")
+    try:
+        return probeinterface.get_probe(manufacturer, model)
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise ProbeError(
+            f"the probe {name!r} cannot be fetched: {type(error).__name__}: {error}",
+            "MANUFACTURER:PROBE names a probe of the probeinterface library, which needs the network",
+            "check the name in the probeinterface library, or download its .json file and give its path",
+        ) from error
+
+
+def _from_catalogue(name: str, num_channels: int | None) -> Probe | ProbeGroup:
+    key, size = name.lower(), 1
+    numbered = re.fullmatch(r"([a-z]+)-(\d+)", key)
+    if numbered:
+        key, size = f"{numbered[1]}-N", int(numbered[2])
+    entry = _CATALOGUE.get(key)
+    if entry is None or size < 1:
+        names = catalogue_names()
+        close = difflib.get_close_matches(name.lower(), names, n=1)
+        raise ProbeError(
+            f"there is no probe {name!r}",
+            f"known are {', '.join(names)} (N is a number from 1), and files ending in {', '.join(_READERS)}",
+            f"did you mean {close[0]!r}?" if close else "give one of these",
+        )
+    _check_count(name, entry.count(size), num_channels)
+    return entry.build(size)
+
+
+def _check_count(name: str, probe_channels: int, num_channels: int | None) -> None:
+    if num_channels is not None and probe_channels != num_channels:
+        raise ProbeError(
+            f"the probe {name} has {probe_channels} connected channels and the recording has {num_channels}",
+            "they must have the same number",
+            "give the probe that the recording was made with",
+        )
+
+
+def _as_group(probe: Probe | ProbeGroup) -> ProbeGroup:
+    if isinstance(probe, ProbeGroup):
+        return probe
+    group = ProbeGroup()
+    group.add_probe(probe)
+    return group
+
+
+def _wire(group: ProbeGroup, name: str, num_channels: int | None) -> None:
+    """Check that the probe has one contact for each channel; without wiring, take them in order."""
+    if all(probe.device_channel_indices is None for probe in group.probes):
+        group.set_global_device_channel_indices(np.arange(group.get_contact_count()))
+    wiring = group.get_global_device_channel_indices()["device_channel_indices"]
+    connected = np.sort(wiring[wiring >= 0])
+    _check_count(name, connected.size, num_channels)
+    if connected.size == 0 or not np.array_equal(connected, np.arange(connected.size)):
+        raise ProbeError(
+            f"the contacts of the probe {name} are wired to {np.unique(connected).size} different channels, "
+            f"numbered {connected.min(initial=0)} to {connected.max(initial=0)}",
+            "each channel of the recording, numbered from 0, must have one contact",
+            "correct device_channel_indices in the probe file",
+        )
+
+
+def _move_apart(group: ProbeGroup) -> None:
+    """Put probes side by side where two contacts of different probes share a position.
+
+    Files of several tetrodes often give each the same coordinates, which then say nothing of the
+    distance between them.
+    """
+    positions = group.get_global_contact_positions()
+    if len(np.unique(positions, axis=0)) == len(positions):
+        return
+    right = -np.inf
+    for probe in group.probes:
+        x = probe.contact_positions[:, 0]
+        shift = np.zeros(probe.ndim)
+        shift[0] = 0.0 if np.isinf(right) else right + TETRODE_SPACING_UM - x.min()
+        probe.move(shift)
+        right = probe.contact_positions[:, 0].max()
+
+
+def _neuropixels(part_number: str, contacts: np.ndarray) -> Probe:
+    probe = build_neuropixels_probe(part_number).get_slice(contacts)
+    probe.set_device_channel_indices(np.arange(contacts.size))
+    return probe
+
+
+def _neuropixels_four_shanks(_: int) -> Probe:
+    """Build the lowest 96 electrodes of each of the four shanks of a Neuropixels 2.0."""
+    contacts = np.concatenate([1280 * shank + np.arange(96) for shank in range(4)])
+    probe = _neuropixels("NP2013", contacts)
+    blocks = np.array(_FOUR_SHANK_BLOCKS).ravel()
+    probe.set_device_channel_indices((48 * blocks[:, np.newaxis] + np.arange(48)).ravel())
+    return probe
+
+
+def _tetrodes(count: int) -> ProbeGroup:
+    group = ProbeGroup()
+    for index in range(count):
+        tetrode = probeinterface.generate_tetrode()
+        tetrode.move([TETRODE_SPACING_UM * index, 0.0])
+        group.add_probe(tetrode)
+    return group
+
+
+def _linear(count: int) -> Probe:
+    return probeinterface.generate_linear_probe(count, ypitch=LINEAR_PITCH_UM)
+
+
+def _square(side: int) -> Probe:
+    return probeinterface.generate_multi_columns_probe(
+        side, side, xpitch=SQUARE_PITCH_UM, ypitch=SQUARE_PITCH_UM
+    )
+
+
+_CATALOGUE = {
+    "neuropixels-1.0": _Entry(lambda _: 384, lambda _: _neuropixels("NP1000", np.arange(384))),
+    "neuropixels-2.0": _Entry(lambda _: 384, lambda _: _neuropixels("NP2003", np.arange(384))),
+    "neuropixels-2.0-4shank": _Entry(lambda _: 384, _neuropixels_four_shanks),
+    "neuropixels-ultra": _Entry(lambda _: 384, lambda _: _neuropixels("NP1100", np.arange(384))),
+    "tetrode": _Entry(lambda _: 4, lambda _: probeinterface.generate_tetrode()),
+    "stereotrode": _Entry(lambda _: 2, lambda _: _linear(2)),
+    "linear-N": _Entry(lambda n: n, _linear),
+    "square-N": _Entry(lambda n: n * n, _square),
+    "tetrode-N": _Entry(lambda n: 4 * n, _tetrodes),
+}

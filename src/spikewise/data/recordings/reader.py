@@ -1,0 +1,237 @@
+"""Preprocessed traces of a recording, block by block, as every stage reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from typing import Protocol
+
+import numpy as np
+from spikeinterface.core import (
+    BaseRecording,
+)
+
+from spikewise.core.errors import RecordingError, SettingError
+from spikewise.core.threads import num_threads
+from spikewise.data.recordings.channels import (
+    SilencedRecording,
+    list_channels,
+)
+from spikewise.data.recordings.conditioning import ConditionedRecording
+from spikewise.data.recordings.damage import STRETCH, clip_stretches
+from spikewise.data.recordings.formats import reading_errors
+from spikewise.data.recordings.preprocessing import READING
+from spikewise.data.recordings.repair import RepairedRecording
+
+
+class TraceReader:
+    """Reads traces so that a sample never depends on how much is asked for around it.
+
+    A filter near the edge of what is asked for sees less on that side, so that SpikeInterface returns
+    slightly different values for different requests. This reader always asks for the same blocks on a
+    fixed grid (frames ``k * block`` to ``(k + 1) * block`` of a segment), keeps the last few, and cuts. One
+    thread may ask it; the next blocks are read by another where :meth:`read_ahead` is called.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        Preprocessed recording.
+    block_s : float
+        Length of a block, s.
+    repaired : RepairedRecording, optional
+        What `recording` is made from: it tells which stretches are damaged.
+
+    Attributes
+    ----------
+    num_segments, num_channels : int
+    sampling_frequency : float
+    """
+
+    max_blocks = 3
+
+    def __init__(
+        self, recording: BaseRecording, block_s: float = 1.0, repaired: RepairedRecording | None = None
+    ):
+        if not block_s > 0:
+            raise SettingError(f"the length of a block is {block_s!r} s", "it must be above 0", "change it")
+        self._recording = recording
+        self._repaired = repaired
+        self._damage: dict[tuple[int, int], np.ndarray] = {}
+        self.num_segments: int = recording.get_num_segments()
+        self.num_channels: int = recording.get_num_channels()
+        self.sampling_frequency: float = recording.get_sampling_frequency()
+        self._block = max(1, round(block_s * self.sampling_frequency))
+        self._blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        source = recording.get_parent() if isinstance(recording, ConditionedRecording) else recording
+        self._may_be_not_finite = source.get_dtype().kind == "f"
+        self._most_blocks = self.max_blocks
+        self._keeping = threading.Lock()
+        self._ahead: threading.Thread | None = None
+
+    def num_samples(self, segment_index: int) -> int:
+        """Return the number of frames of a segment."""
+        return self._recording.get_num_samples(segment_index)
+
+    def read(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Read the frames from `start` to before `stop`; frames outside the segment are zeros.
+
+        Parameters
+        ----------
+        segment_index : int
+            Index of the segment.
+        start, stop : int
+            Frames; may lie before the segment's start or after its end.
+
+        Returns
+        -------
+        ndarray of float32, shape (stop - start, num_channels)
+            The samples of a channel lie side by side in memory. Not to be written into: where one block
+            holds all of them, they are that block's.
+
+        Raises
+        ------
+        RecordingError
+            If the block of a frame holds NaN or infinite values, or cannot be read.
+        """
+        first, last = max(0, start), min(stop, self.num_samples(segment_index))
+        shape = (self.num_channels, max(0, stop - start))
+        if first >= last:
+            return np.zeros(shape, dtype=np.float32).T
+        is_inside = start >= 0 and stop == last
+        if is_inside and first // self._block == (last - 1) // self._block:
+            offset = first // self._block * self._block
+            return self._get_block(segment_index, first // self._block)[first - offset : last - offset]
+        traces = (np.empty if is_inside else np.zeros)(shape, dtype=np.float32).T
+        for block_index in range(first // self._block, -(-last // self._block)):
+            offset = block_index * self._block
+            low, high = max(first, offset), min(last, offset + self._block)
+            block = self._get_block(segment_index, block_index)
+            traces[low - start : high - start] = block[low - offset : high - offset]
+        return traces
+
+    def read_ahead(self, segment_index: int, start: int, stop: int) -> None:
+        """Begin to read the blocks of some frames in another thread; what is read next waits for it.
+
+        Nothing is begun while the thread still reads what it was asked for before, nor where PyTorch, and
+        with it all of Spikewise, is to use one thread.
+        """
+        if num_threads() == 1 or (self._ahead is not None and self._ahead.is_alive()):
+            return
+        self._most_blocks = self.max_blocks + 2
+        last = min(stop, self.num_samples(segment_index))
+        numbers = range(max(0, start) // self._block, -(-last // self._block))
+
+        def run() -> None:
+            # What goes wrong is told where the traces are asked for, which reads them again.
+            with contextlib.suppress(Exception):
+                for number in numbers:
+                    self._get_block(segment_index, number)
+
+        self._ahead = threading.Thread(target=run, name="spikewise-read-ahead", daemon=True)
+        self._ahead.start()
+
+    def damage(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return the damaged stretches between two frames of a segment.
+
+        Blocks that were read are known; others are looked at now.
+
+        Returns
+        -------
+        ndarray of STRETCH
+            Clipped to the frames, in order of time, and cut where blocks end.
+        """
+        first, last = max(0, start), min(stop, self.num_samples(segment_index))
+        if self._repaired is None or first >= last:
+            return np.empty(0, STRETCH)
+        blocks = range(first // self._block, -(-last // self._block))
+        parts = [self._damage_of(segment_index, block_index) for block_index in blocks]
+        return clip_stretches(np.concatenate(parts), first, last)
+
+    def _damage_of(self, segment_index: int, block_index: int) -> np.ndarray:
+        key = (segment_index, block_index)
+        with READING:
+            if key not in self._damage and self._repaired is not None:
+                start = block_index * self._block
+                stop = min(start + self._block, self.num_samples(segment_index))
+                with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
+                    self._damage[key] = self._repaired.damage(segment_index, start, stop)
+        return self._damage[key]
+
+    def _get_block(self, segment_index: int, block_index: int) -> np.ndarray:
+        key = (segment_index, block_index)
+        if (block := self._kept(key)) is not None:
+            return block
+        with READING:
+            if (block := self._kept(key)) is not None:
+                return block
+            block = self._read_block(segment_index, block_index)
+            with self._keeping:
+                self._blocks[key] = block
+                while len(self._blocks) > self._most_blocks:
+                    self._blocks.popitem(last=False)
+            return block
+
+    def _kept(self, key: tuple[int, int]) -> np.ndarray | None:
+        """Return a block if it is kept, which is then the last to be given up."""
+        with self._keeping:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+            return self._blocks.get(key)
+
+    def _read_block(self, segment_index: int, block_index: int) -> np.ndarray:
+        start = block_index * self._block
+        stop = min(start + self._block, self.num_samples(segment_index))
+        with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
+            traces = self._recording.get_traces(segment_index, start, stop).astype(np.float32, copy=False)
+        # A sum is the sooner told; it may overflow where all are finite.
+        if self._may_be_not_finite and not np.isfinite(traces.sum()) and not np.isfinite(traces).all():
+            raise self._not_finite(segment_index, start, stop, traces)
+        if self._repaired is not None:
+            self._damage_of(segment_index, block_index)
+        traces.flags.writeable = False
+        return traces
+
+    def _not_finite(self, segment_index: int, start: int, stop: int, traces: np.ndarray) -> RecordingError:
+        """Find the channels of NaN or infinite values before filter and reference spread them."""
+        source = self._recording
+        while source is not None and not isinstance(source, SilencedRecording):
+            source = source.get_parent()
+        bad = ~np.isfinite(traces)
+        if source is not None:
+            low = max(0, start - self._block)
+            raw = source.get_traces(
+                segment_index, low, min(stop + self._block, self.num_samples(segment_index))
+            )
+            if not np.isfinite(raw).all():
+                start, bad = low, ~np.isfinite(raw)
+        time_s = (start + int(bad.any(axis=1).argmax())) / self.sampling_frequency
+        names = {str(i): "" for i in self._recording.channel_ids[bad.any(axis=0)]}
+        return RecordingError(
+            f"the traces of {len(names)} channels are NaN or infinite at {time_s:.3f} s of segment "
+            f"{segment_index}: {list_channels(names)}",
+            "every sample must be a finite number",
+            "cut this time out, or leave the channels out with --exclude-channels",
+        )
+
+
+class Traces(Protocol):
+    """What is read from: preprocessed traces, zero outside the recording."""
+
+    @property
+    def num_segments(self) -> int:
+        """Number of segments."""
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels."""
+
+    @property
+    def sampling_frequency(self) -> float:
+        """Samples in a second."""
+
+    def num_samples(self, segment_index: int) -> int:
+        """Return the length of a segment."""
+
+    def read(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return float32 traces (stop - start, num_channels)."""

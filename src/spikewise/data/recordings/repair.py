@@ -1,0 +1,143 @@
+"""A recording without its damage: damaged stretches are bridged before the filter could spread them.
+
+A short stretch is bridged by a straight line between the samples at its sides, a long one leaves the level of
+either side along half a cosine and rests at the channel's usual level. Both are slow against the band-pass,
+so that hardly anything is left after it; nothing of what was damaged is. As the rules of
+:mod:`spikewise.data.recordings.damage`, a bridge depends on samples within a fixed reach alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from spikeinterface.core import BaseRecording
+from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
+
+from spikewise.data.recordings.damage import (
+    ALL_CHANNELS,
+    DamageLimits,
+    clip_stretches,
+    find_damage,
+    find_time_jumps,
+    reach_samples,
+    samples_of,
+    union,
+)
+
+_TAPER_MS = 5.0
+_REMEMBERED = 4
+
+
+class RepairedRecording(BasePreprocessor):
+    """A lazy view of a raw recording in which damaged stretches are bridged.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        Raw recording of one group.
+    centers, noise_levels : array_like
+        (num_channels,) see :class:`spikewise.data.recordings.damage.DamageLimits`.
+    artefact_noise : float
+        See there.
+    """
+
+    def __init__(self, recording: BaseRecording, centers: Any, noise_levels: Any, artefact_noise: float):
+        super().__init__(recording)
+        limits = DamageLimits(np.asarray(centers, float), np.asarray(noise_levels, float), artefact_noise)
+        for index, segment in enumerate(recording.segments):
+            has_clock = recording.has_time_vector(index)
+            self.add_recording_segment(
+                _RepairedSegment(segment, limits, recording.get_sampling_frequency(), has_clock)
+            )
+        self._kwargs = {
+            "recording": recording,
+            "centers": limits.centers.tolist(),
+            "noise_levels": limits.noise_levels.tolist(),
+            "artefact_noise": artefact_noise,
+        }
+
+    def damage(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return the damaged stretches between two frames, clipped to them: of the type STRETCH."""
+        return self.segments[segment_index].damage(start, stop)
+
+    def is_usable(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Tell which channels (num_channels,) are not damaged for most of a chunk."""
+        damaged = np.zeros(self.get_num_channels(), np.int64)
+        for one in self.damage(segment_index, start, stop):
+            channels = slice(None) if one["channel_index"] == ALL_CHANNELS else one["channel_index"]
+            damaged[channels] += one["stop"] - one["start"]
+        return 2 * damaged < stop - start
+
+
+class _RepairedSegment(BasePreprocessorSegment):
+    def __init__(self, parent: Any, limits: DamageLimits, sampling_frequency: float, has_clock: bool):
+        super().__init__(parent)
+        self.limits = limits
+        self.rate = sampling_frequency
+        self.has_clock = has_clock
+        self.taper = samples_of(_TAPER_MS, sampling_frequency)
+        self.context = reach_samples(sampling_frequency) + 2 * self.taper + 1
+        self._looks: tuple[tuple[int, int, np.ndarray], ...] = ()
+
+    def get_traces(self, start_frame: int, end_frame: int, channel_indices: Any) -> np.ndarray:
+        """Return the traces (num_samples, num_channels) of the asked channels."""
+        traces, first, stretches = self._look(start_frame, end_frame)
+        inside = slice(start_frame - first, end_frame - first)
+        # Beyond its reach a rule cannot tell; a bridge needs to know damage as far as the tapers go.
+        reach = 2 * self.taper + 1
+        near = clip_stretches(stretches, start_frame - reach, end_frame + reach)
+        if len(near):
+            low, high = max(first, start_frame - reach), min(first + len(traces), end_frame + reach)
+            part = np.array(traces[low - first : high - first])
+            self._bridge(part, low, near)
+            traces, inside = part, slice(start_frame - low, end_frame - low)
+        wanted = slice(None) if channel_indices is None else channel_indices
+        return traces[inside, wanted]
+
+    def damage(self, start: int, stop: int) -> np.ndarray:
+        """Return the damaged stretches between two frames, clipped to them."""
+        for low, high, stretches in self._looks:
+            if low <= start and stop <= high:
+                return clip_stretches(stretches, start, stop)
+        return clip_stretches(self._look(start, stop)[2], start, stop)
+
+    def _look(self, start: int, stop: int) -> tuple[np.ndarray, int, np.ndarray]:
+        """Return traces with their context, the first frame of these, and what is damaged."""
+        low, high = max(0, start - self.context), min(self.get_num_samples(), stop + self.context)
+        traces = self.parent_recording_segment.get_traces(low, high, slice(None))
+        stretches = find_damage(traces, low, self.rate, self.limits)
+        if self.has_clock:
+            times = np.asarray(self.parent_recording_segment.get_times(start_frame=low, end_frame=high))
+            stretches = np.concatenate((stretches, find_time_jumps(times, low, self.rate)))
+        self._looks = ((start, stop, stretches), *self._looks[: _REMEMBERED - 1])
+        return traces, low, stretches
+
+    def _bridge(self, traces: np.ndarray, first_frame: int, stretches: np.ndarray) -> None:
+        """Bridge the stretches in place; what reaches beyond the traces has no other side."""
+        of_all = stretches[stretches["channel_index"] == ALL_CHANNELS]
+        channels = np.unique(stretches["channel_index"])
+        for channel in range(traces.shape[1]) if len(of_all) else channels:
+            own = stretches[stretches["channel_index"] == channel]
+            both = np.concatenate((of_all, own)) if len(own) else of_all
+            column = traces[:, channel]
+            for start, stop in zip(*union(both["start"], both["stop"]), strict=True):
+                self._bridge_one(
+                    column, start - first_frame, stop - first_frame, self.limits.centers[channel]
+                )
+
+    def _bridge_one(self, values: np.ndarray, start: int, stop: int, center: float) -> None:
+        before = float(values[start - 1]) if start > 0 else None
+        after = float(values[stop]) if stop < len(values) else None
+        start, stop = max(start, 0), min(stop, len(values))
+        bridge = np.full(stop - start, center)
+        if before is not None and after is not None and len(bridge) <= 2 * self.taper:
+            bridge = np.linspace(before, after, len(bridge) + 2)[1:-1]
+        else:
+            fading = 0.5 + 0.5 * np.cos(np.pi * np.arange(1, self.taper + 1) / self.taper)
+            length = min(self.taper, len(bridge))
+            if before is not None:
+                bridge[:length] += (before - center) * fading[:length]
+            if after is not None:
+                bridge[len(bridge) - length :] += (after - center) * fading[:length][::-1]
+        values[start:stop] = np.rint(bridge) if values.dtype.kind in "iu" else bridge

@@ -1,0 +1,1 @@
+"""Recordings with known spikes: a generator, MEArec templates, real units, drift."""

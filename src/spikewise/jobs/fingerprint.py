@@ -1,0 +1,192 @@
+"""What a sort is of: recording, labels, model, settings and cut; two that agree give the same spikes.
+
+Traces are sampled, since hashing hours would take as long as sorting them: some pieces of each segment,
+spread evenly, are hashed as they are read. While a sort runs, size and time of change of the recording's
+files are watched as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from spikeinterface.core import BaseRecording, BaseSorting
+from spikeinterface.core.core_tools import extractor_dict_iterator
+
+from spikewise.core.config import Config
+from spikewise.core.devices import choose_device
+from spikewise.core.errors import OutputError, RecordingError
+from spikewise.core.version import __version__
+from spikewise.data.recordings.formats import reading_errors
+from spikewise.output.store import spikes_hash
+from spikewise.sorting.device import choose_dtype
+
+_PIECES = 32
+_PIECE_SAMPLES = 500
+_MAX_FILES = 1000
+_NOT_OF_RESULT = ("chunk_s", "cluster", "report")
+"""Settings of how the work is done, which change no spike."""
+
+
+def describe_job(
+    recording: BaseRecording,
+    labels: BaseSorting | None,
+    model_hash: str | None,
+    filters_hash: str | None,
+    config: Config,
+) -> dict[str, Any]:
+    """Return all that the spikes of a sort depend on, as JSON types.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+    labels : BaseSorting or None
+    model_hash : str or None
+        Of the model that is given.
+    filters_hash : str or None
+        Of the filters or the model that training starts from.
+    config : Config
+
+    Raises
+    ------
+    RecordingError
+        If the recording cannot be read.
+    """
+    settings = config.to_dict()
+    del settings["recording"]  # how a file is read shows in what is read
+    settings["sorting"] = {k: v for k, v in settings["sorting"].items() if k not in _NOT_OF_RESULT}
+    device = choose_device(config.sorting.device)
+    dtype = torch.float32 if device.type == "cpu" else choose_dtype(config.sorting.precision, device)
+    settings["sorting"] |= {"device": device.type, "precision": str(dtype).removeprefix("torch.")}
+    settings["transfer"]["pretrained"] = filters_hash
+    facts = {
+        "spikewise_version": __version__,
+        "recording": _describe_recording(recording),
+        "labels": None if labels is None else spikes_hash(labels),
+        "model": model_hash,
+        "settings": settings,
+    }
+    return json.loads(json.dumps(facts))
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return what differs between two jobs, each as text with both values."""
+    found = []
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} was {_short(old)} and is {_short(new)}")
+    return found
+
+
+def check_same_job(before: Any, now: dict[str, Any], where: Path) -> None:
+    """Raise unless what was begun is what is asked for now.
+
+    Raises
+    ------
+    OutputError
+        With every difference named.
+    """
+    different = differences(before if isinstance(before, dict) else {}, now)
+    if different:
+        raise OutputError(
+            f"{where} is of another sort: {'; '.join(different[:6])}"
+            + (f"; and {len(different) - 6} more differences" if len(different) > 6 else ""),
+            "the recording, labels, model and settings that it was begun with",
+            "give these, or begin anew with --overwrite and without --resume",
+        )
+
+
+class FileWatch:
+    """Notices when a file of a recording changes while it is sorted.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        One that lives in memory has no files, and nothing is watched.
+    """
+
+    def __init__(self, recording: BaseRecording):
+        self._files = _files_of(recording)
+        self._before = {path: _state(path) for path in self._files}
+
+    def check(self) -> None:
+        """Raise if a file is not as it was.
+
+        Raises
+        ------
+        RecordingError
+        """
+        for path in self._files:
+            before, now = self._before[path], _state(path)
+            if before != now:
+                sizes = [None if state is None else state[0] for state in (before, now)]
+                what = "is gone" if now is None else f"changed: it had {sizes[0]} bytes and has {sizes[1]}"
+                if sizes[0] == sizes[1]:
+                    what = "was written to"
+                raise RecordingError(
+                    f"{path} {what} while it was sorted",
+                    "a recording that stays as it is until it is sorted",
+                    "sort it when it is complete; if it is again as it was, go on with --resume",
+                )
+
+
+def _describe_recording(recording: BaseRecording) -> dict[str, Any]:
+    positions = np.asarray(recording.get_channel_locations(), dtype=np.float64)
+    return {
+        "sampling_frequency": float(recording.get_sampling_frequency()),
+        "dtype": str(recording.get_dtype()),
+        "num_samples": [recording.get_num_samples(k) for k in range(recording.get_num_segments())],
+        "channel_ids": [str(channel_id) for channel_id in recording.channel_ids],
+        "channel_positions_hash": hashlib.sha256(positions.tobytes()).hexdigest(),
+        "groups": [str(name) for name in recording.get_channel_groups()],
+        "traces_hash": _hash_of_traces(recording),
+    }
+
+
+def _hash_of_traces(recording: BaseRecording) -> str:
+    digest = hashlib.sha256()
+    for segment_index in range(recording.get_num_segments()):
+        last = max(0, recording.get_num_samples(segment_index) - _PIECE_SAMPLES)
+        for start in np.unique(np.linspace(0, last, _PIECES).astype(int)).tolist():
+            stop = min(start + _PIECE_SAMPLES, recording.get_num_samples(segment_index))
+            with reading_errors(f"the recording from {start / recording.sampling_frequency:.3f} s on"):
+                traces = recording.get_traces(segment_index, start, stop)
+            digest.update(np.ascontiguousarray(traces).tobytes())
+    return digest.hexdigest()
+
+
+def _files_of(recording: BaseRecording) -> list[str]:
+    """Return the files that a recording is read from, and those in its folders."""
+    if not recording.check_serializability("json"):
+        return []
+    files: set[str] = set()
+    for element in extractor_dict_iterator(recording.to_dict(recursive=True)):
+        value = element.value
+        if not isinstance(value, str | Path) or not os.path.isabs(value):
+            continue
+        if os.path.isfile(value):
+            files.add(str(value))
+        elif os.path.isdir(value):
+            files |= {entry.path for entry in os.scandir(value) if entry.is_file()}
+    return sorted(files)[:_MAX_FILES]
+
+
+def _state(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,118 @@
+"""From shards to one sorting: read a stretch of time of all groups, order its spikes, write them, go on.
+
+The spikes go to a file in SpikeInterface's order and type, which the sorting maps into memory, so that memory
+holds one shard of each group and never all spikes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from spikeinterface.core import BaseSorting
+from spikeinterface.core.base import minimum_spike_dtype
+
+from spikewise.core.files import writing
+from spikewise.data.labels.label_set import make_ordered_sorting
+from spikewise.jobs.shards import Shard, ShardStore, check_whole
+from spikewise.models.checkpoint import Model
+
+
+def merge_shards(
+    store: ShardStore, periods: Sequence[Sequence[Shard]], model: Model, num_segments: int, file: Path
+) -> BaseSorting:
+    """Join the shards of all groups to one sorting, in order of segment, time, then unit.
+
+    Where a period ends and another begins, which has other weights, a spike of a unit that lies within the
+    merging time of one of the same unit before is that one, found twice.
+
+    Parameters
+    ----------
+    store : ShardStore
+    periods : sequence of sequences of Shard
+        All shards of the sort, those of each period, cut alike in every group.
+    model : Model
+        Gives the units, group after group.
+    num_segments : int
+    file : Path
+        Where the spikes are written, as .npy; the sorting reads from it.
+    """
+    shards = [shard for period in periods for shard in period]
+    check_whole(store, shards)
+    seams = {min((shard.segment_index, shard.start) for shard in period) for period in periods[1:] if period}
+    together = round(model.detection_config.merge_ms * model.sampling_frequency / 1000)
+    spikes = np.empty(0, minimum_spike_dtype)
+    if sum(map(store.num_spikes, shards)):  # nothing cannot be mapped
+        with writing(file), open(file, "wb") as opened:
+            count = 0
+            np.lib.format.write_array_header_1_0(opened, _header(count))
+            begin = opened.tell()
+            for part in _found_once(_in_order(store, shards, model), seams, together):
+                opened.write(part.tobytes())
+                count += len(part)
+            opened.seek(0)
+            np.lib.format.write_array_header_1_0(opened, _header(count))  # it leaves room for any count
+            if opened.tell() != begin:
+                raise RuntimeError(f"the header of {count} spikes is longer than that of none")
+        spikes = np.load(file, mmap_mode="r", allow_pickle=False)
+    sorting = make_ordered_sorting(
+        spikes, model.sampling_frequency, np.arange(len(model.unit_ids)), num_segments
+    ).rename_units(model.unit_ids)
+    sorting.set_property("threshold", np.concatenate([group.thresholds for group in model.groups]))
+    names = [name for group in model.groups for name in [group.name] * len(group.unit_ids)]
+    sorting.set_property("group", np.array(names))
+    return sorting
+
+
+def in_memory(sorting: BaseSorting) -> BaseSorting:
+    """Return a sorting that needs no file, with the same units and properties."""
+    copied = make_ordered_sorting(
+        np.array(sorting.to_spike_vector()),
+        sorting.sampling_frequency,
+        sorting.unit_ids,
+        sorting.get_num_segments(),
+    )
+    sorting.copy_metadata(copied)
+    return copied
+
+
+def _found_once(
+    parts: Iterator[tuple[tuple[int, int], np.ndarray]], seams: set[tuple[int, int]], together: int
+) -> Iterator[np.ndarray]:
+    """Yield the spikes of stretches, without those that were found before a seam already."""
+    before = np.empty(0, minimum_spike_dtype)
+    for (segment_index, start), spikes in parts:
+        if (segment_index, start) in seams:
+            is_same_segment = before["segment_index"] == segment_index
+            near = before[is_same_segment & (before["sample_index"] >= start - together)]
+            new = spikes[: np.searchsorted(spikes["sample_index"], start + together)]
+            gap = new["sample_index"][:, None] - near["sample_index"]
+            is_twice = ((gap <= together) & (new["unit_index"][:, None] == near["unit_index"])).any(axis=1)
+            spikes = np.concatenate((new[~is_twice], spikes[len(new) :]))
+        yield spikes
+        before = spikes
+
+
+def _in_order(
+    store: ShardStore, shards: Sequence[Shard], model: Model
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Yield one stretch of time after the other: segment and start, and the spikes of all groups."""
+    first_units = np.cumsum([0] + [len(group.unit_ids) for group in model.groups])
+    by_time = sorted(shards, key=lambda shard: (shard.segment_index, shard.start, shard.group_index))
+    for (segment_index, start), parts in itertools.groupby(by_time, lambda s: (s.segment_index, s.start)):
+        found = [(store.read(shard), first_units[shard.group_index]) for shard in parts]
+        sample_index = np.concatenate([table["sample_index"] for table, _ in found])
+        unit_index = np.concatenate([table["unit_index"] + first for table, first in found])
+        order = np.lexsort((unit_index, sample_index))
+        spikes = np.empty(len(order), minimum_spike_dtype)
+        spikes["sample_index"], spikes["unit_index"] = sample_index[order], unit_index[order]
+        spikes["segment_index"] = segment_index
+        yield (segment_index, start), spikes
+
+
+def _header(count: int) -> dict[str, Any]:
+    descr = np.lib.format.dtype_to_descr(np.dtype(minimum_spike_dtype))
+    return {"descr": descr, "fortran_order": False, "shape": (count,)}

@@ -1,0 +1,149 @@
+"""The labels that a sort starts from: those that are given, or those that another sorter makes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from spikeinterface.core import BaseRecording, BaseSorting, NumpyFolderSorting
+
+from spikewise.core.config import Config
+from spikewise.core.errors import BootstrapError
+from spikewise.core.files import sync_tree, writing
+from spikewise.core.untrusted import safe_name
+from spikewise.data.labels.label_set import (
+    LabelSet,
+    make_label_set,
+    split_labels_by_group,
+)
+from spikewise.discovery.bootstrap import bootstrap_labels
+from spikewise.discovery.label_cleaning import clean_labels
+from spikewise.jobs.unfinished import Unfinished
+from spikewise.output.store import BOOTSTRAP_FOLDER
+from spikewise.sorting.groups import Group
+
+_INTERVAL = ("start_frame", "stop_frame", "source", "segment_starts")
+
+logger = logging.getLogger(__name__)
+
+
+def label_groups(
+    groups: list[Group],
+    recording: BaseRecording,
+    labels: BaseSorting | None,
+    source: str,
+    config: Config,
+    state: Unfinished,
+) -> tuple[dict[str, LabelSet], dict[str, Any]]:
+    """Return the labels of each group, and the facts about where they came from.
+
+    Given labels are shared out by where their mean waveforms are largest; without labels each group is sorted
+    by the bootstrap sorter, and unit ids count on from group to group; its labels are written to the output
+    folder, and a group that has them there is not sorted again.
+    """
+    if labels is not None:
+        label_set = make_label_set(labels, recording, config.labels, source)
+        shared_out = split_labels_by_group(label_set, {group.name: group.reader for group in groups})
+        return shared_out, {"source": source, "interval_s": list(label_set.seconds())}
+    label_sets: dict[str, LabelSet] = {}
+    facts: dict[str, Any] = {"source": f"bootstrap {config.bootstrap.bootstrap}", "groups": {}}
+    next_id = 0
+    for index, group in enumerate(groups):
+        try:
+            kept = _kept_labels(state, index, group) or _bootstrap_group(state, index, group, config, next_id)
+        except BootstrapError as error:
+            if len(groups) == 1:
+                raise _with_log_kept(
+                    error, state.output / f"bootstrap_{config.bootstrap.bootstrap}.log"
+                ) from error
+            logger.warning("group %s gives no labels: %s", group.name, error)
+            facts["groups"][group.name] = {"error": str(error)}
+            continue
+        label_sets[group.name], facts["groups"][group.name] = kept
+        next_id += label_sets[group.name].sorting.get_num_units()
+        facts["interval_s"] = list(label_sets[group.name].seconds())
+    if not label_sets:
+        raise BootstrapError(
+            f"{config.bootstrap.bootstrap} found no unit in any of the {len(groups)} groups",
+            "at least one unit in one group",
+            "give labels with --labels, or try another sorter with --bootstrap",
+        )
+    return label_sets, facts
+
+
+def _bootstrap_group(
+    state: Unfinished, index: int, group: Group, config: Config, first_id: int
+) -> tuple[LabelSet, dict[str, Any]]:
+    """Let the bootstrap sorter make the labels of a group, keep them, and return them as they are kept."""
+    repaired = group.preprocessed.repaired
+    bootstrap = bootstrap_labels(
+        group.recording if repaired is None else repaired,
+        config.bootstrap,
+        group.preprocessed.recording,
+        seed=config.training.seed,
+        folder=state.output,
+        silenced_channel_ids=group.preprocessed.silenced_channel_ids,
+    )
+    cleaned, mended = clean_labels(bootstrap.label_set, group.reader)
+    label_set = _renumber(cleaned, first_id)
+    facts = {
+        "sorter": bootstrap.sorter,
+        "sorter_version": bootstrap.sorter_version,
+        "seconds": round(bootstrap.seconds, 3),
+        "num_units_found": bootstrap.num_found,
+        "num_units_kept": label_set.sorting.get_num_units(),
+        "num_units_split": mended["split"],
+        "num_units_merged": mended["merged"],
+        "dropped": bootstrap.dropped,
+    }
+    place = _labels_place(state, group)
+    partial = place.with_name(f"{place.name}.partial")
+    with writing(state.output):
+        for left in (partial, place):  # of a process that was ended
+            shutil.rmtree(left, ignore_errors=True)
+        label_set.sorting.save(folder=partial)
+        sync_tree(partial)
+        partial.rename(place)
+    interval = {name: getattr(label_set, name) for name in _INTERVAL}
+    state.save({**interval, "facts": facts}, state.labels_name(index))
+    return _kept_labels(state, index, group) or (label_set, facts)
+
+
+def _labels_place(state: Unfinished, group: Group) -> Path:
+    """Return where the bootstrap labels of a group are kept; its name may come from a stranger's file."""
+    return state.output / BOOTSTRAP_FOLDER / safe_name(group.name)
+
+
+def _kept_labels(state: Unfinished, index: int, group: Group) -> tuple[LabelSet, dict[str, Any]] | None:
+    """Return the labels that the bootstrap sorter made of a group before; None if it did not."""
+    kept = state.read(state.labels_name(index))
+    if kept is None:
+        return None
+    sorting = NumpyFolderSorting(_labels_place(state, group))
+    interval = {name: kept[name] for name in _INTERVAL} | {"segment_starts": tuple(kept["segment_starts"])}
+    return LabelSet(sorting=sorting, **interval), kept["facts"]
+
+
+def _with_log_kept(error: BootstrapError, log_file: Path) -> BootstrapError:
+    """Copy the sorter's log to where it outlives the output folder, and let the error name the copy."""
+    if not log_file.exists():  # the sorter never ran
+        return error
+    try:
+        kept = Path(tempfile.mkdtemp(prefix="spikewise-")) / log_file.name
+        shutil.copy(log_file, kept)
+    except OSError:
+        logger.exception("the log of the sorter could not be kept")
+        return error
+    return BootstrapError(error.given, error.allowed, error.remedy.replace(str(log_file), str(kept)))
+
+
+def _renumber(label_set: LabelSet, first_id: int) -> LabelSet:
+    """Let the unit ids of a bootstrap count from `first_id`."""
+    if first_id == 0:
+        return label_set
+    ids = [first_id + index for index in range(label_set.sorting.get_num_units())]
+    return dataclasses.replace(label_set, sorting=label_set.sorting.rename_units(ids))

@@ -1,0 +1,1 @@
+"""From labelled spikes to a model: training sets, patches, templates, training, thresholds, transfer."""

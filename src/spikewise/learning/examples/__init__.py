@@ -1,0 +1,1 @@
+"""What networks learn from: labelled spikes, windows and patches made of them, mean waveforms."""

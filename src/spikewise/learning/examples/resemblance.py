@@ -1,0 +1,94 @@
+"""Events that resemble a unit, labelled or not.
+
+A few labels leave most spikes of a unit unlabelled, among them those of times when it had moved. Taken for
+background they would teach the network to be silent at just these. So events that resemble a unit, at rest or
+moved, are no examples of its absence; that the units beside it are not it is taught by their templates.
+
+An event is a trough on the unit's largest channel. It resembles the unit if the angle between its waveform
+and a version of the unit's template, both on the channels near the unit, is small at some lag, and smaller
+than that to any other unit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from spikewise.learning.examples.stored_traces import StoredTraces
+from spikewise.learning.examples.unit_templates import UnitTemplates
+
+LEAST_COSINE = 0.7
+_LEAST_TROUGH = 3.5
+"""In noise standard deviations; or the fraction below of the unit's own, if that is more."""
+_OF_OWN_TROUGH = 0.3
+_LENGTH_MS = (0.6, 0.9)
+_LAGS = 3
+_EVENTS_AT_ONCE = 2000
+
+
+def resembling_columns(
+    stored: StoredTraces,
+    templates: UnitTemplates,
+    channel_index: np.ndarray,
+    moved: np.ndarray,
+) -> list[np.ndarray]:
+    """Return the columns, in order, of the events that resemble each unit.
+
+    Parameters
+    ----------
+    stored : StoredTraces
+    templates : UnitTemplates
+    channel_index : ndarray
+        (num_units, num_near) channels near each unit.
+    moved : ndarray
+        (num_versions, num_units, num_channels, num_samples) templates of units that have moved.
+    """
+    rate = stored.sampling_frequency
+    before, after = (max(2, round(part * rate / 1000)) for part in _LENGTH_MS)
+    versions = np.concatenate([templates.values[None], moved])
+    core = slice(templates.centre - before, templates.centre + after)
+    found = []
+    for unit, near in enumerate(channel_index):
+        own = versions[0, unit, near, core]  # M, S
+        peak = int(own.min(axis=1).argmin())
+        trough = -float(own[peak].min())
+        if trough <= 0:
+            found.append(np.empty(0, np.int64))
+            continue
+        others, _ = templates.seen_by(unit, near)
+        shapes = versions[:, np.r_[unit, others]][:, :, near, core]  # versions, units, M, S
+        offset = int(own[peak].argmin()) - before
+        events = _troughs(stored, int(near[peak]), max(_LEAST_TROUGH, _OF_OWN_TROUGH * trough)) - offset
+        found.append(_like(stored, events, torch.from_numpy(near), shapes, before))
+    return found
+
+
+def _troughs(stored: StoredTraces, channel: int, depth: float) -> np.ndarray:
+    """Return the usable columns of the local minima of a channel that are as deep."""
+    trace = stored.values[channel].float()
+    inner = trace[1:-1]
+    is_trough = (inner < -depth) & (inner <= trace[:-2]) & (inner < trace[2:])
+    columns = np.flatnonzero(is_trough.numpy()) + 1
+    return columns[np.isin(columns, stored.usable, assume_unique=True)]
+
+
+def _like(
+    stored: StoredTraces, columns: np.ndarray, near: torch.Tensor, shapes: np.ndarray, before: int
+) -> np.ndarray:
+    """Return the columns at which, at some lag, the first unit of `shapes` is found sooner than any other."""
+    num_versions, num_units, _, length = shapes.shape
+    flat = torch.from_numpy(shapes).flatten(0, 1).flatten(1)
+    flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)  # versions * units, M * S
+    similar = []
+    for first in range(0, len(columns), _EVENTS_AT_ONCE):
+        part = columns[first : first + _EVENTS_AT_ONCE]
+        windows = stored.windows(part, before + _LAGS, length + 2 * _LAGS, near)
+        best = torch.full((len(part), num_units), -1.0)
+        for lag in range(2 * _LAGS + 1):
+            events = windows[:, :, lag : lag + length].flatten(1)
+            cosine = events @ flat.T / events.norm(dim=1, keepdim=True).clamp_min(1e-6)
+            best = torch.maximum(best, cosine.view(len(part), num_versions, num_units).amax(dim=1))
+        own = best[:, 0]
+        is_like = (own > LEAST_COSINE) & (own >= best.amax(dim=1))
+        similar.append(part[is_like.numpy()])
+    return np.concatenate(similar) if similar else columns

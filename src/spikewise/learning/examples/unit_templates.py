@@ -1,0 +1,159 @@
+"""Mean waveforms of labelled units, rid of most of their noise, and the channels near each unit.
+
+A mean over few spikes is noisy on every channel and at every sample. What makes spikes spikes varies little:
+each channel's mean is projected on the few temporal shapes that explain the clear channels of all units, and
+channels on which nothing stands out of the noise that is left are set to zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from spikewise.data.recordings.conditioning import medians
+from spikewise.learning.examples.stored_traces import StoredTraces
+
+TEMPLATE_MS = (1.5625, 1.5625)
+_FEW_SPIKES = 15
+_MAX_SPIKES = 200
+_NUM_SHAPES = 8
+_LEAST_ENERGY = 4.0  # of a template on the channels of another unit
+_TAPER = 0.1  # fraction of a template at either end over which it fades
+_CLEAR = 0.5  # of the largest peak-to-peak: channels that define the shapes
+_PLACING = 0.4  # of the largest peak-to-peak: channels that tell where a unit is
+_REACH_UM = 200.0
+_PLACING_UM = 100.0
+_OUTLIER = 6.0  # from the median waveform, in noise standard deviations
+_SHRINK = 2.0  # the estimator's own is 1; with few spikes the largest channel tends to be one by chance
+
+
+@dataclass(frozen=True)
+class UnitTemplates:
+    """Templates of all units.
+
+    Attributes
+    ----------
+    values : ndarray of float32
+        (num_units, num_channels, num_samples), in noise standard deviations.
+    centre : int
+        Sample at which the spike is labelled.
+    positions_um : ndarray
+        (num_units, 2 or 3): centre of mass of the peak-to-peak values.
+    num_spikes : ndarray of int
+        How many spikes each is a mean of.
+    """
+
+    values: np.ndarray
+    centre: int
+    positions_um: np.ndarray
+    num_spikes: np.ndarray
+
+    def nearest_channels(self, channel_positions_um: np.ndarray, count: int) -> np.ndarray:
+        """Return the channels nearest to each unit, nearest first: (num_units, at most `count`)."""
+        distance = np.linalg.norm(channel_positions_um[None] - self.positions_um[:, None], axis=2)
+        return np.argsort(distance, axis=1, kind="stable")[:, : min(count, distance.shape[1])]
+
+    def seen_by(self, unit: int, channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the other units that reach the channels of a unit, and how strong they are there."""
+        energy = (self.values[:, channels] ** 2).sum(axis=(1, 2))
+        energy[unit] = 0
+        others = np.flatnonzero(energy > _LEAST_ENERGY)
+        return others, np.sqrt(energy[others])
+
+
+def estimate_templates(
+    stored: StoredTraces,
+    columns: Sequence[np.ndarray],
+    channel_positions_um: np.ndarray,
+    sampling_frequency: float,
+) -> UnitTemplates:
+    """Average the spikes of each unit and take most of the noise away.
+
+    Parameters
+    ----------
+    stored : StoredTraces
+    columns : sequence of ndarray
+        For each unit the columns of its spikes; of more than 200, those evenly spread are taken.
+    channel_positions_um : ndarray
+        (num_channels, 2 or 3)
+    sampling_frequency : float
+        In Hz.
+    """
+    before, after = (round(part * sampling_frequency / 1000) for part in TEMPLATE_MS)
+    num_channels = len(channel_positions_um)
+    raw = np.zeros((len(columns), num_channels, before + after), dtype=np.float32)
+    counts = np.zeros(len(columns), dtype=int)
+    for unit, of_unit in enumerate(columns):
+        chosen = of_unit[np.linspace(0, len(of_unit) - 1, min(len(of_unit), _MAX_SPIKES)).round().astype(int)]
+        counts[unit] = len(chosen)
+        if len(chosen):
+            near = _channels_around(stored, chosen, before, before + after, channel_positions_um)
+            waveforms = stored.windows(chosen, before, before + after, torch.from_numpy(near))
+            raw[unit, near] = _robust_mean(waveforms).numpy()
+    height = np.ptp(raw, axis=2)  # N, C
+    peak = height.argmax(axis=1)
+    distance = np.linalg.norm(channel_positions_um[None] - channel_positions_um[peak][:, None], axis=2)
+    smooth = _project(raw, height, counts) * _taper(before + after) * (distance <= _REACH_UM)[:, :, None]
+    return UnitTemplates(
+        smooth.astype(np.float32),
+        before,
+        _place(height, distance, channel_positions_um),
+        counts,
+    )
+
+
+def _channels_around(
+    stored: StoredTraces, columns: np.ndarray, before: int, length: int, channel_positions_um: np.ndarray
+) -> np.ndarray:
+    """Return the channels around the one on which the median of a few spikes is largest."""
+    few = columns[np.linspace(0, len(columns) - 1, min(len(columns), _FEW_SPIKES)).round().astype(int)]
+    middle = stored.windows(few, before, length).median(dim=0).values
+    peak = int((middle.amax(dim=1) - middle.amin(dim=1)).argmax())
+    distance = np.linalg.norm(channel_positions_um - channel_positions_um[peak], axis=1)
+    return np.flatnonzero(distance <= 2 * _REACH_UM)
+
+
+def _robust_mean(waveforms: torch.Tensor) -> torch.Tensor:
+    """Average waveforms (num_spikes, C, S), on each channel without those that another spike distorts."""
+    by_sample = waveforms.flatten(1).T  # C * S, spikes
+    middle = torch.from_numpy(medians(by_sample.numpy())).view(waveforms.shape[1:])
+    distorted = (waveforms - middle).abs().amax(dim=2) > _OUTLIER  # spikes, C
+    kept = torch.where(distorted[..., None], middle, waveforms)
+    return kept.mean(dim=0)
+
+
+def _project(raw: np.ndarray, height: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Project each channel's mean on the shapes that explain the clear channels of all units, and shrink it.
+
+    The projection of a mean over n spikes has a noise of 1 / n in each of its coefficients; each channel is
+    shrunk by what of its energy that explains (the estimator of James and Stein), to nothing if all.
+    """
+    is_clear = (height >= _CLEAR * height.max(axis=1, keepdims=True)) & (height > 0)
+    rows = raw[is_clear]
+    if not len(rows):
+        return raw
+    shapes = np.linalg.svd(rows, full_matrices=False)[2][:_NUM_SHAPES]  # shapes, S
+    coefficients = raw @ shapes.T  # N, C, shapes
+    noise = max(1, len(shapes) - 2) / np.maximum(counts, 1)[:, None]
+    energy = (coefficients**2).sum(axis=2)
+    kept = np.clip(1 - _SHRINK * noise / np.maximum(energy, 1e-9), 0, None)
+    return (coefficients * kept[:, :, None]) @ shapes
+
+
+def _place(height: np.ndarray, distance: np.ndarray, channel_positions_um: np.ndarray) -> np.ndarray:
+    """Return the centre of mass of each unit's large channels around its largest: (num_units, 2 or 3)."""
+    large = (height >= _PLACING * height.max(axis=1, keepdims=True)) & (distance <= _PLACING_UM)
+    weight = np.where(large, height, 0) ** 2
+    weight = np.where(weight.sum(axis=1, keepdims=True) > 0, weight, 1.0)
+    return (weight @ channel_positions_um) / weight.sum(axis=1, keepdims=True)
+
+
+def _taper(num_samples: int) -> np.ndarray:
+    ramp = max(1, int(_TAPER * num_samples))
+    taper = np.ones(num_samples, dtype=np.float32)
+    taper[:ramp] = np.arange(1, ramp + 1) / (ramp + 1)
+    taper[num_samples - ramp :] = taper[:ramp][::-1]
+    return taper

@@ -1,0 +1,162 @@
+"""From a recording and its labels to a model: group by group, labels, training set, training, thresholds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spikewise.core.config import Config, TrainingConfig
+from spikewise.core.errors import SettingError
+from spikewise.core.progress import ProgressCallback
+from spikewise.core.threads import one_thread_each
+from spikewise.data.labels.label_set import (
+    KeptSpikes,
+    LabelSet,
+    kept_spikes,
+)
+from spikewise.learning.dense_learning import _learn_dense, _losses, _nothing_to_learn
+from spikewise.learning.examples.damaged_labels import drop_damaged_labels
+from spikewise.learning.examples.training_set import Block, split_interval
+from spikewise.learning.rounds import UnitLearner
+from spikewise.learning.thresholds import DEFAULT_THRESHOLD, choose_thresholds
+from spikewise.learning.training_loop import Start
+from spikewise.models.checkpoint import GroupModel
+from spikewise.models.esort import window_samples
+from spikewise.models.neighbourhood import Backbone
+from spikewise.models.windowed import WindowedNetwork
+from spikewise.sorting.detect import make_detector
+from spikewise.sorting.groups import Group
+
+logger = logging.getLogger(__name__)
+
+
+def learn_group(
+    group: Group,
+    label_set: LabelSet,
+    config: Config,
+    progress: ProgressCallback,
+    start: Start | Backbone | None = None,
+    checkpoint: Path | None = None,
+) -> tuple[GroupModel, dict[str, Any]]:
+    """Train the network of one group, from `start` if it is given, and choose its thresholds.
+
+    What training starts from are the weights of another dense network, or temporal filters. With the design
+    neighbourhood it goes on from `checkpoint`, where that is there, and writes it.
+
+    Returns
+    -------
+    GroupModel
+    dict
+        The facts of its training.
+    """
+    rate = group.reader.sampling_frequency
+    window = window_samples(config.network, rate)
+    label_set = drop_damaged_labels(label_set, group.reader, window)
+    spikes = kept_spikes(label_set, config.labels.labels_per_unit)
+    held_out_fraction = config.training.held_out_fraction
+    blocks = split_interval(
+        group.reader, label_set.start_frame, label_set.stop_frame, spikes, held_out_fraction
+    )
+    started = time.perf_counter()
+    if config.design == "neighbourhood":
+        backbone = start if isinstance(start, Backbone) else None
+        learner = UnitLearner(
+            group.reader, group.recording.get_channel_locations(), window, config, checkpoint
+        )
+        with one_thread_each():
+            network, facts = _learn_units(learner, group, label_set, spikes, blocks, progress, backbone)
+    else:
+        weights = start if isinstance(start, Start) else None
+        network, facts = _learn_dense(group, label_set, spikes, blocks, window, config, progress, weights)
+    _check_finite(network, config.training.resolved())
+    learnt = time.perf_counter()
+    held_out = [block for block in blocks if block.held_out]
+    thresholds = _thresholds(group, network, spikes, held_out, config, progress)
+    model = GroupModel(
+        name=group.name,
+        network=network.cpu().eval(),
+        channel_ids=tuple(str(channel_id) for channel_id in group.recording.channel_ids),
+        channel_positions_um=group.recording.get_channel_locations(),
+        silenced_channel_ids=group.preprocessed.silenced_channel_ids,
+        unit_ids=tuple(_plain(unit_id) for unit_id in spikes.unit_ids),
+        thresholds=thresholds,
+    )
+    return model, {
+        "name": group.name,
+        "num_units": len(spikes.unit_ids),
+        "num_labels": int(spikes.is_positive.sum()),
+        "num_labels_of_units": np.bincount(
+            spikes.unit_index[spikes.is_positive], minlength=len(spikes.unit_ids)
+        ).tolist(),
+        "preprocessing": list(group.preprocessed.steps),
+        "training_s": round(learnt - started, 3),
+        "thresholds_s": round(time.perf_counter() - learnt, 3),
+        **facts,
+    }
+
+
+def _learn_units(
+    learner: UnitLearner,
+    group: Group,
+    label_set: LabelSet,
+    spikes: KeptSpikes,
+    blocks: list[Block],
+    progress: ProgressCallback,
+    backbone: Backbone | None,
+) -> tuple[WindowedNetwork, dict[str, Any]]:
+    """Learn each unit on its own, on filters that fit any probe."""
+    learnt = learner.learn(spikes, blocks, backbone, progress)
+    if learnt is None:
+        raise _nothing_to_learn(group, label_set, learner.shape.window_samples)
+    return learnt.network, {
+        "num_training_spikes": learnt.num_labelled,
+        "num_confident_spikes": learnt.num_confident,
+        "train_loss": _losses(learnt.train_loss),
+        "held_out_loss": _losses(learnt.held_out_loss),
+        "best_epoch": len(learnt.train_loss) - 1,
+        "interrupted": learnt.interrupted,
+    }
+
+
+def _check_finite(network: WindowedNetwork, training: TrainingConfig) -> None:
+    """Raise where training ran away, since such a network finds nothing."""
+    if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
+        raise SettingError(
+            f"training with a learning rate of {training.learning_rate} gave numbers that are not finite",
+            "a learning rate such as 0.005, at which the loss falls",
+            "lower --learning-rate",
+        )
+
+
+def _thresholds(
+    group: Group,
+    network: WindowedNetwork,
+    spikes: KeptSpikes,
+    held_out: list[Block],
+    config: Config,
+    progress: ProgressCallback,
+) -> np.ndarray:
+    num_units = len(spikes.unit_ids)
+    if config.detection.threshold is not None:
+        return np.full(num_units, config.detection.threshold, dtype=np.float32)
+    if config.design == "neighbourhood" and config.labels.labels_per_unit is not None:
+        # A few spikes in the held-out time choose no better than the network's own probability.
+        return np.full(num_units, DEFAULT_THRESHOLD, dtype=np.float32)
+    rate = group.reader.sampling_frequency
+    initial = np.full(num_units, DEFAULT_THRESHOLD)
+    detector = make_detector(network, initial, rate, config.detection, config.sorting)
+    try:
+        return choose_thresholds(detector, group.reader, spikes, held_out, progress)
+    except KeyboardInterrupt:
+        logger.warning("interrupted while choosing thresholds; all are %g", DEFAULT_THRESHOLD)
+        return np.full(num_units, DEFAULT_THRESHOLD, dtype=np.float32)
+
+
+def _plain(unit_id: Any) -> int | str:
+    """Return a unit id as a JSON type."""
+    return int(unit_id) if isinstance(unit_id, int | np.integer) else str(unit_id)

@@ -1,0 +1,329 @@
+"""Learning the units of one group of channels with the design neighbourhood.
+
+Round by round: templates from the spikes that are known of each unit, patches made with them, the network of
+each unit learnt on patches. The first round knows the labels. Then the network looks for spikes in the label
+interval, and what it finds with confidence counts as labelled in the next round: means over hundreds of
+spikes instead of five are nearly free of noise. What it finds without confidence is kept out of the patches
+that do not hold the unit.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.spatial import KDTree
+
+from spikewise.core.config import Config
+from spikewise.core.errors import SettingError
+from spikewise.core.progress import ProgressCallback
+from spikewise.core.seeds import stage_generator, stage_seed
+from spikewise.data.labels.label_set import KeptSpikes
+from spikewise.data.recordings.reader import Traces
+from spikewise.data.simulation.drift import move_templates
+from spikewise.learning.backbone_training import PatchSet, train_backbone
+from spikewise.learning.examples.patches import PatchMaker, PatchShape
+from spikewise.learning.examples.resemblance import resembling_columns
+from spikewise.learning.examples.stored_traces import StoredTraces
+from spikewise.learning.examples.training_set import Block
+from spikewise.learning.examples.unit_templates import TEMPLATE_MS, UnitTemplates, estimate_templates
+from spikewise.learning.thresholds import find_in_block
+from spikewise.learning.unit_progress import UnitProgress, load_progress
+from spikewise.learning.unit_training import UnitTraining, evaluate_units, train_units
+from spikewise.models.backbone_file import FEATURES, which_set
+from spikewise.models.gates import block_samples
+from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
+from spikewise.sorting.detect import label_radius_samples, make_detector, stride_samples
+
+logger = logging.getLogger(__name__)
+
+CONFIDENT = 0.7
+"""Response from which on a spike found counts as labelled in the next round."""
+SUSPECTED = 0.15
+"""Response from which on a spike may be one, so that it is no example of the unit's absence."""
+USUAL_DRIFT_UM = 15.0
+_LONG_PROBE_UM = 200.0
+_MAX_SPIKES = 1000
+_DRIFT_STEP_UM = 5.0
+_NEAR_UM = 30.0
+_NUM_NEAR = (12, 32)
+_BATCH_SIZE = 256
+_LEARNING_RATE = 5e-3
+_WEIGHT_DECAY = 3e-2
+_HELD_OUT_PATCHES = 200
+_SCRATCH_STEPS = 1500
+_SCRATCH_PATCHES = 500
+
+
+@dataclass(frozen=True)
+class LearntUnits:
+    """A network and what happened when it was learnt; losses are means over the units for each round.
+
+    `num_labelled` labels could be learnt from; `num_confident` spikes were known in each round.
+    """
+
+    network: NeighbourhoodNetwork
+    train_loss: list[float]
+    held_out_loss: list[float]
+    num_labelled: int
+    num_confident: list[int]
+    interrupted: bool
+
+
+class UnitLearner:
+    """Learns the units of one group of channels.
+
+    Parameters
+    ----------
+    traces : Traces
+        Preprocessed traces of the group.
+    channel_positions_um : ndarray
+        (num_channels, 2 or 3)
+    window_samples : int
+        Length of the network's window.
+    config : Config
+    checkpoint : Path, optional
+        File that says how far learning is: it goes on from there.
+    """
+
+    def __init__(
+        self,
+        traces: Traces,
+        channel_positions_um: np.ndarray,
+        window_samples: int,
+        config: Config,
+        checkpoint: Path | None = None,
+    ):
+        self.traces = traces
+        self.checkpoint = checkpoint
+        self.positions = np.asarray(channel_positions_um, dtype=float)
+        self.config = config
+        radius = label_radius_samples(config.detection, traces.sampling_frequency)
+        self.shape = PatchShape(window_samples, radius)
+        stride = stride_samples(radius, NeighbourhoodNetwork.largest_stride)
+        self.gate_block = block_samples(traces.sampling_frequency, stride)
+
+    def store(self, blocks: Sequence[Block]) -> StoredTraces:
+        """Read the traces of blocks into memory, where windows and templates around a spike fit in."""
+        template = round(max(TEMPLATE_MS) * self.traces.sampling_frequency / 1000)
+        return StoredTraces(self.traces, blocks, 2 * max(self.shape.window_samples, template))
+
+    def patches(
+        self,
+        stored: StoredTraces,
+        frames: Sequence[np.ndarray],
+        suspected: Sequence[np.ndarray],
+    ) -> PatchMaker:
+        """Make a maker of patches from the global frames of each unit's spikes and suspected spikes."""
+        columns = [stored.columns_of(of_unit)[0] for of_unit in frames]
+        templates = estimate_templates(stored, columns, self.positions, self.traces.sampling_frequency)
+        near = templates.nearest_channels(self.positions, self._num_near())
+        moved = self._moved(templates)
+        uncertain = [np.sort(stored.columns_of(of_unit)[0]) for of_unit in suspected]
+        if moved is not None:
+            similar = resembling_columns(stored, templates, near, moved)
+            uncertain = [np.union1d(known, like) for known, like in zip(uncertain, similar, strict=True)]
+        return PatchMaker(stored, templates, near, columns, uncertain, self.shape, moved)
+
+    def _num_near(self) -> int:
+        """Return how many channels a unit sees: the more, the closer they lie."""
+        if self.config.units.near_channels is not None:
+            return self.config.units.near_channels
+        within = KDTree(self.positions).query_ball_point(self.positions, _NEAR_UM, return_length=True)
+        fewest, most = _NUM_NEAR
+        return int(np.clip(np.median(within), fewest, most))
+
+    def _moved(self, templates: UnitTemplates) -> np.ndarray | None:
+        """Return the templates of units that have moved along the probe, where they are to be expected."""
+        furthest = self.config.units.drift_um
+        if furthest is not None:
+            return self._moved_up_to(furthest, templates) if furthest else None
+        if np.ptp(self.positions[:, 1]) < _LONG_PROBE_UM:
+            return None
+        try:
+            return self._moved_up_to(USUAL_DRIFT_UM, templates)
+        except SettingError as error:
+            logger.info("no drift is expected: %s", error)
+            return None
+
+    def _moved_up_to(self, furthest: float, templates: UnitTemplates) -> np.ndarray:
+        count = math.ceil(furthest / _DRIFT_STEP_UM)
+        steps = np.delete(np.linspace(-furthest, furthest, 2 * count + 1), count)  # without staying in place
+        by_sample = templates.values.transpose(0, 2, 1)  # units, samples, channels
+        moved = move_templates(by_sample, self.positions[:, :2], steps)
+        return np.ascontiguousarray(moved.transpose(0, 1, 3, 2))
+
+    def learn(
+        self,
+        spikes: KeptSpikes,
+        blocks: Sequence[Block],
+        backbone: Backbone | None,
+        progress: ProgressCallback,
+    ) -> LearntUnits | None:
+        """Learn all units, on filters that are learnt here as well if none are given.
+
+        None where no label leaves a window to learn from.
+        """
+        training = [block for block in blocks if not block.held_out]
+        stored, held_out = self.store(training), self.store([b for b in blocks if b.held_out])
+        labelled = by_unit(spikes)
+        num_labelled = sum(len(stored.columns_of(of_unit)[0]) for of_unit in labelled)
+        if not num_labelled:
+            return None
+        known, suspected, rounds = labelled, labelled, self.config.units.rounds
+        maker = self.patches(stored, known, suspected)
+        if backbone is None:
+            backbone = self._backbone_from(maker, progress)
+        network, done = self._network(maker, backbone), load_progress(self.checkpoint)
+        if done.previous:
+            network.load_state_dict(done.previous)
+            network.eval()
+        losses, held_out_losses, num_known = done.train_loss, done.held_out_loss, done.num_known
+        for number in range(done.number, rounds):
+            if number:
+                found, uncertain = self._look(network, stored, training, progress)
+                known = [np.union1d(a, b) for a, b in zip(labelled, found, strict=True)]
+                suspected = [np.union1d(a, b) for a, b in zip(labelled, uncertain, strict=True)]
+                maker = self.patches(stored, known, suspected)
+            before = UnitProgress(
+                number, [], losses, held_out_losses, num_known, {}, network.state_dict() if number else {}
+            )
+            learnt = self._network(maker, backbone)
+            try:
+                loss = self._learn_round(learnt, maker, before, done, progress)
+            except KeyboardInterrupt:
+                logger.warning("training was interrupted in round %d; what was learnt is kept", number + 1)
+                kept = network if number else learnt.eval()
+                no_loss = [] if number else [np.nan]
+                return LearntUnits(
+                    kept, losses + no_loss, held_out_losses + no_loss, num_labelled, num_known, True
+                )
+            network = learnt.eval()
+            losses = [*losses, float(np.mean(loss))]
+            held_out_losses = [*held_out_losses, self._held_out_loss(network, maker, held_out, labelled)]
+            num_known = [*num_known, sum(map(len, known))]
+            logger.info(
+                "round %d: %d spikes, loss %.4f, held out %.4f",
+                number + 1,
+                num_known[-1],
+                losses[-1],
+                held_out_losses[-1],
+            )
+        return LearntUnits(network, losses, held_out_losses, num_labelled, num_known, False)
+
+    def _learn_round(
+        self,
+        network: NeighbourhoodNetwork,
+        maker: PatchMaker,
+        before: UnitProgress,
+        done: UnitProgress,
+        progress: ProgressCallback,
+    ) -> list[float]:
+        """Learn the units of a round in place, after those that are done, and keep them block by block."""
+        learnt: list[float] = []
+        if before.number == done.number and done.network:
+            network.load_state_dict(done.network)
+            learnt = done.unit_losses
+
+        def keep(unit_losses: list[float]) -> None:
+            if self.checkpoint is not None:
+                state = dataclasses.replace(
+                    before, unit_losses=list(unit_losses), network=network.state_dict()
+                )
+                state.save(self.checkpoint)
+
+        training = self._training(before.number, network.num_units)
+        return train_units(network, maker, training, progress, learnt, keep)
+
+    def _training(self, number: int, num_units: int) -> UnitTraining:
+        """Return the settings of a round: those before the last get half of the effort."""
+        patches, steps = self.config.units.effort(num_units)
+        if number + 1 < self.config.units.rounds:
+            patches, steps = -(-patches // 2), -(-steps // 2)
+        seed = stage_seed(self.config.training.seed, f"round {number}")
+        return UnitTraining(patches, steps, _BATCH_SIZE, _LEARNING_RATE, _WEIGHT_DECAY, seed, self.gate_block)
+
+    def _network(self, maker: PatchMaker, backbone: Backbone) -> NeighbourhoodNetwork:
+        return NeighbourhoodNetwork(
+            copy.deepcopy(backbone),
+            len(self.positions),
+            torch.from_numpy(maker.channel_index),
+            self.config.units.hidden_features,
+        )
+
+    def _backbone_from(self, maker: PatchMaker, progress: ProgressCallback) -> Backbone:
+        """Learn filters from the patches of this recording alone."""
+        patch_set = make_patch_set(maker, _SCRATCH_PATCHES, self.config.training.seed)
+        features, seed = FEATURES[which_set(self.traces.num_channels)], self.config.training.seed
+        return train_backbone([patch_set], features, _SCRATCH_STEPS, seed, progress=progress)
+
+    def _held_out_loss(
+        self,
+        network: NeighbourhoodNetwork,
+        maker: PatchMaker,
+        held_out: StoredTraces,
+        labelled: Sequence[np.ndarray],
+    ) -> float:
+        """Return the loss on patches of other time; NaN if there is none."""
+        if not len(held_out.usable):
+            return float("nan")
+        none = [np.empty(0, np.int64)] * network.num_units
+        own = [np.sort(held_out.columns_of(of_unit)[0]) for of_unit in labelled]
+        other = PatchMaker(held_out, maker.templates, maker.channel_index, none, own, self.shape)
+        return float(np.mean(evaluate_units(network, other, _HELD_OUT_PATCHES, self.config.training.seed)))
+
+    def _look(
+        self,
+        network: NeighbourhoodNetwork,
+        stored: StoredTraces,
+        blocks: Sequence[Block],
+        progress: ProgressCallback,
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Return the global frames of each unit's confident spikes, and of all that may be its spikes."""
+        detector = make_detector(
+            network,
+            np.full(network.num_units, SUSPECTED),
+            self.traces.sampling_frequency,
+            self.config.detection,
+            self.config.sorting,
+        )
+        parts = []
+        for done, block in enumerate(blocks):
+            progress("look", done, len(blocks), "")
+            parts.append(find_in_block(detector, stored, block))
+        progress("look", len(blocks), len(blocks), "")
+        confident, uncertain = [], []
+        for unit in range(network.num_units):
+            frames = np.concatenate([part.sample_index[part.unit_index == unit] for part in parts])
+            responses = np.concatenate([part.response[part.unit_index == unit] for part in parts])
+            sure = frames[responses > CONFIDENT]
+            spread = np.linspace(0, len(sure) - 1, min(len(sure), _MAX_SPIKES)).round().astype(int)
+            confident.append(sure[spread])
+            uncertain.append(frames)
+        return confident, uncertain
+
+
+def make_patch_set(maker: PatchMaker, count: int, seed: int) -> PatchSet:
+    """Make `count` patches of each unit, to learn filters from."""
+    made = [
+        maker.make(unit, count, stage_generator(seed, f"filters {unit}"))
+        for unit in range(len(maker.channel_index))
+    ]
+    return PatchSet(
+        torch.stack([patches.half() for patches, _ in made]), torch.stack([targets for _, targets in made])
+    )
+
+
+def by_unit(spikes: KeptSpikes) -> list[np.ndarray]:
+    """Return the global frames of the positive spikes of each unit."""
+    return [
+        spikes.global_frame[spikes.is_positive & (spikes.unit_index == unit)]
+        for unit in range(len(spikes.unit_ids))
+    ]

@@ -1,0 +1,1 @@
+"""A result for other tools: Phy, NWB, a SortingAnalyzer of SpikeInterface."""

@@ -1,0 +1,205 @@
+"""Handing a result to other tools: Phy, NWB, a SortingAnalyzer of SpikeInterface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from spikeinterface.core import BaseRecording, SortingAnalyzer
+
+from spikewise.core.config import RecordingConfig
+from spikewise.core.errors import OutputError
+from spikewise.core.files import check_output_file, writing
+from spikewise.core.progress import ProgressCallback, silent
+from spikewise.data.opening import open_recording
+from spikewise.output.export.analyzer import make_analyzer
+from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
+from spikewise.output.export.nwb import NwbExport, check_nwb_settings, require_neuroconv, write_nwb
+from spikewise.output.export.phy import PhyExport, write_phy
+from spikewise.output.export.sorted_group import SortedGroup
+from spikewise.output.result import StoredResult, load_result
+from spikewise.output.result_groups import groups_of
+
+
+def export_phy(
+    result: Any,
+    recording: BaseRecording | str | Path,
+    output: str | Path,
+    *,
+    config: PhyConfig | None = None,
+    progress: ProgressCallback = silent,
+    **options: Any,
+) -> PhyExport:
+    """Write a result as a folder for Phy's template GUI.
+
+    Parameters
+    ----------
+    result : SortingResult, str or Path
+        What :func:`spikewise.sort` gave, or its output folder.
+    recording : BaseRecording, str or Path
+        The recording that was sorted.
+    output : str or Path
+        Folder to write; it must not exist.
+    config : PhyConfig, optional
+        All settings; or give single ones as keyword options.
+    progress : callable, optional
+        Told how far it is.
+
+    Returns
+    -------
+    PhyExport
+        ``params``, the file to open with ``phy template-gui``, and what the folder holds.
+
+    Raises
+    ------
+    SpikewiseError
+        If something that was given cannot be used; the message says what to do.
+    """
+    config = config or PhyConfig.from_dict(options)
+    stored = _stored(result)
+    opened, _ = open_recording(recording, RecordingConfig())
+    groups = sorted_groups(stored, opened)
+    return write_phy(stored.sorting, opened, groups, Path(output), config, progress)
+
+
+def analyze(
+    result: Any,
+    recording: BaseRecording | str | Path,
+    *,
+    output: str | Path | None = None,
+    config: AnalyzerConfig | None = None,
+    progress: ProgressCallback = silent,
+    **options: Any,
+) -> SortingAnalyzer:
+    """Make a SortingAnalyzer of a result, with waveforms, templates, locations, correlograms and metrics.
+
+    Parameters
+    ----------
+    result : SortingResult, str or Path
+        What :func:`spikewise.sort` gave, or its output folder.
+    recording : BaseRecording, str or Path
+        The recording that was sorted.
+    output : str or Path, optional
+        Folder to write, for ``spikeinterface.load``; it must not exist. Without it the analyzer is in memory.
+    config : AnalyzerConfig, optional
+        All settings; or give single ones as keyword options.
+    progress : callable, optional
+        Told how far it is.
+
+    Returns
+    -------
+    SortingAnalyzer
+        Of all units that have spikes.
+
+    Raises
+    ------
+    SpikewiseError
+        If something that was given cannot be used; the message says what to do.
+    """
+    config = config or AnalyzerConfig.from_dict(options)
+    folder = None if output is None else Path(output)
+    if folder is not None and folder.exists():
+        raise OutputError(f"{folder} exists already", "a new name", "choose another")
+    stored = _stored(result)
+    opened, _ = open_recording(recording, RecordingConfig())
+    return _analyze(stored, opened, config, folder, progress)
+
+
+def export_nwb(
+    result: Any,
+    recording: BaseRecording | str | Path,
+    output: str | Path,
+    *,
+    append: bool = False,
+    overwrite: bool = False,
+    config: NwbConfig | None = None,
+    progress: ProgressCallback = silent,
+    **options: Any,
+) -> NwbExport:
+    """Write the units of a result into an NWB file.
+
+    Parameters
+    ----------
+    result : SortingResult, str or Path
+        What :func:`spikewise.sort` gave, or its output folder.
+    recording : BaseRecording, str or Path
+        The recording that was sorted.
+    output : str or Path
+        The file, ending in .nwb.
+    append : bool
+        Whether the file is there and gets the units added; it is changed in place.
+    overwrite : bool
+        Whether a file there may be replaced.
+    config : NwbConfig, optional
+        What a new file says of itself; or give single settings as keyword options.
+    progress : callable, optional
+        Told how far it is.
+
+    Returns
+    -------
+    NwbExport
+
+    Raises
+    ------
+    SpikewiseError
+        If something that was given cannot be used; the message says what to do.
+    """
+    require_neuroconv()
+    config = config or NwbConfig.from_dict(options)
+    file = Path(output)
+    if file.suffix.lower() != ".nwb":
+        raise OutputError(f"{file} does not end in .nwb", "the name of an NWB file", "change it")
+    check_nwb_settings(file, append, config)
+    if not append:
+        check_output_file(file, overwrite, ending=".nwb")
+    stored = _stored(result)
+    opened, _ = open_recording(recording, RecordingConfig())
+    analyzer = _analyze(stored, opened, AnalyzerConfig(), None, progress)
+    with writing(file):
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    return write_nwb(analyzer, opened, stored.provenance, file, append, config)
+
+
+def _analyze(
+    stored: StoredResult,
+    recording: BaseRecording,
+    config: AnalyzerConfig,
+    folder: Path | None,
+    progress: ProgressCallback,
+) -> SortingAnalyzer:
+    silenced = [channel_id for part in stored.model.groups for channel_id in part.silenced_channel_ids]
+    groups = sorted_groups(stored, recording)
+    preprocessing = stored.model.preprocessing_config
+    return make_analyzer(stored.sorting, recording, groups, preprocessing, silenced, config, folder, progress)
+
+
+def sorted_groups(result: StoredResult, recording: BaseRecording) -> list[SortedGroup]:
+    """Return the traces and the units of each group of a result."""
+    gains = recording.get_property("gain_to_uV")
+    groups = {group.name: group for group in groups_of(result, recording)}
+    first, found = 0, []
+    for part in result.model.groups:
+        group = groups[part.name]
+        channel_index = recording.ids_to_indices(group.recording.channel_ids)
+        scale = np.nan_to_num(group.preprocessed.noise_levels)
+        if gains is not None:
+            scale = scale * abs(np.asarray(gains, dtype=float)[channel_index])
+        positions = group.recording.get_channel_locations()
+        units = np.arange(first, first + len(part.unit_ids))
+        found.append(SortedGroup(part.name, group.reader, channel_index, positions, scale, units))
+        first += len(part.unit_ids)
+    return found
+
+
+def _stored(result: Any) -> StoredResult:
+    """Return a result, whose units tell their group and threshold."""
+    if isinstance(result, str | Path):
+        stored = load_result(result)
+    else:
+        stored = StoredResult(result.sorting, result.model, result.provenance)
+    groups = stored.model.groups
+    names = [group.name for group in groups for _ in group.unit_ids]
+    stored.sorting.set_property("group", np.array(names))
+    stored.sorting.set_property("threshold", np.concatenate([group.thresholds for group in groups]))
+    return stored

@@ -1,0 +1,276 @@
+"""Units in an NWB file, through neuroconv: spike times, waveforms, electrodes, metrics, provenance.
+
+A new file, or one that is there and gets the units added. Where that has a units table already, it is left as
+it is, and the units go to a table of their own, ``processing/ecephys/spikewise_units``. What the units were
+made with is kept as JSON in ``scratch/spikewise_provenance``.
+
+Conventions: spike times are seconds of the recording's clock; where a recording has several segments they lie
+end to end. Mean waveforms are in volts, on the electrodes that the unit's row names, of which the first is
+the largest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting, SortingAnalyzer
+
+from spikewise.core.errors import MissingExtraError, OutputError, SettingError
+from spikewise.core.files import writing
+from spikewise.core.version import __version__
+from spikewise.data.labels.label_set import segment_starts
+from spikewise.output.export.config import NwbConfig
+
+if TYPE_CHECKING:
+    from pynwb import NWBFile
+
+logger = logging.getLogger(__name__)
+
+OWN_TABLE = "spikewise_units"
+_NOTE = "spikewise_provenance"
+_ELECTRODES = 16  # of each unit, nearest to its largest
+
+
+@dataclass(frozen=True)
+class NwbExport:
+    """A written file.
+
+    Attributes
+    ----------
+    path : Path
+    num_units, num_spikes : int
+        What was added.
+    table : str
+        Where the units are in the file.
+    """
+
+    path: Path
+    num_units: int
+    num_spikes: int
+    table: str
+
+
+def require_neuroconv() -> None:
+    """Raise unless NWB files can be written.
+
+    Raises
+    ------
+    MissingExtraError
+    """
+    try:
+        import neuroconv.tools.spikeinterface  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("neuroconv", "nwb", "writing NWB") from error
+
+
+def check_nwb_settings(file: Path, append: bool, config: NwbConfig) -> None:
+    """Raise unless a new file has its start time, or a file that is appended to is there.
+
+    Raises
+    ------
+    OutputError, SettingError
+    """
+    if append:
+        if not file.is_file():
+            raise OutputError(f"there is no file {file}", "an NWB file that exists", "leave out --append")
+        return
+    _start_time(config)
+
+
+def write_nwb(
+    analyzer: SortingAnalyzer,
+    recording: BaseRecording,
+    provenance: dict[str, Any],
+    file: Path,
+    append: bool,
+    config: NwbConfig,
+) -> NwbExport:
+    """Write the units of an analyzer into an NWB file.
+
+    Parameters
+    ----------
+    analyzer : SortingAnalyzer
+        Units with templates and metrics.
+    recording : BaseRecording
+        The recording as it came in, which tells the electrodes.
+    provenance : dict
+        What the units were made with; JSON types only.
+    file : Path
+        The file; its folder must exist.
+    append : bool
+        Whether the file is there and gets the units added.
+    config : NwbConfig
+        What a new file says of itself.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written, or holds units of Spikewise already.
+    """
+    from pynwb import NWBHDF5IO
+
+    with writing(file):
+        if append:
+            with NWBHDF5IO(str(file), "r+", load_namespaces=True) as io:
+                nwbfile = io.read()
+                table = _add(nwbfile, analyzer, recording, provenance, file)
+                io.write(nwbfile)
+        else:
+            nwbfile = _new_file(config)
+            table = _add(nwbfile, analyzer, recording, provenance, file)
+            partial = file.with_name(file.name + ".partial")
+            with NWBHDF5IO(str(partial), "w") as io:
+                io.write(nwbfile)
+            partial.replace(file)
+    num_spikes = int(analyzer.sorting.count_total_num_spikes())
+    return NwbExport(file, analyzer.get_num_units(), num_spikes, table)
+
+
+def _start_time(config: NwbConfig) -> datetime:
+    text = config.session_start_time
+    if text is None:
+        raise SettingError(
+            "session_start_time is not given", "NWB files tell when the session started", "give it, as in "
+            "--session-start-time 2026-03-01T14:00:00+01:00"
+        )  # fmt: skip
+    try:
+        start = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise SettingError(
+            f"session_start_time is {text!r}", "it must be a date and time such as 2026-03-01T14:00:00+01:00",
+            "change it",
+        ) from error  # fmt: skip
+    return start if start.tzinfo else start.replace(tzinfo=UTC)
+
+
+def _new_file(config: NwbConfig) -> NWBFile:
+    from pynwb import NWBFile
+    from pynwb.file import Subject
+
+    missing = [name for name in ("subject_id", "species", "age") if getattr(config, name) is None]
+    if missing:
+        logger.warning(
+            "the NWB file lacks what archives such as DANDI ask for; give %s",
+            ", ".join("--" + name.replace("_", "-") for name in missing),
+        )
+    subject = None
+    if config.subject_id is not None:
+        subject = Subject(
+            subject_id=config.subject_id,
+            species=config.species,
+            sex=config.sex,
+            age=config.age,
+            description="The animal that was recorded from.",
+        )
+    return NWBFile(
+        session_description=config.session_description,
+        identifier=str(uuid.uuid4()),
+        session_start_time=_start_time(config),
+        experimenter=config.experimenter,
+        institution=config.institution,
+        subject=subject,
+    )
+
+
+def _add(
+    nwbfile: NWBFile,
+    analyzer: SortingAnalyzer,
+    recording: BaseRecording,
+    provenance: dict[str, Any],
+    file: Path,
+) -> str:
+    """Add electrodes, units and provenance, and return where the units are."""
+    from neuroconv.tools.spikeinterface import add_recording_metadata_to_nwbfile, add_sorting_to_nwbfile
+    from neuroconv.tools.spikeinterface.spikeinterface import _build_channel_id_to_electrodes_table_map
+
+    if nwbfile.scratch and _NOTE in nwbfile.scratch:
+        raise OutputError(
+            f"{file} holds units of Spikewise already", "a file without", "write them to another file"
+        )
+    add_recording_metadata_to_nwbfile(recording, nwbfile)
+    rows = _build_channel_id_to_electrodes_table_map(recording, nwbfile)
+    means, sds, electrodes = _waveforms(analyzer, [rows[channel_id] for channel_id in recording.channel_ids])
+    rate = float(analyzer.sampling_frequency)
+    waveforms = {"means": means, "sds": sds, "sampling_rate": rate, "unit": "volts"}
+    sorting = _on_one_clock(analyzer.sorting, recording)
+    descriptions = _set_metrics(sorting, analyzer)
+    beside = nwbfile.units is not None
+    hash_ = provenance["model"]["hash"][:12]
+    add_sorting_to_nwbfile(
+        sorting,
+        nwbfile,
+        property_descriptions=descriptions,
+        parent_container="processing" if beside else "units",
+        units_name=OWN_TABLE if beside else "units",
+        units_description=f"Units sorted by Spikewise {__version__}, model {hash_}.",
+        unit_electrode_indices=electrodes,
+        waveform_data_dict=waveforms if analyzer.return_in_uV else None,  # volts are not known without a gain
+    )
+    text = json.dumps(provenance)
+    nwbfile.add_scratch(text, name=_NOTE, description="JSON: how the units of Spikewise were made")
+    return f"processing/ecephys/{OWN_TABLE}" if beside else "units"
+
+
+def _waveforms(analyzer: SortingAnalyzer, rows: list[int]) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+    """Return means and deviations (num_units, num_samples, num_near) in volts, and their electrodes."""
+    templates = analyzer.get_extension("templates")
+    means, sds = (templates.get_templates(operator=name) for name in ("average", "std"))
+    positions = analyzer.get_channel_locations()
+    size = abs(means).max(axis=1)
+    num_near = min(_ELECTRODES, len(rows))
+    near = np.stack(
+        [
+            np.argsort(np.linalg.norm(positions - positions[peak], axis=1), kind="stable")[:num_near]
+            for peak in size.argmax(axis=1)
+        ]
+    )
+    near = np.take_along_axis(near, np.argsort(-np.take_along_axis(size, near, 1), axis=1, kind="stable"), 1)
+    means, sds = (np.take_along_axis(values, near[:, None], 2) * 1e-6 for values in (means, sds))
+    return means, sds, [[rows[channel] for channel in channels] for channels in near]
+
+
+def _on_one_clock(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
+    """Return the sorting with the recording's times, its segments end to end."""
+    if recording.get_num_segments() == 1:
+        copy = sorting.select_units(sorting.unit_ids)
+        copy.register_recording(recording)
+        return copy
+    spikes = sorting.to_spike_vector()
+    frames = spikes["sample_index"] + np.array(segment_starts(recording))[spikes["segment_index"]]
+    joined = NumpySorting.from_samples_and_labels(
+        [frames],
+        [sorting.unit_ids[spikes["unit_index"]]],
+        sorting.sampling_frequency,
+        unit_ids=sorting.unit_ids,
+    )
+    for name in sorting.get_property_keys():
+        joined.set_property(name, sorting.get_property(name))
+    return joined
+
+
+def _set_metrics(sorting: BaseSorting, analyzer: SortingAnalyzer) -> dict[str, str]:
+    """Give the units their metrics, each a column of numbers, and return what each means."""
+    descriptions = {
+        "threshold": "Least response, of that to a perfect spike, at which the network finds a spike.",
+        "group": "Group of channels that the unit was sorted on.",
+        "main_channel_id": "Channel on which the unit is largest.",
+    }
+    for name in ("quality_metrics", "template_metrics"):
+        extension = analyzer.get_extension(name)
+        if extension is None:
+            continue
+        told = extension.get_metric_column_descriptions()
+        for column, values in extension.get_data().items():
+            if values.notna().any():
+                whole = pd.api.types.is_integer_dtype(values) and values.notna().all()
+                sorting.set_property(column, values.to_numpy(dtype=int if whole else float))
+                descriptions[column] = told.get(column, f"{column} of SpikeInterface's {name}")
+    return descriptions

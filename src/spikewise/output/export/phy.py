@@ -1,0 +1,240 @@
+"""A folder for Phy's template GUI, written in one pass over the recording.
+
+A few spikes of each unit, preprocessed as for sorting, tell where it lies. Then the traces are read once,
+from start to end: each spike is projected on the shape of its unit, which gives its amplitude, and on
+principal components that all channels share, on the channels near its unit; spikes spread over all the time
+make the unit's template. Memory depends on the number of units, never on the length of the recording. Phy
+reads raw traces from the recording's own file where it can.
+
+Conventions: Phy knows one time axis, in which segments lie end to end (global frames), and units by a number
+from 0, here the unit's index in the sorting; ``cluster_unit_id.tsv`` tells their ids. Templates and
+amplitudes are in microvolts; the amplitude of a spike is the size of its unit's template, scaled to fit the
+spike best. Templates and features are sparse: ``template_ind.npy`` and ``pc_feature_ind.npy`` name the
+channels, the one with the largest amplitude first and -1 where a unit has fewer. Phy's format:
+https://phy.readthedocs.io/en/latest/sorting_user_guide.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from spikeinterface.core import BaseRecording, BaseSorting, write_binary_recording
+
+from spikewise.core.errors import OutputError
+from spikewise.core.files import writing
+from spikewise.core.progress import ProgressCallback, silent
+from spikewise.data.labels.label_set import segment_starts
+from spikewise.data.recordings.channels import SilencedRecording
+from spikewise.output.export.config import PhyConfig
+from spikewise.output.export.phy_features import Projected, project_spikes
+from spikewise.output.export.phy_units import PlacedUnits, place_units, unit_similarity
+from spikewise.output.export.sorted_group import SortedGroup
+
+logger = logging.getLogger(__name__)
+
+_GROUP_GAP_UM = 200.0
+
+
+@dataclass(frozen=True)
+class PhyExport:
+    """A written folder.
+
+    Attributes
+    ----------
+    params : Path
+        The file to open: ``phy template-gui params.py``.
+    num_units, num_spikes : int
+        What it holds.
+    num_empty : int
+        Units without a spike, which Phy does not show.
+    traces : str
+        Where Phy reads raw traces: ``own file``, ``copy`` or ``none``.
+    """
+
+    params: Path
+    num_units: int
+    num_spikes: int
+    num_empty: int
+    traces: str
+
+
+def write_phy(
+    sorting: BaseSorting,
+    recording: BaseRecording,
+    groups: Sequence[SortedGroup],
+    folder: Path,
+    config: PhyConfig,
+    progress: ProgressCallback = silent,
+) -> PhyExport:
+    """Write a folder for Phy.
+
+    Parameters
+    ----------
+    sorting : BaseSorting
+        The spikes.
+    recording : BaseRecording
+        The recording as it came in.
+    groups : sequence of SortedGroup
+        Preprocessed traces and units of each group.
+    folder : Path
+        Where to; it must not exist, since it will hold the work of a person.
+    config : PhyConfig
+        What to write.
+    progress : callable
+        Told the seconds done, of the seconds in all.
+
+    Returns
+    -------
+    PhyExport
+
+    Raises
+    ------
+    OutputError
+        If the folder exists or cannot be written, or there are fewer than two spikes.
+    """
+    if folder.exists():
+        raise OutputError(
+            f"{folder} exists already",
+            "a new name, since the folder may hold curated units",
+            "choose another",
+        )
+    frames, unit_index = _spikes_in_order(sorting, recording)
+    partial = folder.with_name(folder.name + ".partial")
+    with writing(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            units = place_units(frames, unit_index, recording, groups, config)
+            features = partial / "pc_features.npy"
+            done = project_spikes(features, frames, unit_index, recording, groups, units, config, progress)
+            _write_spikes(partial, frames, unit_index, units, done)
+            _write_units(partial, sorting, units, groups, done.templates, recording.sampling_frequency)
+            _write_channels(partial, recording, groups)
+            source = _write_params(partial, folder, recording, config)
+            partial.rename(folder)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    counts = np.bincount(unit_index, minlength=len(sorting.unit_ids))
+    empty = [str(unit_id) for unit_id in sorting.unit_ids[counts == 0]]
+    if empty:
+        logger.warning("units without a spike, which Phy does not show: %s", ", ".join(empty))
+    return PhyExport(folder / "params.py", int((counts > 0).sum()), len(frames), len(empty), source)
+
+
+def _spikes_in_order(sorting: BaseSorting, recording: BaseRecording) -> tuple[np.ndarray, np.ndarray]:
+    """Return the global frame and the unit of each spike, in order of time."""
+    spikes = sorting.to_spike_vector()
+    if len(spikes) < 2:
+        raise OutputError(
+            f"the sorting has {len(spikes)} spikes", "Phy needs at least two", "sort with a lower --threshold"
+        )
+    starts = np.array(segment_starts(recording))
+    frames = spikes["sample_index"] + starts[spikes["segment_index"]]
+    order = np.lexsort((spikes["unit_index"], frames))
+    return frames[order], spikes["unit_index"][order].astype(np.int32)
+
+
+def _write_spikes(
+    folder: Path, frames: np.ndarray, unit_index: np.ndarray, units: PlacedUnits, done: Projected
+) -> None:
+    peak_uV = abs(done.templates * units.scale[:, None]).max(axis=(1, 2))
+    np.save(folder / "spike_times.npy", frames.astype(np.int64))
+    np.save(folder / "spike_templates.npy", unit_index)
+    np.save(folder / "spike_clusters.npy", unit_index)
+    np.save(folder / "amplitudes.npy", done.sizes * peak_uV[unit_index])
+
+
+def _write_units(
+    folder: Path,
+    sorting: BaseSorting,
+    units: PlacedUnits,
+    groups: Sequence[SortedGroup],
+    templates: np.ndarray,
+    sampling_frequency: float,
+) -> None:
+    similarity = unit_similarity(templates, groups, units, sampling_frequency)
+    np.save(folder / "templates.npy", (templates * units.scale[:, None]).astype(np.float32))
+    np.save(folder / "template_ind.npy", units.recorded)
+    np.save(folder / "similar_templates.npy", similarity.astype(np.float32))
+    np.save(folder / "pc_feature_ind.npy", units.recorded)
+    _write_table(folder, "unit_id", [str(unit_id) for unit_id in sorting.unit_ids])
+    if len(groups) > 1:
+        names = dict(zip(np.concatenate([g.unit_index for g in groups]), _names(groups), strict=True))
+        _write_table(folder, "probe_group", [names.get(index, "") for index in range(len(sorting.unit_ids))])
+
+
+def _names(groups: Sequence[SortedGroup]) -> list[str]:
+    return [group.name for group in groups for _ in group.unit_index]
+
+
+def _write_table(folder: Path, name: str, values: Sequence[str]) -> None:
+    with (folder / f"cluster_{name}.tsv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(["cluster_id", name])
+        table.writerows(enumerate(values))
+
+
+def _write_channels(folder: Path, recording: BaseRecording, groups: Sequence[SortedGroup]) -> None:
+    positions = recording.get_channel_locations().astype(np.float64)
+    shanks = np.zeros(len(positions), dtype=np.int32)
+    for number, group in enumerate(groups):
+        shanks[group.channel_index] = number
+    if len(np.unique(positions, axis=0)) < len(positions):  # tetrodes, each at its own origin
+        positions[:, 0] += shanks * (np.ptp(positions[:, 0]) + _GROUP_GAP_UM)
+    np.save(folder / "channel_map.npy", np.arange(len(positions), dtype=np.int32))
+    np.save(folder / "channel_positions.npy", positions)
+    np.save(folder / "channel_shanks.npy", shanks)
+
+
+def _write_params(partial: Path, folder: Path, recording: BaseRecording, config: PhyConfig) -> str:
+    """Write params.py, and the raw traces where Phy is to have them and cannot read the recording's own."""
+    own = _flat_files(recording) if config.traces == "auto" else None
+    dtype, offset = np.dtype(recording.get_dtype()), 0
+    if config.traces == "none":
+        paths, source = [], "none"
+    elif own is not None:
+        source, paths = "own file", [str(Path(path).absolute()) for path in own["file_paths"]]
+        dtype, offset = np.dtype(own["dtype"]), own["file_offset"]
+    else:
+        source = "copy"
+        paths = [f"traces_{index}.dat" for index in range(recording.get_num_segments())]
+        files = [partial / path for path in paths]
+        _copy(recording, files, dtype)
+    lines = {
+        "dat_path": paths,
+        "n_channels_dat": recording.get_num_channels(),
+        "dtype": dtype.name,
+        "offset": offset,
+        "sample_rate": float(recording.sampling_frequency),
+        "hp_filtered": bool(recording.is_filtered()),
+    }
+    text = "".join(f"{name} = {value!r}\n" for name, value in lines.items())
+    (partial / "params.py").write_text(text, encoding="utf-8")
+    return source
+
+
+def _copy(recording: BaseRecording, files: Sequence[Path], dtype: np.dtype) -> None:
+    gc.freeze()  # after each chunk SpikeInterface searches for garbage in all that is loaded: 0.2 s
+    try:
+        write_binary_recording(recording, file_paths=files, dtype=dtype, n_jobs=1, progress_bar=False)
+    finally:
+        gc.unfreeze()
+
+
+def _flat_files(recording: BaseRecording) -> dict | None:
+    """Return where the samples of all channels lie in order, for each segment one file; None if nowhere."""
+    while isinstance(recording, SilencedRecording) and not recording._kwargs["channel_ids"]:
+        recording = recording.get_parent()
+    if not recording.binary_compatible_with(time_axis=0):
+        return None
+    found = recording.get_binary_description()
+    whole = found["num_channels"] == recording.get_num_channels()
+    return found if whole and len(found["file_paths"]) == recording.get_num_segments() else None

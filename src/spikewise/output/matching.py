@@ -1,0 +1,375 @@
+"""Which spikes and units of two sortings are the same, and how good a sorting is.
+
+Conventions
+-----------
+Those of SpikeInterface's ground-truth comparison (Buccino et al. 2020, eLife 9:e61834), so that numbers
+can be set beside its own:
+
+- Two spikes can match if they lie at most ``int(delta_time_ms / 1000 * sampling_frequency)`` frames
+  apart.
+- ``agreement = tp / (num_truth + num_tested - tp)`` for each pair of units. Units are paired one to one
+  by the Hungarian method, which makes the sum of the agreements largest; pairs below ``match_score``
+  do not enter, and neither do pairs without a common spike.
+- ``accuracy = tp / (tp + fp + fn)``, ``precision = tp / (tp + fp)``, ``recall = tp / (tp + fn)``; 0 where
+  nothing matches, and NaN where the truth has no spike in the time compared. Pooled values divide the
+  sums over the truth units.
+
+One difference: within a pair of units every spike matches at most once, and as many match as possible.
+SpikeInterface remembers only the last match, so where three or more spikes of one unit lie within the
+reach of the same spikes of the other it can count one of them twice; its count is then the higher one
+(it is never lower). Where no unit fires three times within twice the reach, both are equal.
+
+Time: an interval is given in seconds from the start of the recording, with segments laid end to end, and
+is half open. Spikes are matched before the interval cuts, so a pair that lies across an edge is never an
+error: the spike of the truth decides on which side a match counts, and a detected spike inside whose
+partner is outside is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import linear_sum_assignment
+from spikeinterface.core import BaseSorting
+
+from spikewise.core.config import EvaluationConfig
+from spikewise.core.errors import LabelsError, SettingError
+from spikewise.data.labels.events import SpikeTrains, match_events, match_spike_trains
+
+__all__ = ["Agreement", "Performance", "agreement", "compare_sortings", "match_events"]
+
+
+@dataclass(frozen=True)
+class Performance:
+    """How well a tested sorting finds the units and spikes of a true one.
+
+    Attributes
+    ----------
+    units : pandas.DataFrame
+        One row for each truth unit (the index); columns ``tested_unit`` (None without a partner),
+        ``num_truth``, ``num_tested``, ``tp``, ``fp``, ``fn``, ``accuracy``, ``precision``, ``recall``.
+        ``num_tested`` is ``tp + fp``.
+    unmatched_units : tuple
+        Ids of the tested units without a partner.
+    num_unmatched_spikes : int
+        Number of their spikes in the time compared.
+    accuracy, precision, recall : float
+        Pooled: from the sums of tp, fp and fn over the truth units.
+    accuracy_all_spikes : float
+        As `accuracy`, with the spikes of the unmatched tested units as false positives too.
+    common : pandas.DataFrame
+        Numbers of matched spikes of each true unit (the index) with each tested unit (the columns), whether
+        or not they are partners: the confusion matrix.
+    """
+
+    units: pd.DataFrame
+    unmatched_units: tuple
+    num_unmatched_spikes: int
+    accuracy: float
+    precision: float
+    recall: float
+    accuracy_all_spikes: float
+    common: pd.DataFrame
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the confusion matrix as a dictionary of JSON types; NaN becomes None."""
+        rows = self.units.reset_index().to_dict(orient="records")
+        return {
+            "accuracy": self.accuracy,
+            "precision": self.precision,
+            "recall": self.recall,
+            "accuracy_all_spikes": self.accuracy_all_spikes,
+            "unmatched_units": [_plain(unit_id) for unit_id in self.unmatched_units],
+            "num_unmatched_spikes": self.num_unmatched_spikes,
+            "units": [{str(key): _plain(value) for key, value in row.items()} for row in rows],
+        }
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two sortings agree; swapping them swaps only the names.
+
+    Attributes
+    ----------
+    units : pandas.DataFrame
+        One row for each pair of matched units; columns ``unit_a``, ``unit_b``, ``num_a``, ``num_b``,
+        ``num_common``, ``agreement``.
+    fraction_units : float
+        Matched units of both sortings, as a fraction of all units of both.
+    fraction_spikes : float
+        Common spikes of the matched units, as a fraction of the distinct spikes of both sortings.
+    """
+
+    units: pd.DataFrame
+    fraction_units: float
+    fraction_spikes: float
+
+
+def compare_sortings(
+    truth: BaseSorting,
+    tested: BaseSorting,
+    config: EvaluationConfig | None = None,
+    num_samples: Sequence[int] | None = None,
+) -> Performance:
+    """Match a tested sorting with the truth and score it.
+
+    Parameters
+    ----------
+    truth : BaseSorting
+        The true units, with at least one spike in the time compared.
+    tested : BaseSorting
+        The units to be scored; it may be empty.
+    config : EvaluationConfig, optional
+        Reach of a match, least agreement, and interval.
+    num_samples : sequence of int, optional
+        Length of each segment in frames; needed only for an interval in several segments.
+
+    Returns
+    -------
+    Performance
+
+    Raises
+    ------
+    LabelsError
+        If the sortings do not fit each other, or the truth has no spike in the time compared.
+    SettingError
+        If the interval cannot be used.
+    """
+    config = config or EvaluationConfig()
+    counts = _count_matches(truth, tested, config, num_samples)
+    if counts.num_a.sum() == 0:
+        when = "at all" if config.interval is None else "between {:g} and {:g} s".format(*config.interval)
+        raise LabelsError(
+            f"the true sorting has no spike {when}",
+            "a comparison needs at least one true spike",
+            "check the true sorting, or choose another interval",
+        )
+    num_truth, tp = counts.num_a, counts.pairs_in_a
+    fn = num_truth[:, None] - tp
+    fp = counts.num_b[None, :] - counts.pairs_in_b
+    partner = _pair_units(tp, tp + fn + fp, config.match_score)
+    return _performance(truth.unit_ids, tested.unit_ids, partner, counts)
+
+
+def agreement(
+    sorting_a: BaseSorting,
+    sorting_b: BaseSorting,
+    config: EvaluationConfig | None = None,
+    num_samples: Sequence[int] | None = None,
+) -> Agreement:
+    """Summarise how far two sortings agree, neither of them being the truth.
+
+    A common pair of spikes counts when either spike lies in the interval.
+
+    Parameters
+    ----------
+    sorting_a, sorting_b : BaseSorting
+        The two sortings; either may be empty.
+    config : EvaluationConfig, optional
+        Reach of a match, least agreement, and interval.
+    num_samples : sequence of int, optional
+        Length of each segment in frames; needed only for an interval in several segments.
+
+    Returns
+    -------
+    Agreement
+        Fractions are NaN where both sortings are empty.
+
+    Raises
+    ------
+    LabelsError
+        If the sortings do not fit each other.
+    SettingError
+        If the interval cannot be used.
+    """
+    config = config or EvaluationConfig()
+    counts = _count_matches(sorting_a, sorting_b, config, num_samples)
+    common = counts.pairs_in_either
+    num_a = counts.num_a[:, None] + common - counts.pairs_in_a
+    num_b = counts.num_b[None, :] + common - counts.pairs_in_b
+    distinct = num_a + num_b - common
+    partner = _pair_units(common, distinct, config.match_score)
+    index_a = np.flatnonzero(partner >= 0)
+    index_b = partner[index_a]
+    pair = (index_a, index_b)
+    units = pd.DataFrame(
+        {
+            "unit_a": np.asarray(sorting_a.unit_ids)[index_a],
+            "unit_b": np.asarray(sorting_b.unit_ids)[index_b],
+            "num_a": num_a[pair],
+            "num_b": num_b[pair],
+            "num_common": common[pair],
+            "agreement": common[pair] / distinct[pair],
+        }
+    )
+    crossing = int((num_a + num_b)[pair].sum() - counts.num_a[index_a].sum() - counts.num_b[index_b].sum())
+    num_common = int(common[pair].sum())
+    num_distinct = int(counts.num_a.sum() + counts.num_b.sum()) + crossing - num_common
+    num_units = counts.num_a.size + counts.num_b.size
+    return Agreement(units, _ratio(2 * len(units), num_units), _ratio(num_common, num_distinct))
+
+
+@dataclass
+class _Counts:
+    """Numbers of spikes and of matched pairs in the time compared.
+
+    ``num_a`` (num_units_a,) and ``num_b`` (num_units_b,) count spikes. The others, of shape (num_units_a,
+    num_units_b), count matched pairs by where they lie: the spike of a inside, that of b, or either.
+    """
+
+    num_a: np.ndarray
+    num_b: np.ndarray
+    pairs_in_a: np.ndarray
+    pairs_in_b: np.ndarray
+    pairs_in_either: np.ndarray
+
+
+def _count_matches(
+    sorting_a: BaseSorting,
+    sorting_b: BaseSorting,
+    config: EvaluationConfig,
+    num_samples: Sequence[int] | None,
+) -> _Counts:
+    """Count spikes and matched pairs of all units over all segments."""
+    _check_sortings(sorting_a, sorting_b)
+    delta = int(config.delta_time_ms / 1000 * sorting_a.sampling_frequency)
+    windows = _segment_windows(sorting_a, config.interval, num_samples)
+    shape = (len(sorting_a.unit_ids), len(sorting_b.unit_ids))
+    counts = _Counts(
+        np.zeros(shape[0], dtype=np.int64),
+        np.zeros(shape[1], dtype=np.int64),
+        *(np.zeros(shape, dtype=np.int64) for _ in range(3)),
+    )
+    for segment_index, (start, stop) in enumerate(windows):
+        a, b = (_segment_spikes(sorting, segment_index) for sorting in (sorting_a, sorting_b))
+        inside_a = (a.frame >= start) & (a.frame < stop)
+        inside_b = (b.frame >= start) & (b.frame < stop)
+        counts.num_a += np.bincount(a.unit_index[inside_a], minlength=shape[0])
+        counts.num_b += np.bincount(b.unit_index[inside_b], minlength=shape[1])
+        for index_a, index_b in match_spike_trains(a, b, delta):
+            pair = a.unit_index[index_a] * shape[1] + b.unit_index[index_b]
+            in_a, in_b = inside_a[index_a], inside_b[index_b]
+            for total, counted in (
+                (counts.pairs_in_a, in_a),
+                (counts.pairs_in_b, in_b),
+                (counts.pairs_in_either, in_a | in_b),
+            ):
+                total += np.bincount(pair[counted], minlength=total.size).reshape(shape)
+    return counts
+
+
+def _pair_units(common: np.ndarray, distinct: np.ndarray, match_score: float) -> np.ndarray:
+    """Return for each unit of the first sorting the index of its partner, or -1; shape (num_units_a,)."""
+    score = np.divide(common, distinct, out=np.zeros(common.shape), where=distinct > 0)
+    score[score < match_score] = 0
+    partner = np.full(common.shape[0], -1, dtype=np.int64)
+    rows, columns = linear_sum_assignment(score, maximize=True)
+    matched = score[rows, columns] > 0
+    partner[rows[matched]] = columns[matched]
+    return partner
+
+
+def _performance(
+    truth_ids: np.ndarray, tested_ids: np.ndarray, partner: np.ndarray, counts: _Counts
+) -> Performance:
+    """Score the truth units with their partners."""
+    rows = np.flatnonzero(partner >= 0)
+    columns = partner[rows]
+    tp = np.zeros(partner.size, dtype=np.int64)
+    fp = np.zeros(partner.size, dtype=np.int64)
+    tp[rows] = counts.pairs_in_a[rows, columns]
+    fp[rows] = counts.num_b[columns] - counts.pairs_in_b[rows, columns]
+    fn = counts.num_a - tp
+    unmatched = np.setdiff1d(np.arange(counts.num_b.size), columns)
+    num_unmatched = int(counts.num_b[unmatched].sum())
+    found = counts.num_a > 0
+    units = pd.DataFrame(
+        {
+            "tested_unit": pd.Series([tested_ids[k] if k >= 0 else None for k in partner], dtype=object),
+            "num_truth": counts.num_a,
+            "num_tested": tp + fp,
+            "tp": tp,
+            "fp": fp,
+            "fn": fn,
+            "accuracy": np.where(found, tp / np.maximum(tp + fp + fn, 1), np.nan),
+            "precision": np.where(found, tp / np.maximum(tp + fp, 1), np.nan),
+            "recall": np.where(found, tp / np.maximum(tp + fn, 1), np.nan),
+        }
+    )
+    units.index = pd.Index(truth_ids, name="truth_unit")
+    num_tp, num_fp, num_fn = int(tp.sum()), int(fp.sum()), int(fn.sum())
+    return Performance(
+        units=units,
+        unmatched_units=tuple(_plain(tested_ids[k]) for k in unmatched),
+        num_unmatched_spikes=num_unmatched,
+        accuracy=num_tp / (num_tp + num_fp + num_fn),
+        precision=num_tp / max(num_tp + num_fp, 1),
+        recall=num_tp / (num_tp + num_fn),
+        accuracy_all_spikes=num_tp / (num_tp + num_fp + num_fn + num_unmatched),
+        common=pd.DataFrame(counts.pairs_in_a, units.index, pd.Index(tested_ids, name="tested_unit")),
+    )
+
+
+def _segment_spikes(sorting: BaseSorting, segment_index: int) -> SpikeTrains:
+    """Return the spikes of one segment in order of time."""
+    spikes = sorting.to_spike_vector(concatenated=False)[segment_index]
+    frame = spikes["sample_index"].astype(np.int64)
+    unit_index = spikes["unit_index"].astype(np.int64)
+    if np.any(frame[1:] < frame[:-1]):
+        order = np.argsort(frame, kind="stable")
+        frame, unit_index = frame[order], unit_index[order]
+    return SpikeTrains(frame, unit_index)
+
+
+def _check_sortings(sorting_a: BaseSorting, sorting_b: BaseSorting) -> None:
+    for what, a, b in (
+        ("sampling frequencies", sorting_a.sampling_frequency, sorting_b.sampling_frequency),
+        ("numbers of segments", sorting_a.get_num_segments(), sorting_b.get_num_segments()),
+    ):
+        if a != b:
+            raise LabelsError(
+                f"the two sortings have different {what}: {a:g} and {b:g}",
+                "they must be of the same recording",
+                "check that both come from the recording that is evaluated",
+            )
+
+
+def _segment_windows(
+    sorting: BaseSorting, interval: tuple[float, float] | None, num_samples: Sequence[int] | None
+) -> list[tuple[float, float]]:
+    """Return for each segment the first frame compared and the one after the last."""
+    num_segments = sorting.get_num_segments()
+    if interval is None:
+        return [(-math.inf, math.inf)] * num_segments
+    start_s, stop_s = interval
+    if not 0 <= start_s < stop_s:
+        raise SettingError(
+            f"the interval is {start_s:g} to {stop_s:g} s",
+            "it must start at 0 or later and end after its start",
+            "give the interval as START END in seconds",
+        )
+    if num_segments > 1 and (num_samples is None or len(num_samples) != num_segments):
+        given = "nothing" if num_samples is None else f"{len(num_samples)} lengths"
+        raise SettingError(
+            f"an interval cuts {num_segments} segments, and {given} tells how long they are",
+            f"num_samples must hold the {num_segments} lengths in frames",
+            "pass num_samples, or compare without an interval",
+        )
+    offsets = np.cumsum([0, *list(num_samples or [])[: num_segments - 1]])
+    start, stop = (round(edge * sorting.sampling_frequency) for edge in (start_s, stop_s))
+    return [(start - int(offset), stop - int(offset)) for offset in offsets[:num_segments]]
+
+
+def _ratio(numerator: int, denominator: int) -> float:
+    return numerator / denominator if denominator else math.nan
+
+
+def _plain(value: Any) -> Any:
+    """Return a scalar of NumPy as one of Python, and NaN as None."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and math.isnan(value) else value

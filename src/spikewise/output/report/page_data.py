@@ -1,0 +1,256 @@
+"""What a report holds, as one JSON text that its scripts draw from.
+
+Arrays are little-endian numbers in base64: whole numbers of a step where that halves their size. The text is
+compressed, and so is the plotting library, so that a page stays a few megabytes and needs nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spikewise.models.checkpoint import GroupModel
+from spikewise.output.colours import colour_of
+from spikewise.output.measures import CORRELOGRAM_MS, REFRACTORY_MS, UnitMeasures, spread
+from spikewise.output.pairs import UnitPair
+from spikewise.output.report.moments import Moment
+from spikewise.output.result import StoredResult
+from spikewise.output.samples import MAX_SNIPPETS, SpikeSamples, nearest_channels
+
+if TYPE_CHECKING:
+    from spikewise.output.matching import Performance
+
+MAX_TEMPLATE_CHANNELS = 12
+MAX_SHOWN_SPIKES = 60_000
+"""Spikes that the page holds with time, depth and amplitude; of each unit as large a part."""
+MAX_RASTER_SPIKES = 6000
+GAP_UM = 100.0
+"""Between two probes, drawn side by side where their coordinates overlap."""
+_STEP = 0.01  # noise standard deviations
+_TRACE_STEP = 0.05
+
+
+def compress(text: str) -> str:
+    """Return a text as gzip in base64, the same for the same text."""
+    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+
+
+def pack(values: Any, dtype: str = "float32", step: float = 1.0) -> dict[str, Any]:
+    """Return an array as what ``unpack`` of the page reads: values are multiples of `step`, rounded."""
+    array = np.asarray(values, dtype=float)
+    if np.dtype(dtype).kind in "iu":
+        limits = np.iinfo(dtype)
+        array = np.clip(np.rint(np.nan_to_num(array) / step), limits.min, limits.max)
+    data = np.ascontiguousarray(array, dtype=np.dtype(dtype).newbyteorder("<")).tobytes()
+    return {
+        "type": dtype,
+        "step": step,
+        "shape": list(array.shape),
+        "data": base64.b64encode(data).decode(),
+    }
+
+
+def page_data(
+    result: StoredResult,
+    units: list[UnitMeasures],
+    *,
+    samples: SpikeSamples | None,
+    moments: Sequence[Moment],
+    similarity: np.ndarray | None,
+    pairs: Sequence[UnitPair],
+    performance: Performance | None,
+    truth_snr: Sequence[float | None],
+) -> str:
+    """Return everything that a page draws as one line of JSON.
+
+    Parameters
+    ----------
+    result : StoredResult
+    units : list of UnitMeasures
+    samples : SpikeSamples or None
+        None without the recording.
+    moments : sequence of Moment
+    similarity : ndarray or None
+        (num_units, num_units)
+    pairs : sequence of UnitPair
+    performance : Performance or None
+        Comparison with the truth.
+    truth_snr : sequence of float or None
+        Size of each true unit over the noise; empty where it is not known.
+    """
+    places = channel_places(result.model.groups)
+    data = {
+        "duration_s": sum(result.num_samples) / result.sorting.sampling_frequency,
+        "label_interval_s": result.label_interval_s,
+        "limits": {
+            "refractory_ms": REFRACTORY_MS,
+            "correlogram_ms": CORRELOGRAM_MS,
+            "raster": MAX_RASTER_SPIKES,
+        },
+        "groups": [
+            {
+                "name": group.name,
+                "channel_ids": list(group.channel_ids),
+                "silenced": [channel in group.silenced_channel_ids for channel in group.channel_ids],
+                "positions": np.round(places[group.name], 2).tolist(),
+            }
+            for group in result.model.groups
+        ],
+        "units": [_unit(unit, places[unit.group.name]) for unit in units],
+        "waveforms": None if samples is None else _waveforms(units, samples),
+        "spikes": None if samples is None else _spikes(samples),
+        "trains": _trains(result) if samples is None else None,
+        "moments": [_moment(moment) for moment in moments],
+        "similarity": None if similarity is None else pack(similarity, "uint8", 1 / 250),
+        "pairs": [_pair(pair) for pair in pairs],
+        "trainings": result.trainings,
+        "truth": None if performance is None else _truth(performance, truth_snr),
+    }
+    return json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
+
+
+def channel_places(groups: Sequence[GroupModel]) -> dict[str, np.ndarray]:
+    """Return where the channels of each group are drawn, (num_channels, 2) um, none over another."""
+    places: dict[str, np.ndarray] = {}
+    for group in groups:
+        own = np.asarray(group.channel_positions_um, dtype=float)[:, :2].copy()
+        others = np.concatenate([np.zeros((0, 2)), *places.values()])
+        if len(others) and own[:, 0].min() <= others[:, 0].max() and own[:, 0].max() >= others[:, 0].min():
+            own[:, 0] += others[:, 0].max() + GAP_UM - own[:, 0].min()
+        places[group.name] = own
+    return places
+
+
+def _unit(unit: UnitMeasures, places: np.ndarray) -> dict[str, Any]:
+    x = y = None
+    if unit.waveform is not None and unit.main_channel is not None:
+        # The centre of mass of the channels near it, of the squared deflections.
+        near = nearest_channels(unit.group, unit.main_channel, len(places))
+        weights = np.square(unit.waveform.peaks[near])
+        x, y = (weights @ places[near] / weights.sum()).tolist()
+    return {
+        "id": str(unit.unit_id),
+        "group": unit.group.name,
+        "colour": colour_of(unit.unit_index),
+        "main": unit.main_channel,
+        "x": x,
+        "y": y,
+        "threshold": unit.threshold,
+        "correlogram": unit.correlogram.tolist(),
+    }
+
+
+def _waveforms(units: list[UnitMeasures], samples: SpikeSamples) -> dict[str, Any]:
+    """Return the mean near each unit, and its spread and single waveforms on the main channel."""
+    waveforms = [unit.waveform for unit in units if unit.waveform is not None]
+    if not waveforms:
+        return {"channels": [], "num_samples": 0}
+    num_samples, before = len(waveforms[0].values), waveforms[0].num_before
+    most = max(len(unit.group.channel_ids) for unit in units)
+    channels = np.full((len(units), min(MAX_TEMPLATE_CHANNELS, most)), -1)
+    mean = np.zeros((*channels.shape, num_samples))
+    deviation = np.zeros((len(units), num_samples))
+    snippets = np.zeros((len(units), MAX_SNIPPETS, num_samples))
+    counts = []
+    for unit in units:
+        index, main, mine = unit.unit_index, unit.main_channel, samples.snippets[unit.unit_index]
+        counts.append(len(mine))
+        if unit.waveform is None or main is None:
+            continue
+        near = nearest_channels(unit.group, main, channels.shape[1])
+        channels[index, : len(near)] = near
+        mean[index, : len(near)] = unit.waveform.values[:, near].T
+        deviation[index] = unit.waveform.spread[:, main]
+        if len(mine):
+            snippets[index, : len(mine)] = mine
+    rate = units[0].sampling_frequency
+    return {
+        "num_samples": num_samples,
+        "start_ms": -before / rate * 1000,
+        "step_ms": 1000 / rate,
+        "channels": channels.tolist(),
+        "mean": pack(mean, "int16", _STEP),
+        "deviation": pack(deviation, "int16", _STEP),
+        "snippets": pack(snippets, "int16", _TRACE_STEP),
+        "num_snippets": counts,
+    }
+
+
+def _spikes(samples: SpikeSamples) -> dict[str, Any]:
+    rows = np.flatnonzero(np.isfinite(samples.amplitude))
+    rows = rows[spread(len(rows), MAX_SHOWN_SPIKES)]
+    return {
+        "unit": pack(samples.unit_index[rows], "uint16"),
+        "time_s": pack(samples.time_s[rows]),
+        "amplitude": pack(samples.amplitude[rows], "int16", _STEP),
+        "depth_um": pack(samples.depth_um[rows]),
+        "responses": samples.responses.tolist(),
+        "num_seconds": samples.num_seconds,
+        "num_seconds_asked": samples.num_seconds_asked,
+    }
+
+
+def _trains(result: StoredResult) -> dict[str, Any]:
+    """Return the times of a part of the spikes, which is all that is known without the recording."""
+    spikes = result.sorting.to_spike_vector()
+    spikes = spikes[spread(len(spikes), MAX_RASTER_SPIKES)]
+    offsets = np.cumsum([0, *result.num_samples])
+    times = (offsets[spikes["segment_index"]] + spikes["sample_index"]) / result.sorting.sampling_frequency
+    return {"unit": pack(spikes["unit_index"], "uint16"), "time_s": pack(times)}
+
+
+def _moment(moment: Moment) -> dict[str, Any]:
+    return {
+        "start_s": moment.start_s,
+        "step_ms": 1000 / moment.sampling_frequency,
+        "channels": list(moment.channel_ids),
+        "traces": pack(moment.traces.T, "int16", _TRACE_STEP),
+        "spikes": moment.spikes,
+        "num_spikes": moment.num_spikes,
+    }
+
+
+def _pair(pair: UnitPair) -> dict[str, Any]:
+    return {
+        "first": pair.first,
+        "second": pair.second,
+        "similarity": pair.similarity,
+        "shared": pair.shared,
+        "refractory": pair.refractory,
+        "verdict": pair.verdict,
+        "correlogram": pair.correlogram.tolist(),
+    }
+
+
+def _truth(performance: Performance, truth_snr: Sequence[float | None]) -> dict[str, Any]:
+    """Return the scores of the true units that fire in the time compared, and the confusion matrix."""
+    rows = [
+        {**row, "snr": snr}
+        for row, snr in zip(
+            performance.to_dict()["units"], truth_snr or [None] * len(performance.units), strict=True
+        )
+        if row["num_truth"] > 0
+    ]
+    fires = performance.units["num_truth"].to_numpy() > 0
+    return {
+        "units": [{**row, "truth_unit": str(row["truth_unit"])} for row in rows],
+        "common": performance.common.to_numpy()[fires].tolist(),
+        "tested": [str(unit_id) for unit_id in performance.common.columns],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON types in which a number that is not finite is null."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

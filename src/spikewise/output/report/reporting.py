@@ -1,0 +1,152 @@
+"""The report of a result: from a folder or from what was just sorted."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from spikeinterface.core import BaseRecording, BaseSorting
+
+from spikewise.core.config import EvaluationConfig, RecordingConfig
+from spikewise.core.files import check_output_file
+from spikewise.core.progress import ProgressCallback
+from spikewise.data.opening import open_recording, open_sorting
+from spikewise.data.recordings.reader import TraceReader
+from spikewise.models.checkpoint import Model
+from spikewise.output.matching import Performance, compare_sortings
+from spikewise.output.report.page import write_report
+from spikewise.output.result import StoredResult, load_result
+from spikewise.output.result_groups import groups_of
+from spikewise.output.store import REPORT_FILE
+
+logger = logging.getLogger(__name__)
+
+
+class SortedResult(Protocol):
+    """What a sort gives: :class:`spikewise.SortingResult`."""
+
+    @property
+    def sorting(self) -> BaseSorting:
+        """The spikes."""
+
+    @property
+    def model(self) -> Model:
+        """The model that found them."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Settings, versions, hashes, seeds and timings."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A written report.
+
+    Attributes
+    ----------
+    path : Path
+        The HTML file.
+    provenance : dict
+        That of the result it tells of.
+    performance : Performance or None
+        The comparison with the truth, if that was given.
+    """
+
+    path: Path
+    provenance: dict[str, Any]
+    performance: Performance | None
+
+
+def report(
+    result: SortedResult | str | Path,
+    output: str | Path,
+    *,
+    recording: BaseRecording | str | Path | None = None,
+    truth: BaseSorting | str | Path | None = None,
+    overwrite: bool = False,
+    config: EvaluationConfig | None = None,
+    **options: Any,
+) -> Report:
+    """Write what a sort found as one HTML page.
+
+    Parameters
+    ----------
+    result : SortingResult, str or Path
+        What :func:`spikewise.sort` gave, or its output folder.
+    output : str or Path
+        File to write, for example ``report.html``.
+    recording : BaseRecording, str or Path, optional
+        The recording that was sorted; without it no trace and no waveform is drawn.
+    truth : BaseSorting, str or Path, optional
+        True spikes to compare with; without them no score is shown.
+    overwrite : bool
+        Whether a file there may be replaced.
+    config : EvaluationConfig, optional
+        How to compare; or give single settings as keyword options.
+
+    Returns
+    -------
+    Report
+        The file, and the comparison with the truth.
+
+    Raises
+    ------
+    SpikewiseError
+        If the result is not whole, or something else that was given cannot be used.
+    """
+    output = check_output_file(output, overwrite)
+    settings = config or EvaluationConfig.from_dict(options)
+    stored = (
+        load_result(result)
+        if isinstance(result, str | Path)
+        else StoredResult(result.sorting, result.model, result.provenance)
+    )
+    opened = None if recording is None else open_recording(recording, RecordingConfig())[0]
+    readers = None if opened is None else _readers_of(stored, opened)
+    performance, true_spikes = None, None
+    if truth is not None:
+        true_spikes = open_sorting(truth, opened)
+        performance = compare_sortings(true_spikes, stored.sorting, settings, stored.num_samples)
+    path = write_report(
+        stored,
+        output,
+        readers=readers,
+        truth=true_spikes,
+        performance=performance,
+        interval_s=settings.interval,
+        overwrite=overwrite,
+    )
+    return Report(path, stored.provenance, performance)
+
+
+def report_of_sort(
+    recording: BaseRecording,
+    sorting: BaseSorting,
+    model: Model,
+    provenance: dict[str, Any],
+    folder: Path,
+    progress: ProgressCallback,
+) -> None:
+    """Write the report of a sort into its output folder; what goes wrong is told, and the sort stands.
+
+    Ctrl-C leaves the report out, since the sort is finished.
+    """
+    progress("report", 0, 1, "")
+    try:
+        stored = StoredResult(sorting, model, provenance)
+        write_report(stored, folder / REPORT_FILE, readers=_readers_of(stored, recording))
+    except (Exception, KeyboardInterrupt) as error:  # nothing here may cost the sort that is finished
+        logger.debug("the report failed", exc_info=True)
+        logger.warning(
+            "the report was left out: %s. The sort is complete; "
+            "make the report with: spikewise report OUT --recording RECORDING -o report.html",
+            "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip("."),
+        )
+    progress("report", 1, 1, "")
+
+
+def _readers_of(result: StoredResult, recording: BaseRecording) -> dict[str, TraceReader]:
+    """Return the traces of each group of a result, preprocessed as for its model."""
+    return {group.name: group.reader for group in groups_of(result, recording)}

@@ -1,0 +1,206 @@
+"""The Python interface of single-channel waveforms: train, classify, sort a raw channel.
+
+Each function takes files or arrays, and its settings as the dataclasses of :mod:`spikewise.single_channel.config`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from spikewise.core.errors import LabelsError, OutputError, WaveformsError
+from spikewise.core.files import check_output_file
+from spikewise.core.progress import ProgressCallback, silent
+from spikewise.single_channel.classifier import (
+    Classification,
+    WaveformClassifier,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
+from spikewise.single_channel.config import (
+    ChannelSortingConfig,
+    SnippetsConfig,
+    WaveClusConfig,
+    WaveformTrainingConfig,
+)
+from spikewise.single_channel.labelling import is_unit
+from spikewise.single_channel.snippets import Snippets, load_snippets
+from spikewise.single_channel.sorting import ChannelResult, sort_channel, write_table
+from spikewise.single_channel.wave_clus import WaveClusSimulation, save_wave_clus, simulate_wave_clus
+
+__all__ = ["ChannelResult", "classify_waveforms", "simulate_channel", "sort_channel", "train_waveforms"]
+
+
+def train_waveforms(
+    waveforms: Snippets | str | Path,
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    config: WaveformTrainingConfig | None = None,
+    reading: SnippetsConfig | None = None,
+    progress: ProgressCallback = silent,
+) -> WaveformClassifier:
+    """Learn the units of labelled waveforms.
+
+    Parameters
+    ----------
+    waveforms : Snippets, str or Path
+        Waveforms with labels, or the file that holds them. Those without label do not train.
+    output : str or Path, optional
+        File to write the classifier to.
+    overwrite : bool
+        Whether a file there may be replaced.
+    config : WaveformTrainingConfig, optional
+    reading : SnippetsConfig, optional
+        How the file is read.
+    progress : callable
+        Told how far it is.
+
+    Returns
+    -------
+    WaveformClassifier
+        Ctrl-C ends training early and gives the best network so far; ``facts["interrupted"]`` tells.
+
+    Raises
+    ------
+    SpikewiseError
+        If waveforms, labels or settings cannot be used; the message says what to do.
+    """
+    if output is not None:
+        output = check_output_file(output, overwrite, ending=".safetensors")
+    snippets = _open_snippets(waveforms, reading)
+    if snippets.labels is None:
+        raise LabelsError(
+            f"{snippets.name} holds waveforms without labels",
+            "waveforms with the unit of each",
+            "add an array or column of labels, name it with --labels-key, or use: spikewise waveforms sort",
+        )
+    labelled = snippets.select(is_unit(snippets.labels))
+    assert labelled.labels is not None
+    classifier = train_classifier(
+        labelled.waveforms,
+        labelled.labels,
+        config,
+        sampling_frequency=snippets.sampling_frequency,
+        progress=progress,
+    )
+    if output is not None:
+        save_classifier(classifier, output)
+    return classifier
+
+
+def classify_waveforms(
+    waveforms: Snippets | str | Path,
+    model: WaveformClassifier | str | Path,
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    min_probability: float = 0.0,
+    second_units: bool = False,
+    reading: SnippetsConfig | None = None,
+) -> Classification:
+    """Give each waveform to a unit.
+
+    Parameters
+    ----------
+    waveforms : Snippets, str or Path
+        Waveforms as long as those the model learnt from, or the file that holds them.
+    model : WaveformClassifier, str or Path
+        The classifier, or where it is.
+    output : str or Path, optional
+        CSV to write: a row for each waveform in order, with its index, label and probability.
+    overwrite : bool
+        Whether a file there may be replaced.
+    min_probability : float
+        Leave a waveform unsorted (label -1) whose unit is less probable.
+    second_units : bool
+        Whether the CSV gets a column ``second_label`` too: another unit in the same waveform, -1 for none.
+    reading : SnippetsConfig, optional
+        How the file is read.
+
+    Returns
+    -------
+    Classification
+
+    Raises
+    ------
+    SpikewiseError
+        If something that was given cannot be used; the message says what to do.
+    """
+    limits = ChannelSortingConfig(min_probability=min_probability)
+    if output is not None:
+        output = check_output_file(output, overwrite, ending=".csv")
+    classifier = model if isinstance(model, WaveformClassifier) else load_classifier(model)
+    snippets = _open_snippets(waveforms, reading)
+    if output is not None:
+        _check_is_other_file(output, waveforms)
+    _check_frequency(snippets, classifier)
+    found = classifier.classify(snippets.waveforms, limits.min_probability)
+    if output is not None:
+        table = {"label": found.labels, "probability": found.probability}
+        if second_units:
+            table["second_label"] = found.second_labels
+        write_table(pd.DataFrame(table).rename_axis("index"), output)
+    return found
+
+
+def simulate_channel(
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    config: WaveClusConfig | None = None,
+) -> WaveClusSimulation:
+    """Make a single-channel signal with known spikes, in the manner of Wave_Clus (Quiroga et al. 2004).
+
+    Parameters
+    ----------
+    output : str or Path, optional
+        File to write it to, in the layout of the public .mat files.
+    overwrite : bool
+        Whether a file there may be replaced.
+    config : WaveClusConfig, optional
+
+    Returns
+    -------
+    WaveClusSimulation
+
+    Raises
+    ------
+    SpikewiseError
+        If a setting or the file of shapes cannot be used.
+    """
+    if output is not None:
+        output = check_output_file(output, overwrite, ending=".mat")
+        if output.suffix.lower() != ".mat":
+            raise OutputError(
+                f"the simulation was to go to {output}", "a name that ends in .mat", "change the name"
+            )
+    made = simulate_wave_clus(config or WaveClusConfig())
+    if output is not None:
+        save_wave_clus(made, output)
+    return made
+
+
+def _open_snippets(waveforms: Snippets | str | Path, reading: SnippetsConfig | None) -> Snippets:
+    return waveforms if isinstance(waveforms, Snippets) else load_snippets(waveforms, reading)
+
+
+def _check_is_other_file(output: Path, waveforms: Snippets | str | Path) -> None:
+    if not isinstance(waveforms, Snippets) and output.exists() and output.samefile(waveforms):
+        raise OutputError(
+            f"{output} is the file of the waveforms",
+            "another file, since it would be lost",
+            "choose another name",
+        )
+
+
+def _check_frequency(snippets: Snippets, classifier: WaveformClassifier) -> None:
+    given, known = snippets.sampling_frequency, classifier.sampling_frequency
+    if given is not None and known is not None and abs(given - known) > 1e-3 * known:
+        raise WaveformsError(
+            f"the waveforms are sampled at {given:g} Hz",
+            f"the model was trained at {known:g} Hz",
+            "resample them, or train a model on waveforms of this rate",
+        )
