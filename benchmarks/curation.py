@@ -1,15 +1,15 @@
-"""What curation in Phy does for the rest of a recording, measured where the spikes are known.
+"""The effect of curation in Phy on the rest of a recording, measured with known spikes.
 
     python benchmarks/curation.py [tetrode hybrid] [--folder bench/curation] [--seeds 1 2 3] [--first-s 30]
 
-The first part of a recording is sorted without labels and exported to Phy. A curator who knows the truth
-does there what a person does, and leaves the files that Phy saves: units that hold the same true unit are
-merged, one that holds two is split, one that repeats another's spikes or holds none is called noise. The
-folder's labels train a model, which sorts the rest. It is judged on the rest alone, beside the model of the
-first sort, and beside one that was trained on the folder as it was before the curation.
+The first part of a recording is sorted without labels and exported to Phy. A simulated curator, who knows the
+truth, works as a person does and saves the files of Phy: units of the same true unit are merged, a unit of
+two true units is split, a unit that repeats the spikes of another or has no true unit is labelled noise. A
+model is trained on the labels of the folder and sorts the rest. It is scored only on the rest, and compared
+with the model of the first sort, and with a model trained on the folder before the curation.
 
 Data come from the folder that SPIKEWISE_DATA names, simulations as in ``run.py``. Each result is in
-``FOLDER/<name>_seed<seed>.json``; those that are there are read, not run again.
+``FOLDER/<name>_seed<seed>.json``; existing results are read.
 """
 
 from __future__ import annotations
@@ -34,32 +34,33 @@ SETTINGS = {
 }
 """The tetrode has twice the units and more noise than in ``run.py``, where nothing is left to curate."""
 HIT_MS = 0.4
+"""Largest distance of a spike and its true spike."""
 LEAST_SHARE = 0.5
-"""A unit with a smaller share of its spikes at those of a true unit is noise."""
+"""A unit is noise if a smaller fraction of its spikes matches a true unit."""
 LEAST_PART = 0.2
-"""Another true unit with such a share is split off."""
+"""A further true unit is split off if it matches a larger fraction of the spikes."""
 STAGES = ("first sort", "trained again", "curated")
 
 
 def hits(train: np.ndarray, true_train: np.ndarray, reach: int) -> np.ndarray:
-    """Tell which spikes of a train lie at a true one."""
+    """Return which spikes of a train match a true spike."""
     if not len(true_train):
         return np.zeros(len(train), dtype=bool)
-    place = np.searchsorted(true_train, train)
-    before = np.abs(train - true_train[np.maximum(place - 1, 0)])
-    after = np.abs(true_train[np.minimum(place, len(true_train) - 1)] - train)
+    next_index = np.searchsorted(true_train, train)
+    before = np.abs(train - true_train[np.maximum(next_index - 1, 0)])
+    after = np.abs(true_train[np.minimum(next_index, len(true_train) - 1)] - train)
     return np.minimum(before, after) <= reach
 
 
 class Curator:
-    """A person at a folder for Phy, who knows the truth.
+    """A simulated curator of a folder for Phy, who knows the truth.
 
     Parameters
     ----------
     folder : Path
-        As ``spikewise export phy`` wrote it; it is changed.
+        Output of ``spikewise export phy``; it is changed.
     truth : BaseSorting
-        True spikes of the same time.
+        True spikes of the same interval.
     """
 
     def __init__(self, folder: Path, truth: BaseSorting):
@@ -69,23 +70,23 @@ class Curator:
         self.reach = round(HIT_MS / 1000 * truth.sampling_frequency)
         self.truth = {unit: truth.get_unit_spike_train(unit) for unit in truth.unit_ids}
         self.noise: list[int] = []
-        self.told = {"split": 0, "merged": 0, "noise": 0}
+        self.actions = {"split": 0, "merged": 0, "noise": 0}
 
     def curate(self) -> dict[str, int]:
-        """Split, merge, label and save; return how often each."""
+        """Split, merge, label and save; return the number of each action."""
         for cluster in np.unique(self.clusters).tolist():
             self._split(cluster)
         self._merge(self._best_units())
-        self.told["noise"] = len(self.noise)
+        self.actions["noise"] = len(self.noise)
         self._save()
-        return self.told
+        return self.actions
 
     def _new(self) -> int:
         """Return the number that Phy would give to a new cluster."""
         return int(self.clusters.max()) + 1
 
     def _split(self, cluster: int) -> None:
-        """Split off the spikes of every true unit but the first that holds a share of the cluster."""
+        """Split a cluster of several true units; the true unit with most spikes keeps its cluster."""
         spikes = np.flatnonzero(self.clusters == cluster)
         found = {unit: hits(self.times[spikes], train, self.reach) for unit, train in self.truth.items()}
         large = [unit for unit in found if found[unit].mean() > LEAST_PART]
@@ -97,13 +98,13 @@ class Curator:
             part = found[unit] & ~taken
             if part.mean() > LEAST_PART:
                 self.clusters[spikes[part]] = self._new()
-                self.told["split"] += 1
+                self.actions["split"] += 1
                 taken |= part
         rest = spikes[self.clusters[spikes] == cluster]
-        self.clusters[rest] = self._new()  # Phy numbers all parts anew
+        self.clusters[rest] = self._new()  # Phy gives all parts new numbers
 
     def _best_units(self) -> dict[object, list[int]]:
-        """Return the clusters of each true unit, the largest first; others are noise."""
+        """Return the clusters of each true unit, largest first; other clusters are noise."""
         of_unit: dict[object, list[int]] = {}
         for cluster in np.unique(self.clusters).tolist():
             times = self.times[self.clusters == cluster]
@@ -117,7 +118,7 @@ class Curator:
         return {unit: sorted(found, key=lambda c: -counts[c]) for unit, found in of_unit.items()}
 
     def _merge(self, of_unit: dict[object, list[int]]) -> None:
-        """Merge the clusters of a true unit, but for those that repeat spikes of a larger one."""
+        """Merge the clusters of a true unit, except those that repeat spikes of a larger one."""
         for found in of_unit.values():
             kept = [found[0]]
             for cluster in found[1:]:
@@ -126,10 +127,10 @@ class Curator:
                 (self.noise if repeats > LEAST_SHARE else kept).append(cluster)
             if len(kept) > 1:
                 self.clusters[np.isin(self.clusters, kept)] = self._new()
-                self.told["merged"] += len(kept) - 1
+                self.actions["merged"] += len(kept) - 1
 
     def _save(self) -> None:
-        """Write what Phy writes."""
+        """Write the files that Phy writes."""
         np.save(self.folder / "spike_clusters.npy", self.clusters.astype(np.int32))
         rows = [(c, "noise" if c in self.noise else "good") for c in np.unique(self.clusters).tolist()]
         with (self.folder / "cluster_group.tsv").open("w", encoding="utf-8", newline="") as file:
@@ -138,7 +139,7 @@ class Curator:
 
 
 def score(truth: BaseSorting, sorting: BaseSorting, interval: tuple[float, float]) -> dict:
-    """Judge a sorting on an interval."""
+    """Score a sorting on an interval."""
     performance = spikewise.evaluate(truth, sorting, interval=interval)
     return {
         "accuracy": performance.accuracy,
@@ -150,15 +151,15 @@ def score(truth: BaseSorting, sorting: BaseSorting, interval: tuple[float, float
 
 
 def measure(name: str, seed: int, first_s: float, folder: Path) -> dict:
-    """Sort the first part of a recording, curate it, sort the rest in each way."""
-    place = folder / f"{name}_seed{seed}"
-    if not (place / "made").exists():
-        spikewise.save_simulation(spikewise.simulate(**SETTINGS[name], seed=seed), place / "made")
-    whole = spikewise.load_recording(place / "made" / "recording")
-    truth = spikeinterface.load(place / "made" / "truth")
+    """Sort the first part of a recording, curate it, and sort the rest with each model."""
+    path = folder / f"{name}_seed{seed}"
+    if not (path / "made").exists():
+        spikewise.save_simulation(spikewise.simulate(**SETTINGS[name], seed=seed), path / "made")
+    whole = spikewise.load_recording(path / "made" / "recording")
+    truth = spikeinterface.load(path / "made" / "truth")
     edge, rest_s = round(first_s * whole.sampling_frequency), (first_s, whole.get_duration())
-    shutil.rmtree(place / "work", ignore_errors=True)
-    work = place / "work"
+    shutil.rmtree(path / "work", ignore_errors=True)
+    work = path / "work"
     whole.frame_slice(0, edge).save(folder=work / "first", n_jobs=1, progress_bar=False)
     started = time.perf_counter()
     first = spikewise.sort(work / "first", output=work / "out", bootstrap_s=first_s, seed=seed, report=False)
@@ -166,9 +167,9 @@ def measure(name: str, seed: int, first_s: float, folder: Path) -> dict:
     interval = {"label_interval": (0.0, first_s), "seed": seed}
     models = {"first sort": first.model}
     models["trained again"] = spikewise.train(work / "first", work / "phy", **interval)
-    told = Curator(work / "phy", truth.frame_slice(0, edge)).curate()
+    actions = Curator(work / "phy", truth.frame_slice(0, edge)).curate()
     models["curated"] = spikewise.train(work / "first", work / "phy", **interval)
-    results: dict = {"name": name, "seed": seed, "first_s": first_s, "curator": told}
+    results: dict = {"name": name, "seed": seed, "first_s": first_s, "curator": actions}
     for stage, model in models.items():
         found = spikewise.sort(whole, model=model).sorting
         results[stage] = score(truth, found, rest_s)
@@ -176,7 +177,7 @@ def measure(name: str, seed: int, first_s: float, folder: Path) -> dict:
     return results
 
 
-def tell(rows: list[dict]) -> None:
+def print_means(rows: list[dict]) -> None:
     """Print the mean and the spread over the seeds."""
     for stage in STAGES:
         values = {key: np.array([row[stage][key] for row in rows], dtype=float) for key in rows[0][stage]}
@@ -195,18 +196,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "bench" / "curation")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--first-s", type=float, default=30.0)
-    given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
-    for name in given.names:
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in options.names:
         rows = []
-        for seed in given.seeds:
-            file = given.folder / f"{name}_seed{seed}.json"
+        for seed in options.seeds:
+            file = options.folder / f"{name}_seed{seed}.json"
             if not file.exists():
-                row = measure(name, seed, given.first_s, given.folder)
+                row = measure(name, seed, options.first_s, options.folder)
                 file.write_text(json.dumps(row, indent=2) + "\n")
             rows.append(json.loads(file.read_text()))
             print(json.dumps(rows[-1]), flush=True)
-        tell(rows)
+        print_means(rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What damaged signals cost: accuracy outside the damage, spikes inside it, and time to look for it.
+"""The effect of damaged signals: accuracy outside the damage, false spikes inside, time of the search.
 
     python benchmarks/damage.py [--channels 32] [--units 15] [--duration-s 60] [--seeds 0] [-o damage.json]
 
-A simulated recording is sorted whole and with damage in 2 % of the time: lost packets (zeros), saturation,
-stimulation artefacts. Labels are those of the first half, which is clean or damaged as well. Scored is the
-second half, outside what was injected and outside what was listed, beside the undamaged run in the same time.
+A simulated recording is sorted without damage and with damage in 2 % of the time: lost packets (zeros),
+saturation, stimulation artefacts. The labels are in the first half, which is clean or damaged. The second
+half is scored, outside the injected and outside the detected damage, and compared with the undamaged run in
+the same time.
 """
 
 import argparse
@@ -97,7 +98,7 @@ def measure(options: argparse.Namespace, seed: int) -> list[dict]:
 
 
 def inject(clean: np.ndarray, rate: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Damage 20 ms in every second: packets lost, amplifiers saturated, stimulation, in turn."""
+    """Damage 20 ms of every second: in turn lost packets, saturation and stimulation artefacts."""
     rng = np.random.default_rng(seed + 1000)
     damaged, is_damaged = clean.copy(), np.zeros(len(clean), bool)
     length = round(BURST_S * rate)
@@ -129,7 +130,7 @@ def accuracy(truth, sorting, is_damaged: np.ndarray, interval: tuple[float, floa
 
 
 def count_false(truth, sorting, is_damaged: np.ndarray) -> int:
-    """Count spikes in the damage that no true spike of their unit lies within 0.4 ms of."""
+    """Count spikes in the damage without a true spike of their unit within 0.4 ms."""
     true, spikes = truth.to_spike_vector(), sorting.to_spike_vector()
     radius, number = round(0.0004 * sorting.sampling_frequency), 0
     for unit_index in range(len(sorting.unit_ids)):
@@ -142,7 +143,7 @@ def count_false(truth, sorting, is_damaged: np.ndarray) -> int:
 
 
 def measure_cost() -> dict[str, float]:
-    """Time the look for damage beside what else a second of 384 channels takes: medians of nine."""
+    """Time the search for damage and the preprocessing of one second of 384 channels: medians of nine."""
     rate, rng = 30000.0, np.random.default_rng(0)
     reach, margin = reach_samples(rate) + 300, 500
     traces = np.rint(rng.normal(0, 3, (30000 + 2 * (reach + margin), 384))).astype(np.int16)

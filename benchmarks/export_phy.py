@@ -1,8 +1,8 @@
-"""How long the export to Phy takes beside the sort that it shows, by turns in one run.
+"""Time of the export to Phy, relative to that of the sort; both run in turn.
 
     python benchmarks/export_phy.py RECORDING MODEL [--rounds 3] [--folder bench/export_phy]
 
-``spikewise bench speed -o bench/speed`` leaves both: ``bench/speed/scene/recording`` and
+``spikewise bench speed -o bench/speed`` writes both: ``bench/speed/scene/recording`` and
 ``bench/speed/model.safetensors``.
 """
 
@@ -27,7 +27,7 @@ def seconds(call: Callable[..., object], *arguments: object, **options: object) 
 
 
 def main() -> None:
-    """Sort and export by turns, and print the seconds and the median of their ratios."""
+    """Sort and export in turn; print the seconds and the median of their ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("recording", type=Path)
     parser.add_argument("model", type=Path)
@@ -42,7 +42,7 @@ def main() -> None:
         sort_s = seconds(spikewise.sort, recording, model=arguments.model, output=result, report=False)
         export_s = seconds(spikewise.export_phy, result, recording, phy)
         spikes = len(np.load(phy / "spike_times.npy"))
-        first = " (first, not counted: loops are compiled)" if turn == 0 else ""
+        first = " (first, not counted: it compiles loops)" if turn == 0 else ""
         print(f"{spikes} spikes: sort {sort_s:.2f} s, export {export_s:.2f} s{first}", flush=True)
         if turn:
             ratios.append(export_s / sort_s)

@@ -1,13 +1,13 @@
-"""Accuracy with few labels: pretrained filters beside training from scratch, on several probes, with drift.
+"""Accuracy with few labels: pretrained filters and training from scratch, on several probes, with drift.
 
     python benchmarks/few_labels.py labels [--seeds 1 2 3] [--labels 5 10 15]   # and 30, 50 from scratch
     python benchmarks/few_labels.py hybrid probes drift [--seeds 1 2 3] [--labels 15]
 
-``--folder bench`` says where results go, ``--methods esort-paper`` runs some of the methods alone.
+``--folder bench`` is the folder of the results; ``--methods esort-paper`` runs only some of the methods.
 
-The first half of a recording trains (the first so many spikes of each unit), the second half alone is sorted
-and judged. Each result is a line of ``FOLDER/few_labels.jsonl`` as soon as it is there; runs that have a line
-are not run again. Data and simulations as in ``run.py``.
+The model is trained on the first half of a recording (the first spikes of each unit); only the second half is
+sorted and scored. Each result is a line of ``FOLDER/few_labels.jsonl``; runs that have a line are not
+repeated. Data and simulations as in ``run.py``.
 
 Methods: ``neighbourhood`` is the default; ``esort-paper`` is the dense network from scratch.
 """
@@ -36,16 +36,18 @@ PROBES: dict[str, dict[str, Any]] = {
     "neuropixels-ultra": {"source": "generator", "probe": "neuropixels-ultra", "num_units": 20},
     "neuropixels-1.0": SIMULATIONS["neuropixels384"],
 }
-"""linear-32, square-8 and neuropixels-1.0 are not among those that the filters are learnt on."""
+"""The filters are not trained on linear-32, square-8 and neuropixels-1.0."""
 METHODS = ("neighbourhood", "esort-paper")
 COMMON = {"duration_s": 60.0, "noise_uV": 10.0}
 
 
 def runs(what: str, seeds: list[int], labels: list[int]) -> Iterator[dict[str, Any]]:
-    """Yield what is to be run: recording, seed, method and labels for each unit."""
+    """Yield the runs: recording, seed, method and labels for each unit."""
     recordings: dict[str, dict[str, Any]]
     if what == "labels":
-        scratch = sorted({*labels, 30, 50}, key=lambda count: count != 30)  # the one to equal comes first
+        scratch = sorted(
+            {*labels, 30, 50}, key=lambda count: count != 30
+        )  # the number that the others are compared with comes first
         for method, counts in (("neighbourhood", labels), ("esort-paper", scratch)):
             for count in counts:
                 for seed in seeds:
@@ -73,15 +75,15 @@ def _run(name: str, settings: dict[str, Any], seed: int, method: str, count: int
 
 
 def recording_of(run: dict[str, Any], folder: Path) -> tuple[BaseRecording, BaseSorting]:
-    """Return a simulation, made at the first call."""
-    place = folder / f"{run['name'].replace(' ', '_')}_seed{run['seed']}"
-    if not place.exists():
-        spikewise.save_simulation(spikewise.simulate(**run["settings"], seed=run["seed"]), place)
-    return spikewise.load_recording(place / "recording"), spikeinterface.load(place / "truth")
+    """Return a simulation; make it at the first call."""
+    path = folder / f"{run['name'].replace(' ', '_')}_seed{run['seed']}"
+    if not path.exists():
+        spikewise.save_simulation(spikewise.simulate(**run["settings"], seed=run["seed"]), path)
+    return spikewise.load_recording(path / "recording"), spikeinterface.load(path / "truth")
 
 
 def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train on the first half, sort and judge the second."""
+    """Train on the first half, sort and score the second."""
     recording, truth = recording_of(run, folder)
     middle, stop = recording.get_num_samples() // 2, recording.get_num_samples()
     started = time.perf_counter()
@@ -110,7 +112,7 @@ def measure(run: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run what is not yet in the file."""
+    """Run all that is not yet in the file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

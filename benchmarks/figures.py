@@ -1,7 +1,7 @@
 """The figures of the documentation: ``python benchmarks/figures.py`` writes them into docs/images.
 
-``method.png`` shows what a trained network sees and answers on a stretch that trained nothing. ``labels.png``
-draws the table of labels of docs/few-labels.md, whose command stands there.
+``method.png`` shows the input and the output of a trained network on a part of a recording that was not used
+for training. ``labels.png`` draws the table of labels of docs/few-labels.md, where its command is.
 """
 
 import argparse
@@ -17,9 +17,10 @@ from matplotlib import pyplot as plt
 
 import spikewise
 from spikewise.core.config import SortingConfig
-from spikewise.sorting.detect import SpikeDetector, make_detector
-from spikewise.sorting.groups import prepare_groups
+from spikewise.sorting.detectors import make_detector
+from spikewise.sorting.groups import Preparation, prepare_groups
 from spikewise.sorting.peaks import find_peaks
+from spikewise.sorting.tensor_detector import DenseDetector
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LENGTH_S = 0.04
@@ -27,17 +28,21 @@ COLOURS = [f"C{index}" for index in range(10)]
 
 
 def draw_method(path: Path) -> None:
-    """Learn a simulated recording and draw traces, probabilities and responses of a moment of it."""
-    made = spikewise.simulate(num_units=10, duration_s=24, seed=1)
-    model = spikewise.train(made.recording, made.sorting, label_interval=(0, 12), labels_per_unit=15, seed=0)
+    """Learn a simulated recording; draw traces, probabilities and responses of a short part of it."""
+    simulation = spikewise.simulate(num_units=10, duration_s=24, seed=1)
+    model = spikewise.train(
+        simulation.recording, simulation.sorting, label_interval=(0, 12), labels_per_unit=15, seed=0
+    )
     part, config = model.groups[0], spikewise.Config()
-    reader = prepare_groups(made.recording, config, model)[0].reader
+    reader = prepare_groups(simulation.recording, Preparation.of(config, model))[0].reader
     rate = model.sampling_frequency
     detector = make_detector(
         part.network, part.thresholds, rate, model.detection_config, SortingConfig(sparse=False, device="cpu")
     )
-    assert isinstance(detector, SpikeDetector)
-    start = _busiest(made.sorting.to_spike_vector()["sample_index"], round(13 * rate), round(LENGTH_S * rate))
+    assert isinstance(detector, DenseDetector)
+    start = _busiest(
+        simulation.sorting.to_spike_vector()["sample_index"], round(13 * rate), round(LENGTH_S * rate)
+    )
     stop = start + round(LENGTH_S * rate)
     network = detector.network
     with torch.inference_mode():
@@ -67,8 +72,8 @@ def draw_method(path: Path) -> None:
     axes[0].set(yticks=[], ylabel="channels")
     axes[1].set(ylabel="probability")
     axes[2].set(ylabel="response", xlabel="ms", xlim=(times[0], times[-1]))
-    axes[0].set_title("filtered traces; the spikes that are found, in the colour of their unit", loc="left")
-    axes[1].set_title("what the network of each unit answers: a plateau for each spike", loc="left")
+    axes[0].set_title("filtered traces, and the spikes found, in the colour of their unit", loc="left")
+    axes[1].set_title("output of the network of each unit: a plateau for each spike", loc="left")
     axes[2].set_title("after the triangle: a peak for each spike, above the threshold (dashed)", loc="left")
     _save(figure, path)
 
@@ -97,7 +102,7 @@ def draw_labels(path: Path) -> None:
 
 
 def _busiest(samples: np.ndarray, first: int, length: int) -> int:
-    """Return the start of the stretch with the most spikes from a sample on, at least 2 ms ahead of one."""
+    """Return the start of the part with the most spikes after a sample, at least 2 ms before a spike."""
     starts = samples[samples >= first] - length // 20
     counts = np.searchsorted(samples, starts + length) - np.searchsorted(samples, starts)
     return int(starts[counts.argmax()])
@@ -114,9 +119,9 @@ def _save(figure: plt.Figure, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "images")
-    given = parser.parse_args()
-    draw_labels(given.output / "labels.png")
-    draw_method(given.output / "method.png")
+    options = parser.parse_args()
+    draw_labels(options.output / "labels.png")
+    draw_method(options.output / "method.png")
 
 
 if __name__ == "__main__":

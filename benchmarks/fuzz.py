@@ -1,9 +1,9 @@
-"""Read spoilt files: nothing but a reading or a refusal, within 5 s and 1 GiB.
+"""Read damaged files: each must be read or refused, within 5 s and 1 GiB.
 
     python benchmarks/fuzz.py --inputs 10000 [--parser NAME ...] [--seed 0] [-o fuzz.json]
 
-Each parser runs in a process of its own, whose memory may grow by 1 GiB; an input that takes 5 s, ends the
-process, or raises anything but an error of Spikewise is a failure, told with its seed.
+Each parser runs in a process of its own, whose memory may grow by 1 GiB. An input that takes 5 s, ends the
+process, or raises anything but an error of Spikewise is a failure; it is printed with its number.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LIMIT_S, LIMIT_BYTES = 5, 2**30
 
 
 class TookTooLong(BaseException):
-    """No parser may take this for an error of its own."""
+    """Raised at the time limit; not an Exception, so that no parser catches it."""
 
 
 def main() -> int:
@@ -59,25 +59,25 @@ def main() -> int:
 
 
 def run_parser(name: str, inputs: int, seed: int, most_seconds: float | None) -> dict:
-    """Read spoilt files of one kind, in processes that are started anew where one ends."""
+    """Read damaged files of one kind, in a process that is started again if it ends."""
     context = multiprocessing.get_context("fork")
     counts, failures, done, grown, started = Counter(), [], 0, 0.0, time.monotonic()
     while done < inputs and (most_seconds is None or time.monotonic() - started < most_seconds):
-        answers = context.Queue()
-        worker = context.Process(target=work, args=(name, range(done, inputs), seed, answers))
+        reports = context.Queue()
+        worker = context.Process(target=work, args=(name, range(done, inputs), seed, reports))
         worker.start()
-        timeout_s = 120.0  # what is valid is made first
+        timeout_s = 120.0  # the worker first writes a valid file
         while done < inputs:
             try:
-                answer = answers.get(timeout=timeout_s)
+                report = reports.get(timeout=timeout_s)
             except queue.Empty:
-                failures.append(f"input {done}: no answer in {timeout_s:g} s, or the process ended")
+                failures.append(f"input {done}: no report in {timeout_s:g} s, or the process ended")
                 done += 1
                 break
             timeout_s = 2.0 * LIMIT_S
-            if answer == "ready":
+            if report == "ready":
                 continue
-            kind, text, grown_now = answer
+            kind, text, grown_now = report
             grown = max(grown, grown_now)
             counts[kind] += 1
             if kind == "failed":
@@ -98,15 +98,15 @@ def run_parser(name: str, inputs: int, seed: int, most_seconds: float | None) ->
     }
 
 
-def work(name: str, indices: range, seed: int, answers: multiprocessing.Queue) -> None:
-    """Answer for each input whether it was read or refused, or how it failed."""
+def work(name: str, indices: range, seed: int, reports: multiprocessing.Queue) -> None:
+    """Report for each input whether it was read or refused, or how it failed."""
     faulthandler.enable()
     logging.disable(logging.CRITICAL)
     import fuzzing
 
     parser = next(one for one in fuzzing.PARSERS if one.name == name)
     with tempfile.TemporaryDirectory(prefix="spikewise-fuzz-") as folder:
-        template, place = Path(folder) / "valid", Path(folder) / "place" / "below" / "spoilt"
+        template, target = Path(folder) / "valid", Path(folder) / "place" / "below" / "spoilt"
         template.mkdir()
         parser.make(template)
         parser.read(template)
@@ -114,19 +114,19 @@ def work(name: str, indices: range, seed: int, answers: multiprocessing.Queue) -
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         signal.signal(signal.SIGALRM, took_too_long)
-        answers.put("ready")
+        reports.put("ready")
         for index in indices:
             signal.alarm(LIMIT_S)
             try:
-                was_read, _ = fuzzing.attempt(parser, template, place, Random(f"{seed} {name} {index}"))
+                was_read, _ = fuzzing.attempt(parser, template, target, Random(f"{seed} {name} {index}"))
                 kind, text = ("read" if was_read else "refused"), ""
             except BaseException:
                 kind, text = "failed", traceback.format_exc(limit=-4)
             signal.alarm(0)
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-            answers.put((kind, text, grown))
-    answers.close()
-    answers.join_thread()
+            reports.put((kind, text, grown))
+    reports.close()
+    reports.join_thread()
 
 
 def took_too_long(*_: object) -> None:

@@ -1,12 +1,12 @@
-"""How fast, how exact and how frugal sorting on a GPU is. Nothing is taken from the network.
+"""Speed, accuracy and memory of sorting on a GPU. No access to the internet is needed.
 
     python benchmarks/gpu.py --output bench/gpu [--device auto] [--units 200] [--duration-s 50]
 
-Makes a simulation and trains a model on its start, on the CPU; both are kept in the folder and used again.
-Then the seconds after that are sorted on the device, from traces in its memory and from 16-bit samples in the
-memory of the host, in float32 and bfloat16, and on NVIDIA cards once more with so little memory as a small
-card has. Prints a table and writes ``gpu.json``. ``--device cpu`` runs the same code without a card, to try
-it on a few channels; its times tell nothing.
+A simulation is made and a model trained on its first part, on the CPU; both stay in the folder and are used
+again. The rest is sorted on the device, from traces in its memory and from 16-bit samples in the memory of
+the host, in float32 and bfloat16; on NVIDIA cards once more with as little memory as a small card has. The
+command prints a table and writes ``gpu.json``. ``--device cpu`` runs the same code without a card, to try it
+on a few channels; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -35,21 +35,24 @@ from spikewise.core.files import save_json, writing
 from spikewise.core.progress import silent
 from spikewise.data.recordings.device_reader import DeviceReader
 from spikewise.models.checkpoint import Model
+from spikewise.papers.speed.config import SpeedConfig
 from spikewise.papers.speed.limits import describe_machine
-from spikewise.papers.speed.scene import Scene, SpeedConfig, make_scene, open_model, train_model
+from spikewise.papers.speed.scene import Scene, make_scene, open_model, train_model
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import Detector, Spikes, make_detector
-from spikewise.sorting.device import DeviceDetector
-from spikewise.sorting.groups import prepare_groups
+from spikewise.sorting.detector import Detector
+from spikewise.sorting.detectors import make_detector
+from spikewise.sorting.device_detector import DeviceDetector
+from spikewise.sorting.groups import Preparation, prepare_groups
+from spikewise.sorting.spikes import Spikes
 
 AIMS = {"device memory, bfloat16": 0.13, "host memory, bfloat16": 0.5}
-"""Seconds for 50 s of 384 channels and 200 units at 32 kHz."""
+"""Aims in seconds, for 50 s of 384 channels and 200 units at 32 kHz."""
 AIMED_AT = (384, 200, 50.0)
 PRECISIONS = ("float32", "bfloat16")
 CHUNK_S = SortingConfig().chunk_s
 GIB = 2**30
 NEAR = 2
-"""Samples within which a spike counts as the same."""
+"""Largest distance in samples of two spikes that count as the same."""
 
 
 class DeviceMemoryTraces:
@@ -85,7 +88,7 @@ class DeviceMemoryTraces:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured, and on what."""
+    """The device, and the model and scene that it is measured on."""
 
     device: torch.device
     model: Model
@@ -99,14 +102,14 @@ class Bench:
         return DeviceDetector(*given, self.device, precision)
 
     def reader(self, damage: str) -> DeviceReader:
-        """Return a reader of the 16-bit samples in the host's memory, which has read nothing yet."""
+        """Return a new reader of the 16-bit samples in the host's memory."""
         config = Config(sorting=SortingConfig(device="cpu", damage=damage))
-        (group,) = prepare_groups(self.raw, config, self.model)
+        (group,) = prepare_groups(self.raw, Preparation.of(config, self.model))
         made = group.preprocessed
         return DeviceReader(made.recording, self.device, repaired=made.repaired)
 
     def seconds(self, run: Callable[[], Any]) -> dict[str, float]:
-        """Time a call by a clock that waits for the device, after one that warms up."""
+        """Time a call, waiting for the device; a first call warms up."""
         run()
         taken = []
         for _ in range(self.repeats):
@@ -137,7 +140,7 @@ def find(detector: Detector, traces: Any) -> Spikes:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device; on a machine without a GPU only the CPU, if it is named."""
+    """Return the device; raise if it is not available."""
     if name == "auto":
         name = "mps" if torch.backends.mps.is_available() else "cuda"
     try:
@@ -152,7 +155,7 @@ def device_of(name: str) -> torch.device:
 
 
 def in_memory(scene: Scene) -> NumpyRecording:
-    """Return the tested stretch as 16-bit samples in memory."""
+    """Return the tested part as 16-bit samples in memory."""
     recording = scene.recording
     raw = NumpyRecording(
         [recording.get_traces()], recording.get_sampling_frequency(), channel_ids=recording.channel_ids
@@ -162,7 +165,7 @@ def in_memory(scene: Scene) -> NumpyRecording:
 
 
 def on_device(bench: Bench) -> DeviceMemoryTraces:
-    """Preprocess all samples, and leave them on the device."""
+    """Preprocess all samples, and keep them on the device."""
     reader = bench.reader("keep")
     length, second = reader.num_samples(0), round(reader.sampling_frequency)
     by_channel = torch.empty(reader.num_channels, length, device=bench.device)
@@ -174,7 +177,7 @@ def on_device(bench: Bench) -> DeviceMemoryTraces:
 
 
 def read_all(reader: DeviceReader) -> None:
-    """Have all traces preprocessed on the device, without a network."""
+    """Preprocess all traces on the device, without a network."""
     length, second = reader.num_samples(0), round(reader.sampling_frequency)
     for start in range(0, length, second):
         reader.read_on_device(0, start, min(start + second, length), length)
@@ -182,7 +185,7 @@ def read_all(reader: DeviceReader) -> None:
 
 
 def measure_device(bench: Bench) -> tuple[dict[str, Any], dict[str, Spikes]]:
-    """Time from traces in the device's memory; return the spikes by precision, too."""
+    """Time sorting from traces in the device's memory; also return the spikes of each precision."""
     times, found, traces = {}, {}, on_device(bench)
     for precision in PRECISIONS:
         detector = bench.detector(precision)
@@ -192,7 +195,7 @@ def measure_device(bench: Bench) -> tuple[dict[str, Any], dict[str, Spikes]]:
 
 
 def measure_host(bench: Bench) -> dict[str, Any]:
-    """Time from 16-bit samples in the host's memory."""
+    """Time sorting from 16-bit samples in the host's memory."""
     readers = {damage: bench.reader(damage) for damage in ("keep", "skip")}
 
     def fresh(damage: str) -> DeviceReader:
@@ -209,42 +212,43 @@ def measure_host(bench: Bench) -> dict[str, Any]:
 
 
 def measure_accuracy(bench: Bench, found: dict[str, Spikes]) -> dict[str, Any]:
-    """Compare with the truth, and with what the CPU finds where gates are open."""
+    """Compare with the truth, and with the spikes that the CPU finds with gates."""
     part, model = bench.model.groups[0], bench.model
     on_cpu = SortingConfig(device="cpu")
-    (group,) = prepare_groups(bench.raw, Config(sorting=on_cpu), model)
+    (group,) = prepare_groups(bench.raw, Preparation.of(Config(sorting=on_cpu), model))
     sparse = make_detector(
         part.network, part.thresholds, model.sampling_frequency, model.detection_config, on_cpu
     )
     started = time.perf_counter()
     reference = find(sparse, group.reader)
-    told: dict[str, Any] = {
+    scores: dict[str, Any] = {
         "cpu_seconds": time.perf_counter() - started,
         "cpu": {"accuracy": bench.accuracy(reference), "spikes": len(reference)},
     }
     for name, spikes in found.items():
-        told[name] = {
+        scores[name] = {
             "accuracy": bench.accuracy(spikes),
             "spikes": len(spikes),
             "near_those_of_the_cpu": share_near(reference, spikes),
             "near_those_of_float32": share_near(found["float32"], spikes),
         }
-    return told
+    return scores
 
 
 def share_near(expected: Spikes, found: Spikes) -> float:
-    """Return the fraction of expected spikes that were found within NEAR samples."""
+    """Return the fraction of expected spikes with a found one within NEAR samples."""
     near = 0
     for unit in np.unique(expected.unit_index):
-        wanted = expected.sample_index[expected.unit_index == unit]
-        there = np.concatenate(([-(10**9)], found.sample_index[found.unit_index == unit], [2 * 10**15]))
-        place = np.searchsorted(there, wanted)
-        near += int((np.minimum(there[place] - wanted, wanted - there[place - 1]) <= NEAR).sum())
+        mine = expected.sample_index[expected.unit_index == unit]
+        candidates = np.concatenate(([-(10**9)], found.sample_index[found.unit_index == unit], [2 * 10**15]))
+        after = np.searchsorted(candidates, mine)
+        distance = np.minimum(candidates[after] - mine, mine - candidates[after - 1])
+        near += int((distance <= NEAR).sum())
     return near / max(1, len(expected))
 
 
 def measure_memory(bench: Bench, limit_gib: float, expected: Spikes) -> dict[str, Any] | None:
-    """Sort with so little memory; None where the device cannot be held to it."""
+    """Sort with limited memory; None if the memory of the device cannot be limited."""
     if bench.device.type != "cuda":
         return None
     torch.cuda.empty_cache()
@@ -283,7 +287,7 @@ def describe_device(device: torch.device) -> dict[str, Any]:
     }
 
 
-def tell(results: dict[str, Any]) -> str:
+def as_table(results: dict[str, Any]) -> str:
     """Return the results as a table."""
     scene = results["scene"]
     lines = [
@@ -313,7 +317,7 @@ def tell(results: dict[str, Any]) -> str:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all, and write ``gpu.json``."""
+    """Measure everything, and write ``gpu.json``."""
     device = device_of(options.device)
     config = SpeedConfig(
         channels=options.channels,
@@ -359,7 +363,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def trained_before(output: Path) -> float | None:
-    """Return the seconds of training in the run that trained, where that ended well."""
+    """Return the seconds of training of the run that trained; None if it did not finish."""
     file = output / "gpu.json"
     return json.loads(file.read_text())["training_seconds"] if file.exists() else None
 
@@ -388,7 +392,7 @@ def main() -> int:
     except SpikewiseError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(tell(results))
+    print(as_table(results))
     return 0
 
 

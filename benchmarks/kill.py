@@ -1,11 +1,10 @@
-"""Kill a sort at random moments, let it go on, and compare its spikes with those of an undisturbed one.
+"""Kill a sort at random times, resume it, and compare its spikes with those of an undisturbed sort.
 
     python benchmarks/kill.py --output bench/kill [--kills 20] [--seed 0] [--cluster local:3]
 
-Each time ``spikewise sort`` runs in a process of its own and gets SIGKILL at a random moment, in turn after
-the beginning of learning, sorting and merging; then the same command with ``--resume`` runs to the end. With
-``--cluster`` it is not the sort that is killed but one of its workers, every ten seconds or as ``--every-s``
-says.
+``spikewise sort`` runs in a process of its own and gets SIGKILL at a random time, in turn after the beginning
+of learning, sorting and merging; then the same command with ``--resume`` runs to the end. With ``--cluster``,
+one of the workers is killed instead of the sort, every ten seconds or as given by ``--every-s``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ import spikewise
 QUICK = ["--patches-per-unit", "1000", "--unit-steps", "100", "--shard-s", "1", "--chunk-s", "1"]
 
 STAGES = {"train": 8.0, "sort": 2.0, "merge": 0.05}
-"""Stages, and the longest time in seconds after the beginning of each at which it is killed."""
+"""Stages, and the longest time in seconds from the beginning of a stage to the kill."""
 
 
 def command(folder: Path, output: Path, *more: str) -> list[str]:
@@ -47,7 +46,7 @@ def finish(arguments: list[str]) -> str:
 
 
 def stage_of(output: Path) -> str:
-    """Return how far a sort was when it was killed."""
+    """Return the stage of a sort when it was killed."""
     unfinished = output / "unfinished"
     if (output / "provenance.json").exists():
         return "finished"
@@ -68,7 +67,7 @@ def make_scene(folder: Path, duration_s: float) -> None:
 
 
 def measure(folder: Path, kills: int = 20, seed: int = 0, duration_s: float = 24.0) -> dict[str, Any]:
-    """Kill so many sorts, and return their hashes beside the undisturbed one."""
+    """Kill sorts, and return their hashes and that of the undisturbed sort."""
     folder.mkdir(parents=True, exist_ok=True)
     make_scene(folder, duration_s)
     expected = finish(command(folder, folder / "undisturbed", "--overwrite"))
@@ -84,7 +83,7 @@ def measure(folder: Path, kills: int = 20, seed: int = 0, duration_s: float = 24
             time.sleep(0.002)
         time.sleep(random.uniform(0, longest_s))
         if process.poll() is not None:
-            continue  # it was quicker
+            continue  # it finished before the kill
         process.send_signal(signal.SIGKILL)
         process.wait()
         stages.append(stage_of(output))
@@ -94,7 +93,7 @@ def measure(folder: Path, kills: int = 20, seed: int = 0, duration_s: float = 24
 
 
 def measure_workers(folder: Path, cluster: str, every_s: float, duration_s: float) -> dict[str, Any]:
-    """Kill a worker every so many seconds while a cluster sorts."""
+    """Kill a worker every `every_s` seconds while a cluster sorts."""
     folder.mkdir(parents=True, exist_ok=True)
     make_scene(folder, duration_s)
     expected = finish(command(folder, folder / "undisturbed", "--overwrite"))

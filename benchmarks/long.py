@@ -1,10 +1,11 @@
-"""Sort a long recording of many channels, and watch the memory.
+"""Sort a long recording of many channels, and record the memory.
 
     python benchmarks/long.py --output bench/long [--minutes 30] [--channels 384] [--units 100]
 
-The recording is made while it is read (SpikeInterface's generator), so that its length costs neither disk nor
-memory. The first half minute is learnt from. Writes ``memory.json`` and ``memory.png``: resident memory each
-second, with the stage that was at work. Ended before its end, the same command goes on.
+The recording is generated while it is read (SpikeInterface's generator), so that its length needs neither
+disk nor memory. The model is trained on the first half minute. The command writes ``memory.json`` and
+``memory.png``: resident memory each second, with the stage. To resume an interrupted run, give the same
+command again.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ GIB = 2**30
 
 
 class MemoryLog:
-    """Samples the resident memory of this process each second; a progress callback that notes stages."""
+    """Records the resident memory of this process each second; a progress callback that records stages."""
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, float, str]] = []
         self.stage, self.note = "prepare", ""
-        self._started, self._told = time.monotonic(), 0.0
+        self._started, self._printed = time.monotonic(), 0.0
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -43,8 +44,8 @@ class MemoryLog:
 
     def __call__(self, stage: str, done: float, total: float, note: str = "") -> None:
         self.stage = stage
-        if time.monotonic() - self._told > 15:
-            self._told = time.monotonic()
+        if time.monotonic() - self._printed > 15:
+            self._printed = time.monotonic()
             print(f"{self._seconds():.0f} s: {stage} {done:.0f} of {total:.0f}, {note}", flush=True)
 
     def _seconds(self) -> float:

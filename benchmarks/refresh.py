@@ -1,9 +1,9 @@
-"""Accuracy minute by minute on a recording whose probe moves on and on, with units learnt anew and without.
+"""Accuracy minute by minute while the probe moves steadily, with and without relearning the units.
 
     python benchmarks/refresh.py --output bench/refresh [--minutes 8] [--every-min 1] [--seeds 0 1 2]
 
-Labels are those of the first half minute, 30 of each unit; then all units move at a constant speed to 60 um
-away. Each minute after the labels is judged on its own.
+The labels are in the first half minute, 30 of each unit; then all units move by 60 um at a constant speed.
+Each minute after the labels is scored separately.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ LABEL_S = 30.0
 
 
 def measure(seed: int, minutes: float, every_min: float, drift_um: float) -> list[dict[str, Any]]:
-    """Sort one recording in both ways."""
-    moves = {
+    """Sort one recording with and without relearning."""
+    drift = {
         "drift": "slow",
         "drift_um": drift_um,
         "drift_um_per_min": drift_um / max(minutes - LABEL_S / 60, 0.1),
         "drift_start_s": LABEL_S,
     }
     scene = spikewise.simulate(
-        probe="linear-32", num_units=20, duration_s=60 * minutes, seed=seed, **(moves if drift_um else {})
+        probe="linear-32", num_units=20, duration_s=60 * minutes, seed=seed, **(drift if drift_um else {})
     )
     rows = []
     for refresh_min in (None, every_min):
@@ -51,7 +51,7 @@ def measure(seed: int, minutes: float, every_min: float, drift_um: float) -> lis
                 "drift_um": drift_um,
                 "accuracy": [round(score.accuracy, 4) for score in scores],
                 "seconds": result.provenance["seconds"],
-                "learnt_anew": [sum(told.values()) for told in result.provenance.get("refreshed", [])],
+                "learnt_anew": [sum(counts.values()) for counts in result.provenance.get("refreshed", [])],
             }
         )
         print(rows[-1], flush=True)

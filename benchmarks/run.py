@@ -1,12 +1,12 @@
-"""Accuracy and seconds on recordings with known spikes, and what can be said of real ones without.
+"""Accuracy and seconds on recordings with known spikes, and measures of quality on real ones without.
 
     python benchmarks/run.py [neuropixels384 tetrode hybrid locust hc1 ...] [--folder bench] [--seeds 1 2 3]
 
-The data come from the folder that SPIKEWISE_DATA names (by default ``../shared/data`` beside the
-repository). Simulations are made once and kept in the folder. The first half trains, the second half tests:
-every sorter is judged on the same interval, with the same tolerance (0.4 ms) and the same units. Each result
-goes to ``FOLDER/<name>.json`` as soon as it is there. A simulation's seed also seeds its sorting; another
-seed draws other units at other places.
+The data come from the folder that SPIKEWISE_DATA names (by default ``../shared/data`` beside the repository).
+Simulations are made once and kept in the folder. The first half is for training, the second for testing:
+every sorter is scored on the same interval, with the same tolerance (0.4 ms) and the same units. Each result
+is written to ``FOLDER/<name>.json`` as soon as it is known. The seed of a simulation also seeds its sorting;
+another seed draws other units at other positions.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ LABELS_PER_UNIT = 30
 
 
 def simulated(name: str, seed: int, folder: Path) -> tuple[BaseRecording, BaseSorting]:
-    """Return a simulation, made at the first call."""
+    """Return a simulation; make it at the first call."""
     place = folder / f"{name}_seed{seed}"
     if not place.exists():
         spikewise.save_simulation(spikewise.simulate(**SIMULATIONS[name], seed=seed), place)
@@ -70,7 +70,7 @@ def simulated(name: str, seed: int, folder: Path) -> tuple[BaseRecording, BaseSo
 
 
 def score(truth: BaseSorting, sorting: BaseSorting, interval: tuple[float, float]) -> dict:
-    """Judge a sorting on one interval."""
+    """Score a sorting on one interval."""
     performance = spikewise.evaluate(truth, sorting, interval=interval)
     table = performance.units
     return {
@@ -88,7 +88,7 @@ def score(truth: BaseSorting, sorting: BaseSorting, interval: tuple[float, float
 def run_on_interval(
     sorter: str, recording: BaseRecording, interval: tuple[float, float], folder: Path
 ) -> tuple[BaseSorting, float]:
-    """Run another sorter on one interval; its spikes come back on the whole recording's clock."""
+    """Run another sorter on one interval; return its spikes in samples of the whole recording."""
     rate = recording.get_sampling_frequency()
     start, stop = (round(second * rate) for second in interval)
     place = folder / f"run_{sorter}_{os.getpid()}"
@@ -114,18 +114,18 @@ def timed_sort(recording: BaseRecording, **options) -> tuple[spikewise.SortingRe
     return result, facts
 
 
-def what_became_of_units(
+def fates_of_units(
     truth: BaseSorting,
     bootstrap: BaseSorting,
     final: BaseSorting,
     interval: tuple[float, float],
     test: tuple[float, float],
 ) -> list[dict]:
-    """Say for each true unit what the bootstrap made of it, and how well it was found later.
+    """Return for each true unit how the bootstrap found it, and its final accuracy.
 
-    A unit is `missed` where no unit of the bootstrap holds a fifth of its spikes, `merged` where the one that
-    holds most of them holds a fifth of another unit's too, `split` where two units hold a fifth each; else
-    `found`, with its agreement.
+    A unit is `missed` if no unit of the bootstrap holds a fifth of its spikes, `merged` if the one with most
+    of them also holds a fifth of the spikes of another unit, and `split` if two units hold a fifth each;
+    otherwise it is `found`.
     """
     rate = truth.sampling_frequency
     frames = [round(edge * rate) for edge in interval]
@@ -157,7 +157,7 @@ def what_became_of_units(
 
 
 def benchmark_simulation(name: str, seed: int, folder: Path, sorters: list[str]) -> dict:
-    """Labels, no labels, and other sorters on one simulation."""
+    """Sort one simulation with labels, without labels, and with other sorters."""
     recording, truth = simulated(name, seed, folder)
     middle, end = recording.get_duration() / 2, recording.get_duration()
     test = (middle, end)
@@ -182,7 +182,7 @@ def benchmark_simulation(name: str, seed: int, folder: Path, sorters: list[str])
     (bootstrap_folder,) = (place / "bootstrap").iterdir()
     bootstrap = spikeinterface.load(bootstrap_folder)
     facts["bootstrap_on_its_half"] = score(truth, bootstrap, (0.0, middle))
-    facts["units"] = what_became_of_units(truth, bootstrap, unlabelled.sorting, (0.0, middle), test)
+    facts["units"] = fates_of_units(truth, bootstrap, unlabelled.sorting, (0.0, middle), test)
     report("no_labels", unlabelled.sorting, facts)
     for sorter in sorters:
         sorting, seconds = run_on_interval(sorter, recording, test, folder)
@@ -196,7 +196,7 @@ def violations_percent(train: np.ndarray, rate: float) -> float:
 
 
 def benchmark_locust(folder: Path) -> dict:
-    """The real locust tetrode: no truth, so refractory violations and agreement with the bootstrap."""
+    """Sort the real locust tetrode; measure refractory violations and the agreement with Lupin."""
     path = DATA / "real" / "locust20010201_trial01_raw_tetrode_unlabelled.npz"
     recording = spikewise.load_recording(path, probe="tetrode")
     rate, duration = recording.get_sampling_frequency(), recording.get_duration()
@@ -223,7 +223,7 @@ def benchmark_locust(folder: Path) -> dict:
 
 
 def benchmark_hc1(folder: Path) -> dict:
-    """Five real seconds of a tetrode with 11 spikes known from inside one neuron."""
+    """Sort five seconds of a real tetrode with 11 intracellularly recorded spikes of one neuron."""
     path = DATA / "real" / "hc1_d533101_raw5s_4ch_intracellular_gt.npz"
     recording = spikewise.load_recording(path, probe="tetrode")
     rate = recording.get_sampling_frequency()
@@ -249,7 +249,7 @@ def benchmark_hc1(folder: Path) -> dict:
 
 
 def save(folder: Path, name: str, results: dict) -> None:
-    """Write what is known so far."""
+    """Write the results so far."""
     facts = {"spikewise_version": spikewise.__version__, "load": os.getloadavg(), **results}
     (folder / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
 

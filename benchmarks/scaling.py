@@ -1,13 +1,13 @@
-"""How the time of a sort grows with channels, units, minutes and threads.
+"""Growth of the time of a sort with channels, units, minutes and threads.
 
     spikewise bench speed -o bench/speed [--templates FILE ...]    # makes the simulation and its model
     python benchmarks/scaling.py --speed bench/speed --output bench/scaling [--minutes 1 4 16 60]
 
-Channels and units are parts of that model, or copies of it side by side: more channels have as many more
-units, as dense as before; more units lie on the same channels. What is timed is the network with all that
-comes after it, on traces in memory. Minutes are the tested stretch of the simulation again and again, from
-the 16-bit file to the written result, in a process of its own whose largest memory is told. The least of
-three runs counts, for minutes the only one; a line is fitted to the logarithms. Writes ``scaling.json`` and
+Channels and units are parts of that model, or copies of it side by side: more channels have more units at the
+same density; more units are on the same channels. The network and all steps after it are timed on traces in
+memory. For minutes, the tested part of the simulation is repeated and sorted from the 16-bit file to the
+written result, in a process of its own whose largest memory is reported. The least of three runs counts, for
+minutes the only run; a line is fitted to the logarithms. The command writes ``scaling.json`` and
 ``scaling.png``.
 """
 
@@ -35,20 +35,20 @@ from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.papers.speed.limits import MemoryTraces, describe_machine
 from spikewise.papers.speed.scene import ON_CPU, gated_network, open_model
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import make_detector
-from spikewise.sorting.groups import prepare_groups
+from spikewise.sorting.detectors import make_detector
+from spikewise.sorting.groups import Preparation, prepare_groups
 
 REPEATS = 3
 
 
 def with_units(network: NeighbourhoodNetwork, units: np.ndarray, channel_index: np.ndarray, channels: int):
-    """Return a network of some units, any of them several times, on the channels that are named."""
-    places = torch.from_numpy(np.asarray(units))
+    """Return a network of some units, possibly repeated, on the given channels."""
+    index = torch.from_numpy(np.asarray(units))
     part = NeighbourhoodNetwork(
         network.backbone, channels, torch.from_numpy(channel_index), network.units.hidden_weight.shape[2]
     )
     state = {
-        name: tensor if name.startswith("backbone.") else tensor[places]
+        name: tensor if name.startswith("backbone.") else tensor[index]
         for name, tensor in network.state_dict().items()
     }
     part.load_state_dict(state | {"channel_index": torch.from_numpy(channel_index)})
@@ -56,23 +56,23 @@ def with_units(network: NeighbourhoodNetwork, units: np.ndarray, channel_index: 
 
 
 def of_channels(part: GroupModel, channels: int) -> tuple[NeighbourhoodNetwork, np.ndarray, np.ndarray]:
-    """Return the lowest channels with the units that see nothing else, or copies of all of them.
+    """Return the lowest channels with the units that use only these, or copies of all channels.
 
     Returns
     -------
     network : NeighbourhoodNetwork
     thresholds : ndarray
     chosen : ndarray
-        (channels,) what of the traces belongs to it.
+        (channels,) channel of the traces for each channel of the network.
     """
     network = part.network
-    index, there = network.channel_index.numpy(), network.num_channels
-    copies = max(1, channels // there)
+    index, num_channels = network.channel_index.numpy(), network.num_channels
+    copies = max(1, channels // num_channels)
     chosen = np.argsort(part.channel_positions_um[:, -1], kind="stable")[:channels]
-    new = np.full(there, -1)
+    new = np.full(num_channels, -1)
     new[chosen] = np.arange(len(chosen))
     units = np.flatnonzero((new[index] >= 0).all(axis=1))
-    shifted = np.concatenate([new[index[units]] + there * copy for copy in range(copies)])
+    shifted = np.concatenate([new[index[units]] + num_channels * copy for copy in range(copies)])
     units = np.tile(units, copies)
     return (
         with_units(network, units, shifted, len(chosen) * copies),
@@ -82,7 +82,7 @@ def of_channels(part: GroupModel, channels: int) -> tuple[NeighbourhoodNetwork, 
 
 
 def of_units(part: GroupModel, count: int) -> tuple[NeighbourhoodNetwork, np.ndarray]:
-    """Return so many units: each as often as the others, as far as that goes, spread over the probe."""
+    """Return a number of units, spread over the probe; each is repeated equally often, if possible."""
     index = part.network.channel_index.numpy()
     number = np.arange(count)
     units = number % len(index) if count >= len(index) else number * len(index) // count
@@ -135,14 +135,14 @@ def rows_of_network(model: Model, traces: MemoryTraces, options: argparse.Namesp
 
 
 def sort_long(speed: str, start: str, minutes: str) -> None:
-    """Sort the tested stretch again and again; print seconds, and the largest memory of this process."""
+    """Sort the tested part, repeated; print seconds and the largest memory of this process."""
     whole = load_recording(Path(speed) / "scene" / "recording")
     stretch = whole.frame_slice(int(start), whole.get_num_samples(0))
     times = math.ceil(60 * float(minutes) / stretch.get_total_duration())
     end = round(60 * float(minutes) * whole.get_sampling_frequency())
     recording = concatenate_recordings([stretch] * times).frame_slice(0, end)
     model = Path(speed) / "model.safetensors"
-    sort(stretch, model=model, config=ON_CPU)  # compiles, and brings the file into memory
+    sort(stretch, model=model, config=ON_CPU)  # compiles, and reads the file into memory
     with tempfile.TemporaryDirectory(prefix="spikewise-") as place:
         started = time.perf_counter()
         sort(recording, model=model, output=Path(place) / "out", config=ON_CPU)
@@ -219,11 +219,11 @@ def main() -> None:
     model = open_model(options.speed / "model.safetensors")
     gated_network(model)
     whole = load_recording(options.speed / "scene" / "recording")
-    told = json.loads((options.speed / "speed.json").read_text())
+    speed_results = json.loads((options.speed / "speed.json").read_text())
     rate = whole.get_sampling_frequency()
-    start = round(told["settings"]["label_s"] * rate)
+    start = round(speed_results["settings"]["label_s"] * rate)
     load = os.getloadavg()[0]
-    (group,) = prepare_groups(whole, ON_CPU, model)
+    (group,) = prepare_groups(whole, Preparation.of(ON_CPU, model))
     traces = MemoryTraces(
         np.ascontiguousarray(group.reader.read(0, start, start + round(options.seconds * rate)).T), rate
     )

@@ -1,8 +1,8 @@
-"""Spikewise beside other sorters in SpikeInterface, without labels, on its own generator's recording.
+"""Spikewise and other sorters in SpikeInterface, without labels, on a recording of its generator.
 
 ``python benchmarks/spikeinterface_sorter.py OUT [--seed 0]`` runs each with ``run_sorter`` and its defaults,
-compares with ``compare_sorter_to_ground_truth``, prints a table, and writes OUT/results.json. What an earlier
-run into the same OUT has finished is read, not run again.
+compares with ``compare_sorter_to_ground_truth``, prints a table, and writes OUT/results.json. Finished
+results of an earlier run with the same OUT are read.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import spikewise  # noqa: F401  registers the sorter
 SORTERS = ("lupin", "tridesclous2", "spikewise")
 
 
-def judge(recording: si.BaseRecording, truth: si.BaseSorting, sorter: str, folder: Path) -> dict:
+def run_and_score(recording: si.BaseRecording, truth: si.BaseSorting, sorter: str, folder: Path) -> dict:
     """Run one sorter and return its scores."""
     log = folder / "spikeinterface_log.json"
     if log.exists() and json.loads(log.read_text()).get("run_time"):
@@ -49,20 +49,22 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--duration-s", type=float, default=120.0)
     parser.add_argument("--sorters", nargs="+", default=SORTERS)
-    given = parser.parse_args()
-    given.output.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
     recording, truth = si.generate_ground_truth_recording(
-        durations=[given.duration_s], num_channels=32, num_units=20, seed=given.seed
+        durations=[options.duration_s], num_channels=32, num_units=20, seed=options.seed
     )
-    folder = given.output / "recording"
+    folder = options.output / "recording"
     if not folder.exists():
         recording.save(folder=folder, n_jobs=1, progress_bar=False)
     recording, results = si.load(folder), []
-    facts = {"seed": given.seed, "duration_s": given.duration_s, "num_channels": 32, "num_units": 20}
-    for sorter in given.sorters:
-        row = judge(recording, truth, sorter, given.output / sorter)
+    facts = {"seed": options.seed, "duration_s": options.duration_s, "num_channels": 32, "num_units": 20}
+    for sorter in options.sorters:
+        row = run_and_score(recording, truth, sorter, options.output / sorter)
         results.append(row)
-        (given.output / "results.json").write_text(json.dumps({**facts, "results": results}, indent=2) + "\n")
+        (options.output / "results.json").write_text(
+            json.dumps({**facts, "results": results}, indent=2) + "\n"
+        )
         print(
             f"{row['sorter']:<14} accuracy {row['accuracy']:.4f}, precision {row['precision']:.4f}, recall "
             f"{row['recall']:.4f}, {row['num_units']} units, {row['well_detected']} of 20 well detected, "

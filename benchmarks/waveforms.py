@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SPIKEWISE_DATA", REPOSITORY.parent / "shared" / "data"))
 LABELS = (5, 10, 20, 40)
 TRAINED, CLASSIFIED = 1738, 100_000
-"""As many spikes as the paper trains on, and enough to classify for a steady rate."""
+"""Spikes that the paper trains on, and enough spikes to measure a steady rate of classification."""
 
 
 def difficult2() -> Snippets:
@@ -60,7 +60,7 @@ def seconds(snippets: Snippets, num_seeds: int) -> dict:
     training = snippets.select(np.random.default_rng(0).permutation(len(snippets))[:TRAINED])
     rest = snippets.select(np.random.default_rng(0).permutation(len(snippets))[TRAINED:])
     many = np.resize(snippets.waveforms, (CLASSIFIED, snippets.waveforms.shape[1]))
-    told: dict = {"load": os.getloadavg(), "threads": torch.get_num_threads()}
+    results: dict = {"load": os.getloadavg(), "threads": torch.get_num_threads()}
     runs = {"default": (0.0, num_seeds), "default, calibrated": (0.2, num_seeds), "paper": (0.0, 1)}
     for name, (fraction, num_runs) in runs.items():
         preset = name.split(",")[0]
@@ -74,16 +74,16 @@ def seconds(snippets: Snippets, num_seeds: int) -> dict:
             model.classify(many)
             rates.append(len(many) / (time.perf_counter() - started))
             right.append(100 * float(np.mean(model.classify(rest.waveforms).labels == rest.labels)))
-        told[name] = {
+        results[name] = {
             "training_s": float(np.median(taken)),
             "spikes_per_second": float(np.median(rates)),
             "accuracy": float(np.mean(right)),
         }
-    return told
+    return results
 
 
 def raw_signals() -> dict:
-    """What sorting gives on a raw signal with truth, without labels and with those of its first second."""
+    """Sort a raw signal with known spikes, without labels and with those of its first second."""
     signal = DATA / "wave_clus" / "quiroga_C_Easy1_noise015_raw50000_gt.npz"
     labelled = spikewise.ChannelSortingConfig(label_interval=(0.0, 1.0))
     runs = {
@@ -105,14 +105,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("waveforms.json"))
     arguments = parser.parse_args()
     snippets = difficult2()
-    told = {
+    results = {
         "spikewise_version": spikewise.__version__,
         "seconds": seconds(snippets, arguments.seeds),
         "few_labels": few_labels(snippets, arguments.seeds),
         "raw_signals": raw_signals(),
     }
-    arguments.output.write_text(json.dumps(told, indent=2))
-    print(json.dumps(told, indent=2))
+    arguments.output.write_text(json.dumps(results, indent=2))
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Train the temporal filters that come with the package, on simulated recordings of many probes.
+"""Train the temporal filters of the package on simulated recordings of many probes.
 
     python benchmarks/weights.py [--output src/spikewise/models/weights/backbone.safetensors] [--seed 0]
 
 MEArec recordings of Neuropixels-128 and tetrodes come from the template files in the folder that
 SPIKEWISE_DATA names (by default ``../shared/data`` beside the repository); the others are made by
-SpikeInterface's generator. The 384-channel template file and the real waveforms of Neuropixels 3A are left
-out, and so are the probes neuropixels-1.0 and linear-32: what is measured on them is measured on probes and
-units that the filters have never seen.
+SpikeInterface's generator. The 384-channel template file, the real waveforms of Neuropixels 3A, and the
+probes neuropixels-1.0 and linear-32 are left out: they are for tests on probes and units that the filters
+have never seen.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import spikewise
-from spikewise.cli.console import progress_bars
+from spikewise.core.progress_bars import progress_bars
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SPIKEWISE_DATA", REPOSITORY.parent / "shared" / "data"))
-OUTPUT = REPOSITORY / "src" / "spikewise" / "weights" / "backbone.safetensors"
+OUTPUT = REPOSITORY / "src" / "spikewise" / "models" / "weights" / "backbone.safetensors"
 PROBES = {"linear-16": 20, "square-6": 25, "neuropixels-2.0": 60, "neuropixels-ultra": 40, "tetrode": 8}
 DURATION_S = 20.0
 
@@ -31,7 +31,7 @@ def recipes() -> list[dict[str, Any]]:
     """Return the settings of each simulation."""
     dense = DATA / "mearec" / "templates_neuropixels128_drift_seed99.h5"
     tetrode = DATA / "mearec" / "templates_tetrode_seed671.h5"
-    made = [
+    simulations = [
         {
             "source": "mearec",
             "templates": str(dense),
@@ -41,7 +41,7 @@ def recipes() -> list[dict[str, Any]]:
         }
         for number, noise in enumerate((8.0, 10.0, 15.0, 20.0))
     ]
-    made += [
+    simulations += [
         {
             "source": "mearec",
             "templates": str(tetrode),
@@ -52,7 +52,7 @@ def recipes() -> list[dict[str, Any]]:
         for number in range(10)
     ]
     for number in range(3):
-        made += [
+        simulations += [
             {
                 "source": "generator",
                 "probe": probe,
@@ -64,7 +64,7 @@ def recipes() -> list[dict[str, Any]]:
             }
             for index, probe in enumerate(PROBES)
         ]
-    return made
+    return simulations
 
 
 def main() -> None:

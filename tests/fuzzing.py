@@ -40,7 +40,8 @@ from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.output.result import load_result
 from spikewise.output.store import save_sorting, spikes_hash
 from spikewise.papers.cnn1d.folder import claim_folder
-from spikewise.single_channel.classifier import load_classifier, save_classifier, train_classifier
+from spikewise.single_channel.classifier import load_classifier, save_classifier
+from spikewise.single_channel.classifier_training import train_classifier
 from spikewise.single_channel.config import WaveformTrainingConfig
 from spikewise.single_channel.raw_channel import load_raw_channel
 from spikewise.single_channel.snippets import load_snippets
@@ -481,7 +482,7 @@ _FLAT_SETTINGS = {
 _FLAT_SETTINGS = {n: v for n, v in _FLAT_SETTINGS.items() if v is not None and n != "preset"}
 for _name in ("batch_size", "learning_rate", "schedule", "windows_per_spike", "min_steps", "max_steps"):
     _FLAT_SETTINGS.pop(_name, None)
-for _name in ("noise_windows", "superpositions", "patience"):
+for _name in ("noise_windows", "superpositions"):
     _FLAT_SETTINGS.pop(_name, None)
 
 

@@ -127,13 +127,13 @@ def test_unknown_formats(refused_recording, tetrode, tmp_path):
 
 def test_what_the_file_does_not_tell(refused_recording, tetrode, tmp_path):
     file = write_array(tmp_path / "traces.npy", tetrode.traces)
-    tells = (f"{file} does not tell its sampling frequency", "It is given", "Give --sampling-frequency in Hz")
+    tells = (f"{file} does not contain its sampling frequency", "It is given", "Give --sampling-frequency in Hz")
     refused_recording(file, {"--probe": "tetrode"}, tells=tells)
     tells = ("where its 4 channels are", "only with their positions", "Give --probe")
     refused_recording(file, array_options(probe=None), tells=tells)
     raw = tmp_path / "traces.dat"
     raw.write_bytes(tetrode.traces.tobytes())
-    tells = ("does not tell its num_channels, dtype", "is read with", "Give --num-channels --dtype")
+    tells = ("does not contain its num_channels, dtype", "needs", "Give --num-channels --dtype")
     refused_recording(raw, array_options(), tells=tells)
 
 
@@ -311,7 +311,7 @@ def test_folders_that_hold_no_labels(refused_labels, tetrode, tmp_path):
     refused_labels(tetrode.recording, tells=tells)
     (tmp_path / "phy").mkdir()
     (tmp_path / "phy" / "spike_times.npy").write_bytes(b"damaged")
-    tells = ("holds no units of its spikes", "spike_clusters.npy", "Export the folder again")
+    tells = ("has no file with the units of its spikes", "spike_clusters.npy", "Export the folder again")
     refused_labels(tmp_path / "phy", tells=tells)
     (tmp_path / "phy" / "spike_clusters.npy").write_bytes(b"damaged")
     refused_labels(tmp_path / "phy", tells=("cannot be read as Phy", "Phy or Kilosort folder", "Check that"))
@@ -499,7 +499,7 @@ def test_sortings_of_different_rates_cannot_be_compared(refused, tetrode, tmp_pa
 
 def test_tables_that_tell_no_rate(refused, tetrode, tmp_path):
     table = write_csv(tmp_path / "spikes.csv", [(5, 1), (9, 1)])
-    tells = (f"{table} does not tell the sampling frequency", "Its recording, which does", "--recording")
+    tells = (f"{table} does not contain the sampling frequency", "The recording, which has it", "--recording")
     refused("evaluate", tetrode.truth, table, tells=tells)
     refused("evaluate", table, tetrode.truth, tells=tells)
 

@@ -16,21 +16,21 @@ from spikewise.models.esort import EsortNetwork
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.papers.speed import scene as speed_scene
 from spikewise.papers.speed import speed
+from spikewise.papers.speed.config import SpeedConfig
 from spikewise.papers.speed.limits import (
-    NETWORK_STAGES,
     Limits,
     MemoryTraces,
     Stage,
-    TimedDetector,
     Work,
     measure_limits,
     preprocessing_work,
     unfolded_probabilities,
 )
-from spikewise.papers.speed.scene import ON_CPU, SpeedConfig, make_scene, open_model, train_model
+from spikewise.papers.speed.scene import ON_CPU, make_scene, open_model, train_model
+from spikewise.papers.speed.timed_detector import NETWORK_STAGES, TimedDetector
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import make_detector
-from spikewise.sorting.groups import prepare_groups
+from spikewise.sorting.detectors import make_detector
+from spikewise.sorting.groups import Preparation, prepare_groups
 
 RATE = 32000.0
 SMALL = SpeedConfig(
@@ -70,7 +70,7 @@ def test_the_stages_make_up_the_network(measured):
     folder, _ = measured
     file = folder / "model.safetensors"
     subject = speed.Subject(make_scene(folder, SMALL), file, open_model(file), SMALL.repeats)
-    (group,) = prepare_groups(subject.scene.recording, ON_CPU, subject.model)
+    (group,) = prepare_groups(subject.scene.recording, Preparation.of(ON_CPU, subject.model))
     num_samples = subject.scene.recording.get_num_samples(0)
     traces = MemoryTraces(np.ascontiguousarray(group.reader.read(0, 0, num_samples).T), 30000.0)
     apart = []
@@ -126,7 +126,7 @@ def test_a_template_file_brings_its_probe_and_is_read_once(data_folder, tmp_path
     assert note.stat().st_mtime_ns == before
     make_scene(tmp_path, dataclasses.replace(config, seed=1))
     assert note.stat().st_mtime_ns > before
-    with pytest.raises(SettingError, match=r"8 channels were asked for.*has 4"):
+    with pytest.raises(SettingError, match=r"8 channels were requested.*has 4"):
         make_scene(tmp_path, dataclasses.replace(config, channels=8))
 
 
@@ -155,8 +155,8 @@ def test_the_command_measures_a_given_model_and_another_sorter(measured, capsys,
     folder, _ = measured
     monkeypatch.setattr(speed, "installed_sorters", lambda: ["simple"])
     found = {"simple": make_scene(folder, SMALL).truth}
-    monkeypatch.setattr(speed, "quietly", lambda sorter, *_: found[sorter])  # the truth, at once
-    monkeypatch.setattr(speed, "_peak_gib", lambda *_: None)  # as where it cannot be told
+    monkeypatch.setattr(speed, "run_in_folder", lambda sorter, *_: found[sorter])  # the truth, at once
+    monkeypatch.setattr(speed, "peak_gib", lambda *_: None)  # as where it cannot be told
     outcome = succeed(
         capsys,
         *("bench", "speed", "-o", folder, OPTIONS),
@@ -183,7 +183,7 @@ def test_a_sorter_that_fails_is_told_with_its_reason(measured, monkeypatch):
     def fail(*_):
         raise SettingError("it failed", "what it can sort", "ask another")
 
-    monkeypatch.setattr(speed, "quietly", fail)
+    monkeypatch.setattr(speed, "run_in_folder", fail)
     told = speed._run_other("simple", make_scene(measured[0], SMALL), 0)
     assert (told["seconds"], told["accuracy"]) == (None, None)
     assert told["reason"].startswith("It failed")
@@ -272,7 +272,7 @@ def test_the_clock_changes_no_spike_and_all_that_is_asked_is_counted():
     assert len(expected) > 10
     assert np.array_equal(found.sample_index, expected.sample_index)
     assert np.array_equal(found.unit_index, expected.unit_index)
-    asked = timed.asked()
+    asked = timed.evaluated()
     assert asked["open_blocks_share"] == 1.0
     blocks = timed.counts["tiles"] * timed.tile_samples // asked["block_samples"]
     assert asked["open_blocks"] == 3 * blocks
@@ -290,7 +290,7 @@ def test_a_share_of_the_limit_is_that_of_what_bounds():
     limits = Limits(float32_gflop_per_s=100.0, bfloat16_gflop_per_s=200.0, copy_gb_per_s=10.0)
     assert limits.share(2.0, Work(100.0, 4.0)) == 0.5
     assert limits.share(2.0, Work(10.0, 4.0)) == 0.2
-    assert Stage(1.0).told(limits)["share_of_limit"] is None
+    assert Stage(1.0).to_dict(limits)["share_of_limit"] is None
 
 
 def test_the_machine_is_measured():

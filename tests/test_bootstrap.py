@@ -21,8 +21,9 @@ from spikewise.core.errors import BootstrapError
 from spikewise.data.labels.label_set import LabelSet, mean_waveforms
 from spikewise.data.recordings.preprocessing import preprocess_recording
 from spikewise.data.recordings.reader import TraceReader
-from spikewise.discovery.bootstrap import bootstrap_labels, clean_units, initial_interval
+from spikewise.discovery.bootstrap import bootstrap_labels, initial_interval
 from spikewise.discovery.other_sorters import sorter_parameters
+from spikewise.discovery.unit_rules import clean_units
 
 FREQUENCY = 10000.0
 NOISE_UV = 5.0

@@ -10,9 +10,9 @@ from spikewise.single_channel.files import RawChannel
 from spikewise.single_channel.labelling import (
     ChannelLabels,
     is_unit,
-    judge,
     label_spikes,
     labels_from_clusters,
+    score_result,
     typical_offset,
 )
 from spikewise.single_channel.snippets import Snippets
@@ -122,7 +122,7 @@ def test_a_label_beside_no_spike_is_left_out():
     [
         (PEAKS, (0.9, 1.0), "none of the 40 labels lies between 0.9 and 1 s", "inside", "label-interval"),
         (PEAKS[:0], None, "none of the 0 labels", "inside", "give labels of this recording"),
-        (PEAKS + 200, None, "none of the 40 labels lies at a spike", "2.5 ms", "belong together"),
+        (PEAKS + 200, None, "none of the 40 labels matches a spike", "2.5 ms", "belong together"),
     ],
 )
 def test_labels_that_cannot_train(times, interval, given, allowed, remedy):
@@ -187,7 +187,7 @@ def test_scores_are_counted_exactly():
     # the spikes at 1000 and 2000 trained, those at 5000 and 6000 are missed
     peaks = np.array([1000, 2000, 3000, 4000, 6500, 7000, 8000, 8600, 9000, 10000])
     classes = sorted_as(0, 1, 0, 1, 0, 0, 0, 1, -1, 1)  # 8000 gets the other unit, 9000 none
-    score = judge(truth, found_at(peaks), classes, trained_on(900, 2500))
+    score = score_result(truth, found_at(peaks), classes, trained_on(900, 2500))
     assert score == {
         "interval": "outside of the label interval",
         "offset_ms": round(22 / 24, 4),
@@ -205,7 +205,7 @@ def test_a_peak_counts_as_found_within_half_a_millisecond():
         peaks = times.copy()
         peaks[4] += distance
         classes = sorted_as(*[0] * 10)
-        score = judge(channel(times, [1] * 10), found_at(peaks), classes, trained_on(0, 0))
+        score = score_result(channel(times, [1] * 10), found_at(peaks), classes, trained_on(0, 0))
         assert score["detection_recall"] == score["detection_precision"] == recall
 
 
@@ -215,7 +215,7 @@ def test_test_and_training_share_no_spike():
     config = ChannelSortingConfig(label_interval=(0.0, (PEAKS[19] + 1) / RATE))
     examples = label_spikes(found_at(PEAKS), PEAKS, np.arange(40) % 2, truth, config)
     assert len(examples.spike_index) == 20
-    score = judge(truth, found_at(PEAKS), sorted_as(*[0] * 40), examples)
+    score = score_result(truth, found_at(PEAKS), sorted_as(*[0] * 40), examples)
     assert score["num_spikes"] == score["num_true_spikes"] == 20  # PEAKS[19] is none of them
 
 
@@ -227,14 +227,14 @@ def test_a_spike_that_trained_at_the_edge_is_no_test():
     truth = channel(PEAKS, np.arange(40) % 2)
     examples = label_spikes(found_at(peaks), PEAKS, np.arange(40) % 2, truth, config)
     assert 19 in examples.spike_index
-    assert judge(truth, found_at(peaks), sorted_as(*[0] * 40), examples)["num_spikes"] == 20
+    assert score_result(truth, found_at(peaks), sorted_as(*[0] * 40), examples)["num_spikes"] == 20
 
 
 def test_clusters_are_judged_by_the_best_assignment_over_all_time():
     times = np.arange(9) * 1000 + 1000
     truth = channel(times, list("aaabbbccc"))
     classes = sorted_as(2, 2, 0, 0, 0, 0, 1, 1, -1, unit_ids=(0, 1, 2))
-    score = judge(truth, found_at(times), classes, trained_on(0, 24000, source="clusters"))
+    score = score_result(truth, found_at(times), classes, trained_on(0, 24000, source="clusters"))
     assert score["interval"] == "all"
     assert score["num_true_spikes"] == 9
     assert score["classification_accuracy"] == round(7 / 9, 4)
@@ -243,19 +243,19 @@ def test_clusters_are_judged_by_the_best_assignment_over_all_time():
 def test_units_are_the_same_as_number_and_as_text():
     times = np.arange(4) * 1000 + 1000
     classes = sorted_as(0, 1, 0, 0, unit_ids=("1", "2"))
-    score = judge(channel(times, [1, 2, 1, 2]), found_at(times), classes, trained_on(0, 0))
+    score = score_result(channel(times, [1, 2, 1, 2]), found_at(times), classes, trained_on(0, 0))
     assert score["classification_accuracy"] == 0.75
 
 
 def test_true_events_without_a_unit_are_found_but_not_classified():
     times = np.arange(4) * 1000 + 1000
-    score = judge(channel(times, [1, 1, -1, -1]), found_at(times), sorted_as(0, 0, -1, 0), trained_on(0, 0))
+    score = score_result(channel(times, [1, 1, -1, -1]), found_at(times), sorted_as(0, 0, -1, 0), trained_on(0, 0))
     assert (score["detection_recall"], score["classification_accuracy"]) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("source", ["labels", "clusters"])
 def test_without_a_true_spike_that_was_found_no_accuracy_is_told(source):
-    score = judge(
+    score = score_result(
         channel(PEAKS, [1] * 40), found_at(PEAKS + 200), sorted_as(*[0] * 40), trained_on(0, 0, source)
     )
     assert (score["detection_recall"], score["classification_accuracy"]) == (0.0, None)
@@ -263,6 +263,6 @@ def test_without_a_true_spike_that_was_found_no_accuracy_is_told(source):
 
 def test_nothing_is_judged_without_true_spikes_that_test():
     classes, spikes = sorted_as(*[0] * 40), found_at(PEAKS)
-    assert judge(channel(), spikes, classes, trained_on(0, 0)) is None
-    assert judge(channel(PEAKS[:0], PEAKS[:0]), spikes, classes, trained_on(0, 0, "clusters")) is None
-    assert judge(channel(PEAKS, [1] * 40), spikes, classes, trained_on(0, 24000)) is None
+    assert score_result(channel(), spikes, classes, trained_on(0, 0)) is None
+    assert score_result(channel(PEAKS[:0], PEAKS[:0]), spikes, classes, trained_on(0, 0, "clusters")) is None
+    assert score_result(channel(PEAKS, [1] * 40), spikes, classes, trained_on(0, 24000)) is None

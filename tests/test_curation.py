@@ -18,7 +18,7 @@ import spikewise
 from spikewise.core.errors import LabelsError, SettingError
 from spikewise.data.labels.curation import apply_curation_file
 from spikewise.data.labels.label_files import load_sorting
-from spikewise.output.curating import Cut
+from spikewise.output.curating import CurationTranslator
 
 IDS = [0, 1, 2]
 
@@ -89,15 +89,15 @@ def test_a_curation_that_cannot_be_used_is_told(tmp_path, text, told):
 
 
 def test_splits_of_an_interval_become_splits_of_the_whole_and_back():
-    cut = Cut(trains(), 50, 100)  # unit 2 keeps its spikes 1 and 2, unit 0 its spike 2
+    translator = CurationTranslator(trains(), 50, 100)  # unit 2 keeps its spikes 1 and 2, unit 0 its spike 2
     part = curation(splits=[{"unit_id": 2, "mode": "indices", "indices": [[1]]}])
-    whole = cut.to_whole(part)
+    whole = translator.to_whole(part)
     assert whole["splits"][0]["indices"] == [[2]]
-    assert cut.to_interval(whole)["splits"][0]["indices"] == [[1]]
+    assert translator.to_interval(whole)["splits"][0]["indices"] == [[1]]
     outside = curation(splits=[{"unit_id": 2, "mode": "indices", "indices": [[0]]}])
     with pytest.raises(SettingError, match="outside of the interval"):
-        cut.to_interval(outside)
-    assert Cut(trains(), 0, 1000).to_whole(outside)["splits"][0]["indices"] == [[0]]
+        translator.to_interval(outside)
+    assert CurationTranslator(trains(), 0, 1000).to_whole(outside)["splits"][0]["indices"] == [[0]]
 
 
 @pytest.fixture(scope="module")

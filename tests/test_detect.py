@@ -9,8 +9,10 @@ from spikewise.core.config import DetectionConfig
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import SettingError
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import SpikeDetector, Spikes, label_radius_samples, stride_samples, tile_samples
+from spikewise.sorting.detector import label_radius_samples, stride_samples, tile_samples
 from spikewise.sorting.peaks import find_peaks, smooth_probabilities, triangle_kernel, triangle_radius
+from spikewise.sorting.spikes import Spikes
+from spikewise.sorting.tensor_detector import DenseDetector
 
 RATE = 32000.0
 
@@ -70,9 +72,9 @@ def test_of_two_peaks_of_one_unit_within_the_merge_radius_the_highest_stays():
 
 
 @pytest.fixture(scope="module")
-def detector() -> SpikeDetector:
+def detector() -> DenseDetector:
     network = random_network(num_channels=3, num_units=4)
-    return SpikeDetector(network, np.full(4, 0.58), RATE, DetectionConfig(), torch.device("cpu"))
+    return DenseDetector(network, np.full(4, 0.58), RATE, DetectionConfig(), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,7 @@ def test_a_spike_on_a_seam_is_found_once(detector, traces):
 def test_the_detector_sees_exactly_what_the_network_computes_on_the_whole(detector, traces):
     """Tiles and margins against one pass of the network over everything, padded with zeros."""
     start, stop = 1500, 15000
-    detector = SpikeDetector(detector.network, np.full(4, 0.58), RATE, DetectionConfig(), torch.device("cpu"))
+    detector = DenseDetector(detector.network, np.full(4, 0.58), RATE, DetectionConfig(), torch.device("cpu"))
     detector.stride = 1
     responses, first = detector.responses(traces.read(0, *detector.padded_interval(start, stop)), start, stop)
     reach = triangle_radius(detector.label_radius)
@@ -151,7 +153,7 @@ def test_smoothing_gives_the_same_bits_wherever_a_stretch_begins():
 
 
 def test_tiles_are_larger_on_fewer_channels():
-    assert [tile_samples(count) for count in (5120, 384, 128, 64, 1)] == [1024, 1024, 4096, 8192, 8192]
+    assert [tile_samples(count, 2**19, (1024, 8192)) for count in (5120, 384, 128, 64, 1)] == [1024, 1024, 4096, 8192, 8192]
 
 
 def test_radii_follow_the_sampling_frequency():

@@ -18,15 +18,17 @@ from spikewise.data.recordings.device_conditioning import Conditioning, DeviceCo
 from spikewise.data.recordings.device_reader import DeviceReader, DeviceTraces, make_reader
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.data.recordings.repair import RepairedRecording
-from spikewise.jobs.finding import Finder
-from spikewise.jobs.shards import Shard
+from spikewise.jobs.finder import Finder
+from spikewise.jobs.state.shards import Shard
 from spikewise.models.grouped import GroupedNetwork, plan_groups
 from spikewise.sorting.batch import detect_in_chunks
 from spikewise.sorting.damaged import drop_damaged_spikes
-from spikewise.sorting.detect import SpikeDetector, Spikes, make_detector
-from spikewise.sorting.device import DeviceDetector, choose_dtype
+from spikewise.sorting.detectors import make_detector
+from spikewise.sorting.device_detector import DeviceDetector, choose_dtype
 from spikewise.sorting.device_memory import free_bytes, is_out_of_memory, memory_errors
-from spikewise.sorting.groups import prepare_groups
+from spikewise.sorting.groups import Preparation, prepare_groups
+from spikewise.sorting.spikes import Spikes
+from spikewise.sorting.tensor_detector import DenseDetector
 
 RATE = 32000.0
 CPU = torch.device("cpu")
@@ -94,7 +96,7 @@ def test_units_far_apart_are_gathered():
 def test_it_finds_what_the_dense_path_finds(traces, rate, device):
     network = make_network(window=round(60 * rate / RATE))
     signals = ArrayTraces(*traces.segments, sampling_frequency=rate)
-    dense = SpikeDetector(network, np.full(5, 0.55), rate, DetectionConfig(), CPU)
+    dense = DenseDetector(network, np.full(5, 0.55), rate, DetectionConfig(), CPU)
     ours = detector_of(network, device, rate=rate)
     for expected, found in zip(
         detect_in_chunks(dense, signals, 1.0), detect_in_chunks(ours, signals, 1.0), strict=True
@@ -360,7 +362,7 @@ def accuracy(scene, model, spikes: Spikes) -> float:
 
 
 def test_bfloat16_costs_hardly_any_accuracy_and_moves_hardly_a_spike(scene, model, device):
-    (group,) = prepare_groups(load(scene.recording), Config(), model)
+    (group,) = prepare_groups(load(scene.recording), Preparation.of(Config(), model))
     reader = DeviceReader(group.preprocessed.recording, device, repaired=group.preprocessed.repaired)
     exact, rough = (find_all(model, reader, device, precision) for precision in ("float32", "bfloat16"))
     scores = [accuracy(scene, model, spikes) for spikes in (exact, rough)]
@@ -375,7 +377,7 @@ def test_bfloat16_costs_hardly_any_accuracy_and_moves_hardly_a_spike(scene, mode
 
 
 def test_the_device_finds_what_a_dense_sort_finds(scene, model, device):
-    (group,) = prepare_groups(load(scene.recording), Config(), model)
+    (group,) = prepare_groups(load(scene.recording), Preparation.of(Config(), model))
     reader = DeviceReader(group.preprocessed.recording, device, repaired=group.preprocessed.repaired)
     found = find_all(model, reader, device, "float32")
     expected = spikewise.sort(scene.recording, model=model, sparse=False, device="cpu", report=False)
@@ -387,21 +389,21 @@ def test_the_device_finds_what_a_dense_sort_finds(scene, model, device):
 
 
 def test_on_the_cpu_a_sort_is_as_before(scene, model):
-    (group,) = prepare_groups(load(scene.recording), Config(sorting=SortingConfig(device="cpu")), model)
+    (group,) = prepare_groups(load(scene.recording), Preparation.of(Config(sorting=SortingConfig(device="cpu")), model))
     assert type(group.reader) is TraceReader
     part = model.groups[0]
     dense = SortingConfig(device="cpu", sparse=False)
     detector = make_detector(part.network, part.thresholds, 30000.0, DetectionConfig(), dense)
-    assert type(detector) is SpikeDetector
+    assert type(detector) is DenseDetector
 
 
 @pytest.mark.gpu
 @NO_CARD
 def test_a_sort_on_a_card_is_that_of_the_device_path(scene, model):
     config = Config(sorting=SortingConfig(device="cuda", precision="float32"))
-    groups = prepare_groups(load(scene.recording), config, model)
+    groups = prepare_groups(load(scene.recording), Preparation.of(config, model))
     assert isinstance(groups[0].reader, DeviceReader)
-    finder = Finder(groups, model, config)
+    finder = Finder(groups, model, config.sorting)
     stop = load(scene.recording).get_num_samples(0)
     parts = [
         finder.find(Shard(0, 0, start, min(start + 50_000, stop)), lambda *told: None).spikes

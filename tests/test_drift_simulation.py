@@ -284,7 +284,7 @@ def test_paths_are_followed_linearly_and_end_where_the_file_ends():
     moved = follow_paths(waveforms, locations, np.array([0.0, 1.0, 3.0, 4.0]))
     np.testing.assert_allclose(moved[:, 0, 0, 0], [0, 0.25, 0.75, 1])
     np.testing.assert_allclose(moved[:, 1, 0, 0], [0, 0.5, 2.5, 4])
-    with pytest.raises(SettingError, match="lets them drift by 4 um"):
+    with pytest.raises(SettingError, match="allows a drift of 4 um"):
         follow_paths(waveforms, locations, np.array([0.0, 5.0]))
     with pytest.raises(SettingError, match="do not drift up"):
         follow_paths(waveforms, -locations, np.array([0.0, 1.0]))

@@ -12,17 +12,15 @@ from commands import run, succeed
 from spikeinterface.core import NumpySorting
 
 from spikewise.core.errors import SettingError
-from spikewise.papers.esort import plan as esort_plan
+from spikewise.papers.esort import config as esort_config
+from spikewise.papers.esort.config import EsortPaperConfig, Scale
 from spikewise.papers.esort.figures import draw_all
+from spikewise.papers.esort.methods import LEARNERS, METHOD_NAMES
 from spikewise.papers.esort.page import page_table
 from spikewise.papers.esort.plan import (
     KEY,
-    LEARNERS,
-    METHOD_NAMES,
-    EsortPaperConfig,
     Recipe,
     Run,
-    Scale,
     base_recipe,
     find_templates,
     plan_runs,
@@ -31,7 +29,7 @@ from spikewise.papers.esort.plan import (
 from spikewise.papers.esort.runs import COLUMNS, missing_sorters, read_rows
 from spikewise.papers.esort.scores import score_as_published, score_sorting
 from spikewise.papers.esort.tables import labels_needed, make_tables
-from spikewise.sorting.detect import Spikes
+from spikewise.sorting.spikes import Spikes
 
 RATE = 32000
 TINY = Scale("tetrode", 15, 8.0, 1, (5, 10), 10, ("tetrode",), (10.0,), ("none",), ())
@@ -353,7 +351,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def tiny(monkeypatch):
     """Makes the scale small tiny."""
-    monkeypatch.setitem(esort_plan.SCALES, "small", TINY)
+    monkeypatch.setitem(esort_config.SCALES, "small", TINY)
 
 
 def test_the_command_runs_an_experiment_from_end_to_end_and_goes_on(capsys, tiny, folder):
@@ -407,7 +405,7 @@ def test_a_run_scored_as_published_carries_filters_over(capsys, tiny, tmp_path):
 
 def test_a_recording_that_cannot_be_made_fails_its_runs_alone(capsys, monkeypatch, tmp_path):
     sideways = dataclasses.replace(TINY, drifts=("sideways",))
-    monkeypatch.setitem(esort_plan.SCALES, "small", sideways)
+    monkeypatch.setitem(esort_config.SCALES, "small", sideways)
     options = {"-o": tmp_path / "out", "--experiments": "e"}
     told = succeed(capsys, "papers", "esort", options)
     assert (told.summary["scores"], told.summary["failed"]) == (0, 3)

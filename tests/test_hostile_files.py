@@ -94,9 +94,9 @@ def test_an_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("waveforms.npy", header("(20000000,)") + bytes(160_000_000))
     assert (tmp_path / "w.npz").stat().st_size < 400_000
-    with pytest.raises(ValueError, match="promise to unpack"):
+    with pytest.raises(ValueError, match="claim to unpack"):
         check_npz(tmp_path / "w.npz")
-    with pytest.raises(WaveformsError, match="promise to unpack"):
+    with pytest.raises(WaveformsError, match="claim to unpack"):
         spikewise.load_snippets(tmp_path / "w.npz")
 
 

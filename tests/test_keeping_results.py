@@ -197,7 +197,7 @@ def test_no_space_for_the_sorting(capsys, tetrode, sorted_once, tmp_path, is_the
         outcome = run(capsys, *arguments)
     shards = kept / "unfinished" / "shards"
     assert_told(outcome, f"{shards} cannot be written: File too large", "has space", "Make room")
-    assert f"what was finished is kept in {kept}; go on with --resume" in outcome.err
+    assert f"the finished parts are kept in {kept}; continue with --resume" in outcome.err
     assert {item.name for item in kept.iterdir()} == {"model.safetensors", "spikewise.log", "unfinished"}
     if is_there:
         assert contents(output) == contents(sorted_once)

@@ -29,7 +29,8 @@ ROOMS = [
 FOLDERS = {
     "data": ["recordings", "labels", "simulation", ""],
     "output": ["", "report", "export"],
-    "papers": ["", "cnn1d", "esort", "speed", "commands"],
+    "jobs": ["state", ""],
+    "papers": ["", "cnn1d", "esort", "speed", "cli"],
 }
 """The order of the folders within a room; "" are the files beside them."""
 MOST_FILES = 16
@@ -144,7 +145,7 @@ def test_folders_are_small_and_say_what_they_are_for():
         ("data.labels.label_set", "from spikewise.models.esort import EsortNetwork", ["models.esort"]),
         ("models.esort", "def f():\n    from spikewise import cli", ["cli"]),
         ("models.esort", "def f():\n    from ..sorting import batch", ["sorting.batch"]),
-        ("sorting.batch", "if TYPE_CHECKING:\n    import spikewise.jobs.shards", ["jobs.shards"]),
+        ("sorting.batch", "if TYPE_CHECKING:\n    import spikewise.jobs.state.shards", ["jobs.state.shards"]),
         ("data.recordings.reader", "from spikewise.data.labels import label_set", ["data.labels.label_set"]),
         ("core.files", "from spikewise import __version__", ["__init__"]),
         ("sorting.batch", "import spikewise.data.labels.label_set", []),

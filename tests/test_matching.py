@@ -14,7 +14,8 @@ from spikeinterface.core import NumpySorting, generate_sorting
 from spikewise.core.config import EvaluationConfig
 from spikewise.core.errors import LabelsError, SettingError
 from spikewise.data.labels import events
-from spikewise.output.matching import agreement, compare_sortings, match_events
+from spikewise.data.labels.events import match_events
+from spikewise.output.matching import agreement, compare_sortings
 
 FS = 30000.0
 DELTA = 12  # 0.4 ms

@@ -8,7 +8,7 @@ from spikewise.core.errors import SettingError
 from spikewise.papers.cnn1d import methods as paper_methods
 from spikewise.papers.cnn1d import runs as paper_runs
 from spikewise.papers.cnn1d.baselines import BASELINES
-from spikewise.papers.cnn1d.methods import answer, choose_methods, uses_labels
+from spikewise.papers.cnn1d.methods import choose_methods, classify, uses_labels
 from spikewise.papers.cnn1d.runs import SHARES, Job, divide, division_of, run_job
 from spikewise.papers.cnn1d.sets import load_set
 
@@ -61,7 +61,7 @@ def test_all_methods_get_the_same_division(item, monkeypatch):
         asked.append((method, np.flatnonzero(labels >= 0), test))
         return np.zeros(len(test), int)
 
-    monkeypatch.setattr(paper_runs, "answer", remember)
+    monkeypatch.setattr(paper_runs, "classify", remember)
     for method in ("default", "paper", "wmsorting_f3"):
         run_job(Job(item, method, 1, (2,), 0))
     train, test = division_of(item, 2, 1, 0)
@@ -97,4 +97,4 @@ def test_a_training_that_was_interrupted_is_no_score(monkeypatch):
 
     monkeypatch.setattr(paper_methods, "train_classifier", lambda *_: Stopped())
     with pytest.raises(KeyboardInterrupt):
-        answer("default", np.zeros((4, 20)), np.array([0, 0, 1, 1]), np.arange(4), 0)
+        classify("default", np.zeros((4, 20)), np.array([0, 0, 1, 1]), np.arange(4), 0)

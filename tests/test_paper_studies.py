@@ -13,7 +13,7 @@ from spikewise.papers.cnn1d.experiments import run_cnn_paper
 from spikewise.papers.cnn1d.runs import division_of
 from spikewise.papers.cnn1d.studies import draw_noise, make_pairs, take_points
 from spikewise.single_channel.config import WAVEFORM_PRESETS
-from spikewise.single_channel.training_windows import shift_into_silence
+from spikewise.single_channel.training_windows import shift_with_zeros
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_pairs_are_two_units_with_their_lag_and_size():
     assert (first != second).all()
     assert {*zip(first, second, strict=True)} == {(a, b) for a in range(3) for b in range(3) if a != b}
     later = waveforms - means[first]
-    np.testing.assert_allclose(later, ratio[:, None] * shift_into_silence(means[second], lag), atol=1e-4)
+    np.testing.assert_allclose(later, ratio[:, None] * shift_with_zeros(means[second], lag), atol=1e-4)
     before = np.arange(64) < lag[:, None] - 2
     assert np.abs(later[before]).max() < 1e-4
 

@@ -21,8 +21,8 @@ from spikewise.data.recordings.preprocessing import preprocess_recording
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.output.export.phy import write_phy
 from spikewise.output.export.phy_features import _stretches, project_spikes
-from spikewise.output.export.phy_units import PlacedUnits, _choose_seconds, unit_similarity, window_samples
-from spikewise.output.export.sorted_group import SortedGroup
+from spikewise.output.export.phy_units import LocatedUnits, _choose_seconds, unit_similarity, window_samples
+from spikewise.output.export.sorted_group import SortedGroup, SpikeList
 from spikewise.output.matching import compare_sortings
 
 QUICK = {"--patches-per-unit": 1500, "--unit-steps": 150}
@@ -225,9 +225,9 @@ def test_features_sizes_and_templates_are_those_of_the_windows(tmp_path):
     frames = np.sort(np.concatenate((inside[~np.isin(inside, ends)], ends)))
     rows = random.integers(0, 2, len(frames))
     group = SortedGroup("0", reader, np.arange(10), np.zeros((10, 2)), np.ones(10), np.arange(2))
-    units = PlacedUnits(near, near, np.ones((2, 3)), rough, components)
+    units = LocatedUnits(near, near, np.ones((2, 3)), rough, components)
     file = tmp_path / "features.npy"
-    found = project_spikes(file, frames, rows, recording, [group], units, config, silent)
+    found = project_spikes(file, SpikeList(frames, rows), recording, [group], units, config, silent)
     windows = np.stack(
         [
             reader.read(segment, frame - before, frame - before + length)[:, near[row]] * (near[row] >= 0)
@@ -266,7 +266,7 @@ def test_similarity_is_that_of_the_best_lag_on_shared_channels():
     near = np.array([[0, 1], [1, 0], [1, 2], [3, -1]])
     templates[3, :, 1] = 0
     group = SortedGroup("0", None, np.arange(4), np.zeros((4, 2)), np.ones(4), np.arange(4))
-    units = PlacedUnits(near, near, np.ones((4, 2)), templates, np.eye(40, 3))
+    units = LocatedUnits(near, near, np.ones((4, 2)), templates, np.eye(40, 3))
     found = unit_similarity(templates, [group], units, 30000)
     assert np.allclose(found, found.T, atol=1e-6)
     assert found == pytest.approx(

@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 
 from spikewise.core.errors import WaveformsError
 from spikewise.single_channel.config import SnippetsConfig, SpikeDetectionConfig
-from spikewise.single_channel.raw_channel import bandpass, cut_at, find_spikes, load_raw_channel
+from spikewise.single_channel.raw_channel import bandpass, find_spikes, load_raw_channel
 
 RATE = 24000.0
 CONFIG = SpikeDetectionConfig()
@@ -129,19 +129,6 @@ def test_whole_numbers_with_an_offset_give_the_same():
     np.testing.assert_allclose(found.waveforms, same.waveforms, atol=1e-4)
 
 
-def test_known_times_are_cut_at_their_peaks_in_their_order():
-    times = np.array([9000, 3000, 6000])
-    signal = spiky(times, [-60, -60, -60])
-    cut = cut_at(signal, RATE, times + [5, -5, 0], CONFIG, np.array(["c", "a", "b"]))
-    assert np.abs(cut.sample_index - times).max() <= 1
-    assert cut.labels.tolist() == ["c", "a", "b"]
-    assert (cut.waveforms.argmin(axis=1) == 20).all()
-    found = find_spikes(signal, RATE, SpikeDetectionConfig(detection_threshold=10.0))
-    np.testing.assert_array_equal(cut.waveforms[np.argsort(times)], found.waveforms)
-    near_end = cut_at(signal, RATE, [5, 3000, 47990], CONFIG, [1, 2, 3])
-    assert near_end.labels.tolist() == [2]
-
-
 def with_nan() -> np.ndarray:
     signal = spiky([], [])
     signal[[70, 90]] = np.nan, np.inf
@@ -175,12 +162,6 @@ def test_other_input_that_cannot_be_used():
         find_spikes(signal, 0.0, CONFIG)
     with pytest.raises(WaveformsError, match="begins at 300 Hz, the signal has 600 Hz"):
         find_spikes(signal, 600.0, SpikeDetectionConfig(before_ms=5, after_ms=5))
-    with pytest.raises(WaveformsError, match=r"1 of 2 spike times .* 48000"):
-        cut_at(signal, RATE, [10, 48000], CONFIG)
-    with pytest.raises(WaveformsError, match="Whole numbers"):
-        cut_at(signal, RATE, [10.5], CONFIG)
-    with pytest.raises(WaveformsError, match="1 spikes and 2 labels"):
-        cut_at(signal, RATE, [2000], CONFIG, [1, 2])
 
 
 def test_raw_files(tmp_path):
@@ -188,7 +169,7 @@ def test_raw_files(tmp_path):
     np.save(tmp_path / "a.npy", signal)
     np.savez(tmp_path / "b.npz", traces=signal[None], fs=15000)
     savemat(tmp_path / "c.mat", {"data": signal[None], "sr": 30000})
-    with pytest.raises(WaveformsError, match="does not tell its sampling frequency"):
+    with pytest.raises(WaveformsError, match="does not hold its sampling frequency"):
         load_raw_channel(tmp_path / "a.npy")
     channels = [
         load_raw_channel(tmp_path / "a.npy", SnippetsConfig(sampling_frequency=20000)),

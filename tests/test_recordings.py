@@ -440,7 +440,7 @@ def test_zarr_with_a_lost_chunk(tmp_path, traces):
 def test_raw_binary_lacking_a_setting(tmp_path, traces, missing, options):
     traces.tofile(tmp_path / "a.bin")
     option = "--" + missing.split(", ")[0].replace("_", "-")
-    with pytest.raises(RecordingError, match=f"does not tell its {missing}\\..*{option}"):
+    with pytest.raises(RecordingError, match=f"does not contain its {missing}\\..*{option}"):
         load_recording(tmp_path / "a.bin", RecordingConfig(**options))
 
 
@@ -455,7 +455,7 @@ def test_raw_binary_of_a_type_that_is_no_number(tmp_path, traces, dtype):
 
 def test_arrays_that_are_refused(tmp_path, traces):
     np.save(tmp_path / "a.npy", traces)
-    with pytest.raises(RecordingError, match="does not tell its sampling frequency"):
+    with pytest.raises(RecordingError, match="does not contain its sampling frequency"):
         load_recording(tmp_path / "a.npy")
     np.save(tmp_path / "b.npy", np.zeros((0, 4)))
     with pytest.raises(RecordingError, match="is empty: "):

@@ -19,20 +19,23 @@ from spikewise.cli import main as cli
 from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.core.errors import CheckpointError, OutputError, RecordingError, SpikewiseError
 from spikewise.core.files import save_json
-from spikewise.output import measures, samples
-from spikewise.output.measures import measure_units, spike_trains
+from spikewise.output import colours, measures, samples
+from spikewise.output.measures import spike_trains
 from spikewise.output.pairs import likely_pairs, unit_similarity
-from spikewise.output.report import moments, page_data
+from spikewise.output.report import excerpts, page_data
 from spikewise.output.report import page as report
-from spikewise.output.report.moments import choose_moments
+from spikewise.output.report.excerpts import choose_excerpts
 from spikewise.output.report.page import write_report
 from spikewise.output.result import StoredResult, load_result
 from spikewise.output.samples import sample_spikes
 from spikewise.output.store import save_sorting, spikes_hash
-from spikewise.papers import figures
 
 RATE = 10000.0
 """Of the small cases: 10 frames are a millisecond, a stretch has 500 frames."""
+
+
+def measure_units(result, readers) -> list:
+    return measures.measure_units(result, readers)[0]
 
 
 def group_model(num_channels, unit_ids, name="0", threshold=0.5) -> spikewise.models.checkpoint.GroupModel:
@@ -227,10 +230,10 @@ def test_a_long_recording_is_read_only_in_part(monkeypatch):
     assert measures._choose_spikes(trains, second) == [[(0, 0), (0, 20), (0, 50)]]
 
 
-# --- moments --------------------------------------------------------------------------------------------
+# --- excerpts -------------------------------------------------------------------------------------------
 
 
-def moment_case():
+def excerpt_case():
     """Three units, each on a channel of its own; sizes 5, 9, 7 on channels 0, 1, 2."""
     traces = np.zeros((5000, 3))
     spikes = [
@@ -248,14 +251,14 @@ def moment_case():
 
 
 @pytest.fixture
-def one_moment(monkeypatch):
-    monkeypatch.setattr(moments, "MAX_MOMENTS", 1)
+def one_excerpt(monkeypatch):
+    monkeypatch.setattr(excerpts, "MAX_EXCERPTS", 1)
 
 
-@pytest.mark.usefixtures("one_moment")
-def test_the_first_moment_is_where_most_units_fire_then_most_spikes_then_the_first():
-    result, units, readers, traces = moment_case()
-    (found,) = choose_moments(result, units, readers)
+@pytest.mark.usefixtures("one_excerpt")
+def test_the_first_excerpt_is_where_most_units_fire_then_most_spikes_then_the_first():
+    result, units, readers, traces = excerpt_case()
+    (found,) = choose_excerpts(result, units, readers)
     assert found.start_s == 0.35
     assert found.channel_ids == ("ch2", "ch1", "ch0")  # the highest on the probe is on top
     np.testing.assert_array_equal(found.traces, traces[3500:4000, [2, 1, 0]].astype(np.float32))
@@ -263,18 +266,18 @@ def test_the_first_moment_is_where_most_units_fire_then_most_spikes_then_the_fir
     assert found.num_spikes == 4
 
 
-@pytest.mark.usefixtures("one_moment")
+@pytest.mark.usefixtures("one_excerpt")
 @pytest.mark.parametrize(
     ("interval", "start_s"),
     [((0.4, 0.5), 0.45), ((0.0, 0.39), 0.25), ((0.0, 0.24), 0.1), ((0.0, 0.06), 0.0), ((0.36, 0.44), None)],
 )
-def test_the_moment_lies_whole_in_the_interval(interval, start_s):
-    result, units, readers, _ = moment_case()
-    found = choose_moments(result, units, readers, interval)
-    assert [moment.start_s for moment in found] == ([] if start_s is None else [start_s])
+def test_the_excerpt_lies_whole_in_the_interval(interval, start_s):
+    result, units, readers, _ = excerpt_case()
+    found = choose_excerpts(result, units, readers, interval)
+    assert [excerpt.start_s for excerpt in found] == ([] if start_s is None else [start_s])
 
 
-def test_further_moments_show_units_that_were_not_seen_and_all_are_in_order_of_time(monkeypatch):
+def test_further_excerpts_show_units_that_were_not_seen_and_all_are_in_order_of_time(monkeypatch):
     traces = np.zeros((5000, 3))
     spikes = [(100, 0), (200, 1), (1100, 0), (1200, 1), (1300, 1), (2100, 2), (3100, 0)]
     for frame, unit in spikes:
@@ -283,11 +286,11 @@ def test_further_moments_show_units_that_were_not_seen_and_all_are_in_order_of_t
     readers = {"0": ArrayTraces(traces, sampling_frequency=RATE)}
     units = measure_units(result, readers)
     for most, starts in ((1, [0.1]), (2, [0.1, 0.2]), (3, [0.0, 0.1, 0.2]), (9, [0.0, 0.1, 0.2, 0.3])):
-        monkeypatch.setattr(moments, "MAX_MOMENTS", most)
-        assert [moment.start_s for moment in choose_moments(result, units, readers)] == starts
+        monkeypatch.setattr(excerpts, "MAX_EXCERPTS", most)
+        assert [excerpt.start_s for excerpt in choose_excerpts(result, units, readers)] == starts
 
 
-@pytest.mark.usefixtures("one_moment")
+@pytest.mark.usefixtures("one_excerpt")
 @pytest.mark.parametrize("apart", ["segments", "groups"])
 def test_units_of_other_segments_and_groups_do_not_fire_together(apart):
     groups = [group_model(1, ["a"], "left"), group_model(1, ["b", "c"], "right")]
@@ -297,33 +300,33 @@ def test_units_of_other_segments_and_groups_do_not_fire_together(apart):
     result = small_result(segments, ["a", "b", "c"], [1000, 1000], groups=groups)
     ones = ArrayTraces(np.ones((1000, 1)), np.ones((1000, 1)), sampling_frequency=RATE)
     readers = {"left": ones, "right": ones}
-    (found,) = choose_moments(result, measure_units(result, readers), readers)
+    (found,) = choose_excerpts(result, measure_units(result, readers), readers)
     assert found.start_s == 0.05
     assert found.spikes == [(100, 0, 1), (150, 0, 2)]
 
 
-def test_a_moment_ends_within_the_recording():
+def test_an_excerpt_ends_within_the_recording():
     result = small_result([[(100, 0), (600, 0), (650, 1)]], ["a", "b"], [999])
     traces = np.zeros((999, 3))
     traces[[100, 600, 650]] = 9.0
     readers = {"0": ArrayTraces(traces, sampling_frequency=RATE)}
-    assert [moment.start_s for moment in choose_moments(result, measure_units(result, readers), readers)] == [
-        0.0
-    ]
+    assert [
+        excerpt.start_s for excerpt in choose_excerpts(result, measure_units(result, readers), readers)
+    ] == [0.0]
 
 
-def test_a_moment_of_few_channels_keeps_the_largest_units(monkeypatch):
-    monkeypatch.setattr(moments, "MAX_CHANNELS", 2)
-    monkeypatch.setattr(moments, "MAX_MOMENTS", 1)
-    result, units, readers, _ = moment_case()
-    (found,) = choose_moments(result, units, readers)
+def test_an_excerpt_of_few_channels_keeps_the_largest_units(monkeypatch):
+    monkeypatch.setattr(excerpts, "MAX_CHANNELS", 2)
+    monkeypatch.setattr(excerpts, "MAX_EXCERPTS", 1)
+    result, units, readers, _ = excerpt_case()
+    (found,) = choose_excerpts(result, units, readers)
     assert found.channel_ids == ("ch2", "ch1")
     assert found.spikes == [(200, 1, 1), (250, 1, 1), (300, 0, 2)]
     assert found.num_spikes == 4
 
 
-@pytest.mark.usefixtures("one_moment")
-def test_the_moment_of_a_later_segment_and_second_group():
+@pytest.mark.usefixtures("one_excerpt")
+def test_the_excerpt_of_a_later_segment_and_second_group():
     groups = [group_model(1, ["a"], "left"), group_model(1, ["b", "c"], "right")]
     segments = [[(100, 0), (200, 0)], [(700, 1), (800, 2)]]
     result = small_result(segments, ["a", "b", "c"], [1250, 1000], groups=groups)
@@ -333,7 +336,7 @@ def test_the_moment_of_a_later_segment_and_second_group():
         "left": ArrayTraces(np.ones((1250, 1)), np.ones((1000, 1)), sampling_frequency=RATE),
         "right": ArrayTraces(np.zeros((1250, 1)), second, sampling_frequency=RATE),
     }
-    (found,) = choose_moments(result, measure_units(result, readers), readers)
+    (found,) = choose_excerpts(result, measure_units(result, readers), readers)
     assert found.start_s == pytest.approx(0.175)  # 1250 frames of the first segment, then 500
     np.testing.assert_array_equal(found.traces, second[500:].astype(np.float32))
     assert found.spikes == [(200, 0, 1), (300, 0, 2)]
@@ -362,9 +365,9 @@ def test_units_stand_out_from_the_light_and_the_dark_page_and_text_is_readable()
     assert contrast(themes[0]["page"], themes[1]["page"]) > 15
     for theme in themes:
         for background in (theme["page"], theme["panel"]):
-            assert min(contrast(colour, background) for colour in figures.COLOURS) >= 3
+            assert min(contrast(colour, background) for colour in colours.COLOURS) >= 3
             assert min(contrast(theme[name], background) for name in ("ink", "soft")) >= 4.5
-    assert figures.colour_of(0) == figures.colour_of(len(figures.COLOURS)) != figures.colour_of(1)
+    assert colours.colour_of(0) == colours.colour_of(len(colours.COLOURS)) != colours.colour_of(1)
 
 
 # --- samples and pairs -----------------------------------------------------------------------------------
@@ -390,7 +393,7 @@ def test_amplitude_depth_and_waveform_of_each_spike():
     assert found.depth_um[2] == pytest.approx(10.0, abs=0.01)  # half way between the first two
     assert found.snippets[0].shape == (3, 30)
     assert found.snippets[0][:, 10].tolist() == [-8.0, -10.0, -12.0]
-    assert found.num_seconds == found.num_seconds_asked == 4
+    assert found.num_seconds == found.num_seconds_evaluated == 4
     assert found.amplitude_cutoff(0) is None  # three spikes tell nothing
 
 
@@ -528,7 +531,7 @@ def test_the_command_writes_what_the_sorting_and_the_truth_say(stored, tmp_path,
     assert f"Accuracy, pooled {performance.accuracy:.3f}" in text
     assert "Recorded 6.0 s 1 segment" in text
     assert "Compared with the truth from 3 to 6 s" in text
-    assert "Shaded: the labels that trained the network, from 0 to 3 s" in text
+    assert "Shaded: the time of the labels that trained the network, 0 to 3 s" in text
     provenance = json.loads((stored / "sorted" / "provenance.json").read_text())
     assert provenance["model"]["given"] is False
     assert provenance["model"]["hash"] in text
@@ -564,7 +567,7 @@ def test_what_is_packed_is_what_was_measured(tmp_path):
     data = page_json(write_report(result, tmp_path / "r.html", readers=readers))
     assert data["duration_s"] == 4.0
     assert data["units"][0] | {"correlogram": None} == {
-        "id": "a", "group": "0", "colour": figures.COLOURS[0], "main": 1, "x": 0.0, "y": 20.0,
+        "id": "a", "group": "0", "colour": colours.COLOURS[0], "main": 1, "x": 0.0, "y": 20.0,
         "threshold": 0.5, "correlogram": None,
     }  # fmt: skip
     waveforms = data["waveforms"]
@@ -574,15 +577,15 @@ def test_what_is_packed_is_what_was_measured(tmp_path):
     np.testing.assert_allclose(unpack(waveforms["snippets"])[0, :3, 10], [-8.0, -10.0, -12.0], atol=0.03)
     np.testing.assert_allclose(unpack(data["spikes"]["time_s"]), [0.05, 0.9, 3.5], rtol=1e-6)
     np.testing.assert_allclose(unpack(data["spikes"]["amplitude"]), [8.0, 10.0, 12.0], atol=0.01)
-    assert [moment["start_s"] for moment in data["moments"]] == [0.05, 0.9, 3.5]
-    traces = unpack(data["moments"][2]["traces"])
+    assert [excerpt["start_s"] for excerpt in data["excerpts"]] == [0.05, 0.9, 3.5]
+    traces = unpack(data["excerpts"][2]["traces"])
     assert traces.shape == (1, 500)
     assert traces[0].tolist() == [-12.0] + [0.0] * 499
 
 
 def test_probes_that_overlap_are_drawn_side_by_side():
     groups = [group_model(3, ["a"], "left"), group_model(2, ["b"], "right")]
-    left, right = page_data.channel_places(groups).values()
+    left, right = page_data.drawn_positions(groups).values()
     assert left.tolist() == [[0, 0], [0, 20], [0, 40]]
     assert right.tolist() == [[100, 0], [100, 20]]
 
@@ -610,9 +613,9 @@ def test_a_result_in_memory_gives_the_same_page_as_its_folder(stored, tmp_path):
 
 
 def test_traces_are_drawn_from_the_time_that_was_compared(tmp_path):
-    result, _, readers, _ = moment_case()
+    result, _, readers, _ = excerpt_case()
     path = write_report(result, tmp_path / "r.html", readers=readers, interval_s=(0.0, 0.39))
-    assert [moment["start_s"] for moment in page_json(path)["moments"]] == [0.0, 0.1, 0.25]
+    assert [excerpt["start_s"] for excerpt in page_json(path)["excerpts"]] == [0.0, 0.1, 0.25]
     assert [row[:3] for row in read_page(path).rows[:4]] == [
         ["unit", "channel", "SNR"],
         ["a", "ch0", "5.0"],
@@ -687,7 +690,7 @@ def test_a_result_without_spikes_has_a_page(tmp_path):
     text = words(read_page(write_report(result, tmp_path / "r.html", readers=readers)))
     assert "No traces are drawn: no spike was found" in text
     assert "Units 1 0 with spikes" in text
-    assert page_json(tmp_path / "r.html")["moments"] == []
+    assert page_json(tmp_path / "r.html")["excerpts"] == []
 
 
 # --- what cannot be used --------------------------------------------------------------------------------

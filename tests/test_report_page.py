@@ -159,7 +159,7 @@ def test_units_are_chosen_by_click_and_key_in_the_order_of_the_table(page):
     assert chosen(page) == "Unit 10"
 
 
-def test_moments_are_stepped_through_by_button_and_key(page):
+def test_excerpts_are_stepped_through_by_button_and_key(page):
     first = label_of(page, "moment-traces")
     drawn = "return document.querySelector('#moment-traces').data[0].y.slice(0, 50).join()"
     before = page.execute_script(drawn)
@@ -167,9 +167,9 @@ def test_moments_are_stepped_through_by_button_and_key(page):
     second = label_of(page, "moment-traces")
     assert second != first
     assert page.execute_script(drawn) != before
-    assert "Moment 2 of 16" in page.find_element(By.ID, "moment-told").text
+    assert "Excerpt 2 of 16" in page.find_element(By.ID, "moment-told").text
     press(page, "n")
-    assert "Moment 3 of 16" in page.find_element(By.ID, "moment-told").text
+    assert "Excerpt 3 of 16" in page.find_element(By.ID, "moment-told").text
     press(page, "p")
     press(page, "p")
     assert label_of(page, "moment-traces") == first

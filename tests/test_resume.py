@@ -12,7 +12,7 @@ from commands import QUICK, Simulated, assert_told, contents, run, start, succee
 from spikeinterface.core import load
 
 import spikewise
-from spikewise.jobs.unfinished import Unfinished
+from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.learning.unit_progress import load_progress
 from spikewise.models.checkpoint import load_model
 

@@ -14,14 +14,16 @@ from spikewise.core.config import Config, DetectionConfig, NetworkConfig, Prepro
 from spikewise.core.errors import ClusterError, MissingExtraError, OutputError, SettingError
 from spikewise.data.recordings.damage import STRETCH
 from spikewise.jobs.cluster import check_cluster
-from spikewise.jobs.fingerprint import check_same_job, differences
+from spikewise.jobs.finding import FoundShards
 from spikewise.jobs.merge import merge_shards
-from spikewise.jobs.shards import Shard, ShardStore, check_whole, plan_shards
-from spikewise.jobs.unfinished import Unfinished
+from spikewise.jobs.state.fingerprint import check_same_job, differences
+from spikewise.jobs.state.shards import Shard, ShardStore, check_whole, plan_shards
+from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.models.checkpoint import GroupModel, Model
 from spikewise.sorting.batch import detect_in_chunks, find_in_stretch
 from spikewise.sorting.damaged import Damage, Found, join_damage
-from spikewise.sorting.detect import SpikeDetector, Spikes
+from spikewise.sorting.spikes import Spikes
+from spikewise.sorting.tensor_detector import DenseDetector
 
 RATE = 32000.0
 FIRST, SECOND = Shard(0, 0, 0, 100), Shard(0, 0, 100, 150)
@@ -142,14 +144,14 @@ def test_stretches_in_any_order_give_the_spikes_of_the_whole():
     random = np.random.default_rng(0)
     traces = ArrayTraces(random.normal(size=(20011, 3)), random.normal(size=(3001, 3)))
     network = random_network(num_channels=3, num_units=4)
-    detector = SpikeDetector(network, np.full(4, 0.58), RATE, DetectionConfig(), torch.device("cpu"))
+    detector = DenseDetector(network, np.full(4, 0.58), RATE, DetectionConfig(), torch.device("cpu"))
     whole = detect_in_chunks(detector, traces, 10.0)
     seam = int(whole[0].sample_index[20])  # a spike on the seam
     (shards,) = plan_shards(1, [20011, 3001], seam)
     found = {}
     for shard in [shards[index] for index in random.permutation(len(shards))]:
-        stretch = (shard.segment_index, shard.start, shard.stop)
-        found[shard] = find_in_stretch(detector, traces, stretch, 0.02, {}, lambda *done: None)
+        search = detector.search(traces, shard.segment_index)
+        found[shard] = find_in_stretch(search, shard.start, shard.stop, 600, lambda *done: None)
     for segment_index, expected in enumerate(whole):
         joined = Spikes.concatenate([found[s] for s in shards if s.segment_index == segment_index])
         assert joined.sample_index.tolist() == expected.sample_index.tolist()
@@ -249,9 +251,10 @@ def test_what_is_found_on_both_sides_of_a_seam_is_kept_once(tmp_path):
         at, unit = np.array(spikes or np.zeros((0, 2)), dtype=np.int64).T
         store.write(shard, found(Spikes(at, unit, np.ones(len(at), np.float32))), 0.1)
     shards = list(times)
-    one_period = merge_shards(store, [shards], model, 2, tmp_path / "one.npy")
+    one_period = merge_shards(FoundShards(store, [shards], 0.0), model, 2, tmp_path / "one.npy")
     assert one_period.count_total_num_spikes() == sum(map(len, times.values()))
-    three = merge_shards(store, [shards[:2], shards[2:4], shards[4:]], model, 2, tmp_path / "three.npy")
+    periods = [shards[:2], shards[2:4], shards[4:]]
+    three = merge_shards(FoundShards(store, periods, 0.0), model, 2, tmp_path / "three.npy")
     kept = {shard: list(spikes) for shard, spikes in times.items()}
     kept[shards[2]] = [(995 + together + 1, 0), (1996, 1)]
     kept[shards[3]] = [(997 + together, 0)]

@@ -22,7 +22,8 @@ from spikewise.data.simulation.hybrid import (
     place_units,
     resample_units,
 )
-from spikewise.data.simulation.simulate import save_simulation, simulate_recording
+from spikewise.data.simulation.saving import save_simulation
+from spikewise.data.simulation.simulate import simulate_recording
 from spikewise.data.simulation.synthesis import derive_seeds
 
 MEASURED = "templates/templates_np3A_colonell_20units_measured.npz"
@@ -330,7 +331,7 @@ def test_base_recordings_that_cannot_be_used(template_file):
         ({"source": "hybrid"}, "no template file"),
         ({"source": "mearec"}, "no template file"),
         ({"source": "mearec", "templates": "x.h5"}, "simulated for their own"),
-        ({"source": "hybrid", "templates": "absent.npz"}, "is not there"),
+        ({"source": "hybrid", "templates": "absent.npz"}, "does not exist"),
     ],
 )
 def test_settings_that_contradict_each_other(changes, message):
@@ -462,7 +463,7 @@ def test_files_that_are_no_mearec_templates(tmp_path):
     pytest.importorskip("MEArec")
     bad = tmp_path / "bad.h5"
     config = short(source="mearec", templates=str(bad), probe=None)
-    with pytest.raises(SettingError, match="is not there"):
+    with pytest.raises(SettingError, match="does not exist"):
         simulate_recording(config)
     bad.write_text("text")
     with pytest.raises(SettingError, match="cannot be read"):

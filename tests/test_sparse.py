@@ -12,11 +12,13 @@ from spikewise.learning.thresholds import find_in_block
 from spikewise.models.gates import OPEN, block_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import SparseDetector, SpikeDetector, make_detector
-from spikewise.sorting.kernels import close_gates, overlapping
-from spikewise.sorting.loops import block_extremes, keep_promising, open_gates, peaks_of_units
+from spikewise.sorting.detectors import make_detector
+from spikewise.sorting.kernels import Samples, close_gates, overlapping
+from spikewise.sorting.loops import PeakRule, block_extremes, keep_promising, open_gates, peaks_of_units
 from spikewise.sorting.peaks import LEVELS, find_peaks, smooth_probabilities, triangle_radius
 from spikewise.sorting.sparse import SparseNetwork, Tile
+from spikewise.sorting.sparse_detector import SparseDetector
+from spikewise.sorting.tensor_detector import DenseDetector
 
 RATE = 32000.0
 CPU = torch.device("cpu")
@@ -47,7 +49,7 @@ def test_with_open_gates_it_finds_what_the_dense_path_finds(traces, rate):
     window = round(60 * rate / RATE)
     network = make_network(window=window)
     signals = ArrayTraces(*traces.segments, sampling_frequency=rate)
-    dense = SpikeDetector(network, np.full(5, 0.55), rate, DetectionConfig(), CPU)
+    dense = DenseDetector(network, np.full(5, 0.55), rate, DetectionConfig(), CPU)
     sparse = SparseDetector(network, np.full(5, 0.55), rate, DetectionConfig())
     for expected, found in zip(
         detect_in_chunks(dense, signals, 1.0), detect_in_chunks(sparse, signals, 1.0), strict=True
@@ -160,7 +162,7 @@ def test_second_gates_are_closed_where_the_definition_says(window):
     was_open = random.random((3, 50)) < 0.7
     is_open = was_open.copy()
     tile = Tile.of(signal.T)
-    close_gates(tile.values, tile.step, 8, channel_index, overlapping(weight), window, level, is_open)
+    close_gates(Samples(tile.values, tile.step), 8, channel_index, overlapping(weight), window, level, is_open)
     assert is_open.tolist() == (was_open & (scores > level[:, None])).tolist()
     assert 10 < is_open.sum() < 130
 
@@ -189,7 +191,7 @@ def test_kernels_compute_the_network(features, hidden, window, block, stride):
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     samples = torch.randn(block * 40 + window - 1 + 32, 6, generator=generator)
     sparse = SparseNetwork(network, block, stride, 0, block * 40)  # a plateau too short for a glimpse
-    asked, counts = sparse.ask(Tile.of(samples.numpy()))
+    asked, counts = sparse.evaluate(Tile.of(samples.numpy()))
     num_outputs = 40 * block // stride
     expected = torch.sigmoid(network(samples[None], stride)[0]).detach().numpy()[:num_outputs]
     assert asked.block.tolist() == 2 * list(range(40))
@@ -233,11 +235,7 @@ def test_peaks_among_blocks_are_those_of_the_dense_postprocessing(stride, label_
         probabilities,
         thresholds.numpy(),
         (0, num_blocks * block),
-        block,
-        LEVELS,
-        label_radius,
-        triangle_radius(label_radius),
-        merge_radius,
+        PeakRule(block, LEVELS, label_radius, triangle_radius(label_radius), merge_radius),
     )
     order = np.lexsort((found[1], found[0]))
     assert len(order) > 30
@@ -282,6 +280,6 @@ def test_what_is_switched_off_or_has_no_room_takes_the_dense_path():
     off = make_detector(
         make_network(), thresholds, RATE, detection, Config.from_options(sparse=False).sorting
     )
-    assert isinstance(off, SpikeDetector)
+    assert isinstance(off, DenseDetector)
     narrow = make_detector(make_network(window=16), thresholds, RATE, detection, SortingConfig())
-    assert isinstance(narrow, SpikeDetector)
+    assert isinstance(narrow, DenseDetector)

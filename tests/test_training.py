@@ -7,11 +7,17 @@ from arrays import ArrayTraces, spikes_at
 
 from spikewise.core.config import DetectionConfig, TrainingConfig
 from spikewise.learning.examples.training_set import TrainingSet, split_interval
-from spikewise.learning.thresholds import CANDIDATES, _best_thresholds, _score_peaks, choose_thresholds
-from spikewise.learning.training_loop import evaluate_loss, train_network
+from spikewise.learning.thresholds import (
+    CANDIDATES,
+    _best_thresholds,
+    _score_peaks,
+    choose_thresholds,
+    lowest_thresholds,
+)
+from spikewise.learning.training_loop import TrainingTask, evaluate_loss, train_network
 from spikewise.models.esort import EsortNetwork
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import SpikeDetector
+from spikewise.sorting.tensor_detector import DenseDetector
 
 RATE, WINDOW, RADIUS = 32000.0, 60, 5
 CPU = torch.device("cpu")
@@ -47,11 +53,11 @@ def test_a_trained_network_finds_the_planted_spikes_of_later_time(planted, parts
     traces, spikes = planted
     (training, held_out), blocks, config = parts
     network = EsortNetwork(2, 2, WINDOW, (8, 16), 32)
-    history = train_network(network, training, held_out, config, CPU)
+    history = train_network(network, TrainingTask(training, held_out), config, CPU)
     assert history.train_loss[-1] < history.train_loss[0] / 5
-    detector = SpikeDetector(network, np.full(2, 0.5), RATE, DetectionConfig(), CPU)
+    detector = DenseDetector(network, lowest_thresholds(2), RATE, DetectionConfig(), CPU)
     thresholds = choose_thresholds(detector, traces, spikes, [b for b in blocks if b.held_out])
-    detector = SpikeDetector(network, thresholds, RATE, DetectionConfig(), CPU)
+    detector = DenseDetector(network, thresholds, RATE, DetectionConfig(), CPU)
     found = detect_in_chunks(detector, traces, 1.0)[0]
     late = found.sample_index >= 96000
     truth = spikes.global_frame >= 96000
@@ -69,7 +75,7 @@ def test_the_same_seed_trains_the_same_network_to_the_bit(parts):
     def weights(seed):
         network = EsortNetwork(2, 2, WINDOW, (8, 16), 32)
         settings = TrainingConfig(epochs=2, batch_size=128, seed=seed).resolved()
-        train_network(network, training, held_out, settings, CPU)
+        train_network(network, TrainingTask(training, held_out), settings, CPU)
         return torch.cat([value.float().flatten() for value in network.state_dict().values()])
 
     assert torch.equal(weights(1), weights(1))
@@ -83,7 +89,7 @@ def test_training_leaves_the_global_random_state_alone(parts):
     expected = torch.rand(3)
     torch.manual_seed(5)
     settings = TrainingConfig(epochs=1).resolved()
-    train_network(network, training, held_out, settings, CPU)
+    train_network(network, TrainingTask(training, held_out), settings, CPU)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -108,19 +114,19 @@ def test_ctrl_c_keeps_the_best_state_so_far(parts):
     (training, held_out), _, _ = parts
     config = TrainingConfig(epochs=6, batch_size=128).resolved()
     network = EsortNetwork(2, 2, WINDOW, (8, 16), 32)
-    history = train_network(network, Interrupting(training, 2), held_out, config, CPU)
+    history = train_network(network, TrainingTask(Interrupting(training, 2), held_out), config, CPU)
     assert history.interrupted
     assert len(history.train_loss) == 2
     assert evaluate_loss(network, held_out, CPU) == pytest.approx(min(history.held_out_loss), rel=1e-5)
 
 
-def test_the_state_of_the_lowest_held_out_loss_is_kept_and_patience_stops(parts):
+def test_the_state_of_the_lowest_held_out_loss_is_kept(parts):
     (training, held_out), _, _ = parts
-    config = TrainingConfig(epochs=40, batch_size=128, learning_rate=0.3, schedule="constant", patience=2)
+    config = TrainingConfig(epochs=8, batch_size=128, learning_rate=0.3, schedule="constant")
     network = EsortNetwork(2, 2, WINDOW, (8, 16), 32)
-    history = train_network(network, training, held_out, config.resolved(), CPU)
-    assert len(history.train_loss) < 40
-    assert history.best_epoch == len(history.train_loss) - 3
+    history = train_network(network, TrainingTask(training, held_out), config.resolved(), CPU)
+    assert len(history.held_out_loss) == 8
+    assert history.best_epoch == int(np.argmin(history.held_out_loss)) < 7
     assert evaluate_loss(network, held_out, CPU) == pytest.approx(min(history.held_out_loss), rel=1e-5)
 
 

@@ -9,7 +9,7 @@ import spikewise
 from spikewise.core.config import Config, TrainingConfig, TransferConfig
 from spikewise.core.errors import SettingError
 from spikewise.learning.examples.training_set import Batch
-from spikewise.learning.training_loop import Start, train_network
+from spikewise.learning.training_loop import Start, TrainingTask, train_network
 from spikewise.models.esort import EsortNetwork
 
 OPTIONS = {name.strip("-").replace("-", "_"): value for name, value in QUICK.items()}
@@ -90,7 +90,7 @@ def test_a_part_moves_by_its_own_rate(schedule):
     for rate in (1.0, 0.01):
         network = EsortNetwork(2, 3, 20, (8, 16), 16)
         start = Start({"spatial_filter.weight": filters}, dict.fromkeys(SPATIAL, rate))
-        train_network(network, Windows(5), None, config, torch.device("cpu"), start=start)
+        train_network(network, TrainingTask(Windows(5), None), config, torch.device("cpu"), start=start)
         moved[rate] = (network.spatial_filter.weight.detach() - filters).abs().mean().item()
     # Adam's steps are about as long as its learning rate, so that a part moves in proportion
     assert moved[0.01] == pytest.approx(moved[1.0] / 100, rel=0.3)

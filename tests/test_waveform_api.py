@@ -148,7 +148,7 @@ def test_interrupted_training_keeps_the_model(easy, truth, tmp_path):
         sort_channel(easy, output=tmp_path / "out", **options)
     assert caught.value.exit_code == 130
     assert load_classifier(tmp_path / "out" / "model.safetensors").facts["interrupted"]
-    with pytest.raises(Interrupted, match="Nothing is kept"):
+    with pytest.raises(Interrupted, match="Nothing was saved"):
         sort_channel(easy, **options)
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.core.errors import CheckpointError, LabelsError, OutputError, WaveformsError
 from spikewise.models.checkpoint import GroupModel, Model, load_model, save_model
-from spikewise.single_channel.classifier import UNSORTED, load_classifier, save_classifier, train_classifier
+from spikewise.single_channel.classifier import UNSORTED, load_classifier, save_classifier
+from spikewise.single_channel.classifier_training import train_classifier
 from spikewise.single_channel.config import WaveClusConfig, WaveformTrainingConfig
 from spikewise.single_channel.network import WaveformNetwork
 from spikewise.single_channel.snippets import load_snippets
@@ -70,11 +71,11 @@ def some_waveforms(count, num_samples):
 
 
 @pytest.mark.parametrize("num_samples", [8, 12, 64, 65])
-@pytest.mark.parametrize(("num_units", "num_answers"), [(2, 1), (3, 2), (17, 2)])
-def test_the_network_takes_any_length_and_number_of_units(num_samples, num_units, num_answers):
-    network = network_of(num_samples, num_units, num_answers=num_answers)
+@pytest.mark.parametrize(("num_units", "num_heads"), [(2, 1), (3, 2), (17, 2)])
+def test_the_network_takes_any_length_and_number_of_units(num_samples, num_units, num_heads):
+    network = network_of(num_samples, num_units, num_heads=num_heads)
     scores = network(some_waveforms(5, num_samples))
-    assert scores.shape == (5, num_answers, num_units)
+    assert scores.shape == (5, num_heads, num_units)
     assert len(torch.unique(scores)) == scores.numel()  # each depends on waveform, answer and unit
     assert torch.allclose(network(some_waveforms(5, num_samples)[2:3]), scores[2:3], atol=1e-5)
 
@@ -383,6 +384,21 @@ def test_edited_files_are_refused(quick, tmp_path, change, message):
         load_classifier(path)
 
 
+def test_a_file_that_holds_a_removed_setting_is_read(quick, easy, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_classifier(quick, path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["spikewise"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert "label_smoothing" not in header["config"]
+    header["config"]["label_smoothing"] = 0.0  # as earlier versions wrote it
+    save_file(tensors, path, {"spikewise": json.dumps(header)})
+    loaded = load_classifier(path)
+    assert loaded.config == quick.config
+    for found, expected in zip(loaded.probabilities(easy[1]), quick.probabilities(easy[1]), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_a_classifier_that_cannot_be_written_leaves_nothing(quick, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot be written"):
@@ -403,8 +419,8 @@ def with_one(value, row):
 @pytest.mark.parametrize(
     ("waveforms", "labels", "kind", "given", "allowed", "remedy"),
     [
-        (ROWS, np.ones(6, int), LabelsError, "only the unit 1", "two units or more", "label others"),
-        (ROWS[:0], LABELS[:0], LabelsError, "none at all", "two units or more", "label others"),
+        (ROWS, np.ones(6, int), LabelsError, "only the unit 1", "two units or more", "label spikes of other"),
+        (ROWS[:0], LABELS[:0], LabelsError, "none at all", "two units or more", "label spikes of other"),
         (
             ROWS,
             [1, 1, 1, 1, 1, 7],
@@ -413,7 +429,7 @@ def with_one(value, row):
             "2 or more",
             "label more",
         ),
-        (ROWS, list("aaaabc"), LabelsError, "of the units b, c", "2 or more", "take its label away"),
+        (ROWS, list("aaaabc"), LabelsError, "of the units b, c", "2 or more", "remove its label"),
         (ROWS, LABELS[:5], LabelsError, r"6 waveforms and labels .*\(5,\)", "one label for each", "belong"),
         (ROWS, LABELS[:, None], LabelsError, r"\(6, 1\)", "one label for each", "belong"),
         (ROWS[:, :7], LABELS, WaveformsError, r"shape \(6, 7\)", "8 samples or more", "one row for each"),

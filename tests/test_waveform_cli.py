@@ -174,7 +174,7 @@ def test_calibration_tells_what_it_held_out(capsys, files, tmp_path):
     facts = load_classifier(tmp_path / "m.safetensors").facts["calibration"]
     assert 35 <= facts["num_spikes"] <= 40
     assert told.summary["held_out_accuracy"] == facts["accuracy"] >= 0.9
-    assert f"of these {facts['num_spikes']} were right" in told.out
+    assert f"accuracy on the last {facts['num_spikes']} labels" in told.out
 
 
 def test_overwrite_replaces(capsys, files, tmp_path):
@@ -311,8 +311,8 @@ WITH_NAN = np.where(np.arange(20)[:, None] == 3, np.nan, ROWS)
 @pytest.mark.parametrize(
     ("arrays", "tells"),
     [
-        ({"labels": LABELS * 0 + 4}, ("only the unit 4", "Two units or more", "Label others")),
-        ({"labels": LABELS * 0 - 1}, ("none at all", "Two units or more", "Label others")),
+        ({"labels": LABELS * 0 + 4}, ("only the unit 4", "Two units or more", "Label spikes of other units")),
+        ({"labels": LABELS * 0 - 1}, ("none at all", "Two units or more", "Label spikes of other units")),
         (
             {"labels": np.append(LABELS[:-1], 7)},
             ("only one labelled spike of the unit 7", "2 or more of each", "Label more of its spikes"),
@@ -368,7 +368,7 @@ def test_a_mat_file_of_something_else(refused, earlier, earlier_folder, tmp_path
     [
         (
             {"waveforms": ROWS[:, :20]},
-            ("have 20 samples", "trained on waveforms of 64", "Cut them alike"),
+            ("have 20 samples", "trained on waveforms of 64", "Cut them to the same length"),
         ),
         (
             {"waveforms": ROWS, "fs": 30000},
@@ -448,16 +448,16 @@ def test_signals_of_several_channels(refused, earlier_folder, tmp_path):
     file = tmp_path / "two.npy"
     np.save(file, np.random.default_rng(0).normal(size=(24000, 2)).astype(np.float32))
     options = {"--sampling-frequency": 24000, **QUICK}
-    tells = ("the channels 0, 1", "one of its channels", "Name one with --channel")
+    tells = ("the channels 0, 1", "one of its channels", "Choose one with --channel")
     refused("sort", file, *earlier_folder, options, tells=tells)
-    tells = ("channel '7' was asked for", "one of its channels", "Name one with --channel")
+    tells = ("channel '7' was requested", "one of its channels", "Choose one with --channel")
     refused("sort", file, *earlier_folder, options, "--channel", 7, tells=tells)
 
 
 def test_results_are_not_overwritten_unasked(
     refused, earlier, earlier_table, earlier_folder, files, signal, tmp_path
 ):
-    tells = ("exists already", "never overwritten unasked", "add --overwrite")
+    tells = ("exists already", "overwritten only with --overwrite", "add --overwrite")
     refused("train", files / "train.npz", *earlier[:2], QUICK, tells=tells)
     model = ("--model", files / "model.safetensors")
     refused("classify", files / "test.npz", *model, *earlier_table[:2], tells=tells)

@@ -10,8 +10,8 @@ from spikewise.single_channel.training_windows import (
     SpikeModel,
     WaveformWindows,
     fit_spike_model,
-    shift_into_silence,
     shift_waveforms,
+    shift_with_zeros,
 )
 
 NUM_SAMPLES = 64
@@ -83,12 +83,12 @@ def test_shifts_by_fractions_move_later_and_stay_within_one_percent(shift):
 
 def test_what_moves_out_leaves_silence():
     waveforms = np.random.default_rng(1).standard_normal((5, 16)).astype(np.float32)
-    moved = shift_into_silence(waveforms, np.array([6, -6, 16, -16, 50]))
+    moved = shift_with_zeros(waveforms, np.array([6, -6, 16, -16, 50]))
     np.testing.assert_array_equal(moved[0], np.concatenate([np.zeros(6), waveforms[0, :-6]]))
     np.testing.assert_array_equal(moved[1], np.concatenate([waveforms[1, 6:], np.zeros(6)]))
     assert not moved[2:].any()
     # a cubic spline reaches two samples far
-    between = shift_into_silence(np.ones((1, 16), np.float32), np.array([6.5]))[0]
+    between = shift_with_zeros(np.ones((1, 16), np.float32), np.array([6.5]))[0]
     assert not between[:5].any()
     np.testing.assert_array_equal(between[8:], 1)
 
@@ -133,7 +133,7 @@ def test_a_fifth_of_spoilt_spikes_does_not_spoil_a_unit():
     waveforms, units, shift = labelled_spikes()
     spoilt = np.flatnonzero(units == 0)[:20]
     other = np.repeat(2 * SHAPES[1][None], 20, axis=0)
-    waveforms[spoilt] += shift_into_silence(other, np.linspace(5, 12, 20)).astype(np.float32)
+    waveforms[spoilt] += shift_with_zeros(other, np.linspace(5, 12, 20)).astype(np.float32)
     model = fit_spike_model(waveforms, units, 3)
     good = np.ones(len(units), bool)
     good[spoilt] = False

@@ -1,7 +1,7 @@
 """The pages of reference/: every command, every setting, the public Python names, formats; from the code.
 
-Each function returns one page as Markdown. Nothing here knows a command or a setting by name: commands come
-from the parser, settings from their dataclasses, Python from signatures and docstrings.
+Each function returns one page as Markdown. No command or setting is named here: commands come from the
+parser, settings from their dataclasses, Python names from signatures and docstrings.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from cyclopts import App
 from cyclopts.argument import Argument
 
 import spikewise
-from spikewise.core import config as config_module
-from spikewise.output.export import config as export_config
-from spikewise.single_channel import config as waveform_config
 from spikewise.cli.main import app
-from spikewise.core.config import DENSE_SETTINGS, TRAINING_PRESETS, Config, TrainingConfig, UnitsConfig
-from spikewise.data.labels.label_files import LABEL_FORMATS
-from spikewise.data.recordings.probes import catalogue_names
-from spikewise.data.recordings.formats import readable_formats
-from spikewise.single_channel.files import SNIPPET_FORMATS
+from spikewise.core import config as config_module
+from spikewise.core.config import TRAINING_PRESETS, Config, TrainingConfig
 from spikewise.core.settings import Settings
+from spikewise.data.labels.label_files import LABEL_FORMATS
+from spikewise.data.recordings.formats import readable_formats
+from spikewise.data.recordings.probes import catalogue_names
+from spikewise.jobs import sorter_config
+from spikewise.output.export import config as export_config
+from spikewise.papers.cnn1d import config as papers_config
+from spikewise.papers.esort import config as esort_paper_config
+from spikewise.papers.speed import config as speed_config
+from spikewise.single_channel import config as waveform_config
 from spikewise.single_channel.config import WAVEFORM_PRESETS, WaveformTrainingConfig
+from spikewise.single_channel.files import SNIPPET_FORMATS
 
 PRESETS: dict[type[Settings], dict[str, dict[str, Any]]] = {
     TrainingConfig: TRAINING_PRESETS,
@@ -49,7 +53,7 @@ class Command:
         Its name, a word for each level: ``("waveforms", "train")``.
     app : App
     arguments : list of Argument
-        All that it takes; empty for a command that only holds others.
+        All its arguments; empty for a command that only groups others.
     settings : list of type
         The settings whose fields are options of it.
     """
@@ -66,7 +70,7 @@ class Command:
 
     @property
     def anchor(self) -> str:
-        """The place of its part on the page of commands."""
+        """The anchor of its part on the page of commands."""
         return "-".join(self.words)
 
     @property
@@ -76,7 +80,7 @@ class Command:
 
 
 def all_commands() -> list[Command]:
-    """Return every command: the main ones, others, and then those that hold commands, each ahead of these."""
+    """Return every command: the main ones, the others, then groups, each before its commands."""
     return list(_below(()))
 
 
@@ -120,7 +124,15 @@ def parts_of_config() -> list[type[Settings]]:
 
 def all_settings() -> list[type[Settings]]:
     """Return every kind of settings, in the order of the modules and of their definition."""
-    modules = (config_module, waveform_config, export_config)
+    modules = (
+        config_module,
+        sorter_config,
+        waveform_config,
+        export_config,
+        papers_config,
+        esort_paper_config,
+        speed_config,
+    )
     return [
         kind
         for module in modules
@@ -134,15 +146,15 @@ def commands_page() -> str:
     lines = [
         "# Commands",
         "",
-        "Made from the parser itself; `spikewise COMMAND --help` tells the same. Results go to standard "
-        "output; progress, warnings and errors to standard error. Exit codes: 0 done, 1 some of many "
-        "recordings failed, 2 something given cannot be used, 130 interrupted.",
+        "This page is generated from the command's parser. `spikewise COMMAND --help` shows the same. "
+        "Results go to standard output. Progress, warnings and errors go to standard error. Exit codes: "
+        "0 done, 1 some of many recordings failed, 2 an input cannot be used, 130 interrupted.",
         "",
     ]
     for command in all_commands():
         level = "#" * (1 + len(command.words))
         lines += [f"{level} {command.title} {{ #{command.anchor} }}", ""]
-        lines += [_told(command), ""]
+        lines += [_purpose(command), ""]
         if command.arguments:
             lines += ["```console", _usage(command), "```", ""]
             rows = [_argument_row(argument) for argument in command.own_arguments]
@@ -156,8 +168,8 @@ def commands_page() -> str:
     return "\n".join(lines)
 
 
-def _told(command: Command) -> str:
-    """Return what a command is for: of its docstring what stands ahead of the parameters."""
+def _purpose(command: Command) -> str:
+    """Return what a command is for: the part of its docstring before the parameters."""
     if command.app.default_command is None:
         return _plain(str(command.app.help))
     parsed = docstring_parser.parse(command.app.default_command.__doc__ or "")
@@ -168,19 +180,19 @@ def _usage(command: Command) -> str:
     words = [command.title]
     for argument in command.own_arguments:
         if argument.index is not None:
-            words.append(_place(argument) if argument.required else f"[{_place(argument)}]")
+            words.append(_metavar(argument) if argument.required else f"[{_metavar(argument)}]")
         elif argument.required:
-            words.append(f"{argument.name} {_place(argument)}")
+            words.append(f"{argument.name} {_metavar(argument)}")
     return " ".join([*words, "[OPTIONS]"])
 
 
-def _place(argument: Argument) -> str:
+def _metavar(argument: Argument) -> str:
     """Return the word that stands for a value."""
     return argument.field_info.name.upper()
 
 
 def _argument_row(argument: Argument) -> list[str]:
-    names = [_place(argument)] if argument.index is not None else []
+    names = [_metavar(argument)] if argument.index is not None else []
     names = "<br>".join(f"`{name}`" for name in (*names, *argument.names))
     default = argument.field_info.default
     return [
@@ -195,11 +207,12 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Made from the code: each setting is declared once, and the options of the commands and the names in "
-        "Python derive from it. The option of the command stands first and the name in Python last, as in "
-        "`spikewise.sort(recording, labels=labels, freq_min_hz=250, seed=1)`. A value outside of its range, "
-        "and a name that does not exist, is refused before anything runs. Where the default is -, nothing is "
-        "given, and the text says what is done then.",
+        "This page is generated from the code. Each setting is declared once. The options of the "
+        "commands and the names in Python derive from it. The tables give the option of the command "
+        "first and the name in Python last, as in `spikewise.sort(recording, labels=labels, "
+        "freq_min_hz=250, seed=1)`. Spikewise refuses a value outside of its range, and an unknown name, "
+        "before anything runs. The default - means that no value is given. The text then says what "
+        "happens.",
         "",
     ]
     users = all_commands()
@@ -229,18 +242,15 @@ def _settings_table(kind: type[Settings], takers: list[Command]) -> list[str]:
     rows = []
     for field in dataclasses.fields(kind):
         names = [f"`{name}`" for name in options.get(field.name, ())] + [f"`{field.name}`"]
-        told = _plain(field.metadata["help"]) + _design_note(kind, field.name)
-        rows.append(["<br>".join(names), _default(kind, field), _kinds(hints[field.name]), told])
+        help_text = _plain(field.metadata["help"]) + _design_note(kind, field.name)
+        rows.append(["<br>".join(names), _default(kind, field), _kinds(hints[field.name]), help_text])
     return _narrow("settings", _table(["setting", "default", "value", "what it is"], rows))
 
 
 def _design_note(kind: type[Settings], name: str) -> str:
-    """Tell which design a setting belongs to, where that is one alone."""
-    homes = {part.name: type(getattr(Config(), part.name)) for part in dataclasses.fields(Config)}
-    dense = {(homes[part], setting) for part, names in DENSE_SETTINGS.items() for setting in names}
-    if (kind, name) in dense:
-        return " *Design esort-paper only.*"
-    return " *Design neighbourhood only.*" if kind is UnitsConfig else ""
+    """Name the design that a setting belongs to, if it is only one."""
+    (design,) = (field.metadata["design"] for field in dataclasses.fields(kind) if field.name == name)
+    return f" *Design {design} only.*" if design else ""
 
 
 def _default(kind: type[Settings], field: dataclasses.Field) -> str:
@@ -264,16 +274,17 @@ def _presets_table(kind: type[Settings]) -> list[str]:
 
 def python_page() -> str:
     """Return the page of the public Python names."""
-    functions, classes = [], []
+    functions, classes, values = [], [], []
     for name in spikewise.__all__:
         item = getattr(spikewise, name)
-        (classes if inspect.isclass(item) else functions).append((name, item))
+        kind = classes if inspect.isclass(item) else functions if callable(item) else values
+        kind.append((name, item))
     lines = [
         "# Python",
         "",
-        "Made from the docstrings. All of it is imported from `spikewise`; what takes `**options` takes "
-        "[settings](settings.md) by their names. Errors are a `SpikewiseError`, whose message says what was "
-        "given, what is allowed and what to do.",
+        "This page is generated from the docstrings. Import all names from `spikewise`. A function with "
+        "`**options` takes [settings](settings.md) by their names. Errors are a `SpikewiseError`. Its "
+        "message says what was given, what is allowed and what to do.",
         "",
         "## Functions",
         "",
@@ -291,11 +302,15 @@ def python_page() -> str:
             lines += ["", "Its parts, each with its fields:", ""]
             lines += [f"- [{_title(kind)}](settings.md#{_anchor(kind)})" for kind in parts_of_config()]
         lines.append("")
+    lines += ["## Values", ""]
+    for name, item in values:
+        # HTML, because Markdown would read the underscores of __version__ as emphasis.
+        lines += [f'<h3 id="{name.lower()}"><code>{name}</code></h3>', "", f"Here `{item!r}`.", ""]
     return "\n".join(lines)
 
 
 def _signature(name: str, function: Any) -> str:
-    """Return a call with defaults and without types, which the tables tell; broken where it is long."""
+    """Return a call with defaults, without types (the tables have them); a long one has several lines."""
     parameters = inspect.signature(function).parameters.values()
     bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
     inside = str(inspect.Signature([_shown(parameter) for parameter in bare]))[1:-1]
@@ -315,7 +330,7 @@ class _Bare(str):
 
 
 def _shown(parameter: inspect.Parameter) -> inspect.Parameter:
-    """Let a default that is an object show its name only."""
+    """Show a default that is an object by its name only."""
     default = parameter.default
     if callable(default) and default is not inspect.Parameter.empty:
         return parameter.replace(default=_Bare(default.__name__))
@@ -336,10 +351,10 @@ def _docstring(item: Any) -> list[str]:
             lines += ["", f"**{title}**", "", *_table(["name", "type", "what it is"], rows)]
     returned = [entry for entry in parsed.many_returns if entry.type_name or entry.description]
     if returned:
-        told = [
+        texts = [
             ": ".join(filter(None, (_cell(e.type_name or ""), _cell(e.description or "")))) for e in returned
         ]
-        lines += ["", f"**Returns** {'; '.join(told)}"]
+        lines += ["", f"**Returns** {'; '.join(texts)}"]
     if parsed.raises:
         rows = [[_cell(e.type_name or ""), _cell(e.description or "")] for e in parsed.raises]
         lines += ["", "**Raises**", "", *_table(["error", "when"], rows)]
@@ -356,9 +371,9 @@ def formats_page() -> str:
     lines = [
         "# Formats and probes",
         "",
-        "Made from the code; `spikewise info` lists the same. The format is found from the path, and "
-        "`--format` names it where it cannot be. Any other recording or sorting that SpikeInterface reads "
-        "is taken from Python as an object.",
+        "This page is generated from the code. `spikewise info` lists the same. Spikewise finds the "
+        "format from the path. If it cannot, name it with `--format`. From Python you can also give any "
+        "other recording or sorting that SpikeInterface reads, as an object.",
         "",
     ]
     for title, (head, formats) in parts.items():
@@ -368,9 +383,11 @@ def formats_page() -> str:
     lines += [
         "## Probes",
         "",
-        f"`--probe` takes a name: {names}, where N is a number, as in `linear-16`. Or a file: `.json` of "
-        "probeinterface, `.prb`, `.meta` or `.imro` of SpikeGLX, `.h5` of MEArec. Or `MANUFACTURER:PROBE` "
-        "of the probeinterface library, which is downloaded.",
+        "`--probe` takes one of these:",
+        "",
+        f"- A name: {names}. N is a number, as in `linear-16`.",
+        "- A file: `.json` of probeinterface, `.prb`, `.meta` or `.imro` of SpikeGLX, `.h5` of MEArec.",
+        "- `MANUFACTURER:PROBE` of the probeinterface library, which is downloaded.",
         "",
     ]
     return "\n".join(lines)
@@ -425,7 +442,7 @@ def _narrow(kind: str, table: list[str]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Return plain text of the help pages as Markdown; what stands between backticks is code."""
+    """Return plain text of the help pages as Markdown; text between backticks is code."""
     parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
     return "".join(part if part.startswith("`") else re.sub(r"([*_<>\[\]])", r"\\\1", part) for part in parts)
 

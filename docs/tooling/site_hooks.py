@@ -1,4 +1,4 @@
-"""What mkdocs calls while it builds the site: pages that are made from the code, links that leave docs/."""
+"""Functions that mkdocs calls while it builds the site: pages generated from the code, links out of docs/."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ FROM_REPOSITORY = {
     "changelog.md": "CHANGELOG.md",
     "model-card.md": "src/spikewise/models/weights/MODEL_CARD.md",
 }
-"""Pages that are files elsewhere in the repository, and links to them from docs/."""
+"""Pages whose source is elsewhere in the repository; links to them from docs/ are rewritten."""
 
 _titles: dict[str, str] = {}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are not files of docs/."""
-    for place, write in FROM_CODE.items():
-        files.append(File.generated(config, place, content=write()))
-    for place, source in FROM_REPOSITORY.items():
+    for uri, write in FROM_CODE.items():
+        files.append(File.generated(config, uri, content=write()))
+    for uri, source in FROM_REPOSITORY.items():
         text = (REPOSITORY / source).read_text(encoding="utf-8")
-        files.append(File.generated(config, place, content=text))
+        files.append(File.generated(config, uri, content=text))
     return files
 
 
 def on_nav(nav: Navigation, config: MkDocsConfig, files: Files) -> Navigation:
-    """Note what the pages are called."""
+    """Remember the titles of the pages."""
     _titles.update({page.file.src_uri: str(page.title) for page in nav.pages})
     return nav
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links to files of the repository lead to their pages, and call pages by their titles."""
-    for place, source in FROM_REPOSITORY.items():
-        markdown = markdown.replace(f"](../{source})", f"]({place})")
+    """Rewrite links to files of the repository to their pages, and name pages by their titles."""
+    for uri, source in FROM_REPOSITORY.items():
+        markdown = markdown.replace(f"](../{source})", f"]({uri})")
     return re.sub(r"\[([\w-]+\.md)\](?=\(\1)", lambda link: f"[{_titles[link[1]]}]", markdown)

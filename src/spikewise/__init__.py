@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from spikewise.api import SortingResult, evaluate, load_recording, report, simulate, sort, train
     from spikewise.core.config import Config, EvaluationConfig, RecordingConfig
     from spikewise.core.errors import SpikewiseError
-    from spikewise.data.simulation.simulate import Simulation, save_simulation
+    from spikewise.data.simulation.saving import save_simulation
+    from spikewise.data.simulation.simulate import Simulation
     from spikewise.models.checkpoint import Model, load_model, save_model
     from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
     from spikewise.output.export.exporting import analyze, export_nwb, export_phy
@@ -71,7 +72,7 @@ _HOMES = {
     "report": "api",
     "save_classifier": "single_channel.classifier",
     "save_model": "models.checkpoint",
-    "save_simulation": "data.simulation.simulate",
+    "save_simulation": "data.simulation.saving",
     "simulate": "api",
     "simulate_channel": "single_channel.api",
     "sort": "api",
@@ -81,7 +82,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "__version__",
     "AnalyzerConfig",
     "ChannelResult",
     "ChannelSortingConfig",
@@ -102,6 +102,7 @@ __all__ = [
     "WaveClusConfig",
     "WaveformClassifier",
     "WaveformTrainingConfig",
+    "__version__",
     "analyze",
     "classify_waveforms",
     "evaluate",

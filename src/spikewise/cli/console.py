@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
-if TYPE_CHECKING:
-    from spikewise.core.progress import ProgressCallback
+from spikewise.core.progress_bars import err
 
 out = Console(soft_wrap=True)
-err = Console(stderr=True)
 
 
 class WarningsToConsole(logging.Handler):
@@ -26,31 +22,6 @@ class WarningsToConsole(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show one warning."""
         err.print(f"note: {record.getMessage()}", style="yellow", markup=False, soft_wrap=True)
-
-
-@contextmanager
-def progress_bars() -> Iterator[ProgressCallback]:
-    """Show a bar for each stage, with a note and the time left."""
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=err, transient=False) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: float, total: float, note: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total, note=note)
-            bars.update(tasks[stage], completed=done, total=total, note=note)
-
-        yield show
 
 
 def say(*lines: str) -> None:

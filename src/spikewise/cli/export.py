@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import App, Group, Parameter
 
-from spikewise.cli.console import print_json, progress_bars, say
+from spikewise.cli.console import print_json, say
 from spikewise.core.config import RecordingConfig
+from spikewise.core.progress_bars import progress_bars
 from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
 
 export = App(name="export", help="Hand a result to other tools.", help_format="plaintext")

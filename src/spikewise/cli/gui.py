@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import Group, Parameter
 
-from spikewise.cli.console import progress_bars, say
+from spikewise.cli.console import say
 from spikewise.core.config import GuiConfig, RecordingConfig
+from spikewise.core.progress_bars import progress_bars
 
 
 def gui(

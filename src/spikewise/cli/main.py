@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import App, Parameter
 
-from spikewise.cli.console import WarningsToConsole, fail, out, print_json, progress_bars, say
+from spikewise.cli.console import WarningsToConsole, fail, out, print_json, say
 from spikewise.cli.export import export
 from spikewise.cli.gui import gui
 from spikewise.cli.many import sort_many
@@ -24,6 +24,7 @@ from spikewise.cli.options import AsJson, Overwrite, Reading, Resume, Settings, 
 from spikewise.cli.waveforms import waveforms
 from spikewise.core.config import EvaluationConfig, RecordingConfig, SimulationConfig
 from spikewise.core.errors import Interrupted, SpikewiseError
+from spikewise.core.progress_bars import progress_bars
 from spikewise.core.version import __version__
 
 app = App(
@@ -40,9 +41,11 @@ app = App(
 app.command(waveforms)
 # By name, so that the package does not depend on them and loads them only when they are called.
 app.command(
-    "spikewise.papers.cli:papers", name="papers", help="Run the experiments of the papers, with their rivals."
+    "spikewise.papers.cli.papers:papers",
+    name="papers",
+    help="Run the experiments of the papers, with their rivals.",
 )
-app.command("spikewise.papers.speed.cli:bench", name="bench", help="Measure how fast the sorter is.")
+app.command("spikewise.papers.cli.bench:bench", name="bench", help="Measure how fast the sorter is.")
 app.command(sort_many)
 app.command(export)
 app.command(gui)
@@ -353,7 +356,7 @@ def simulate(
         Folder for the simulation; it must not exist.
     """
     from spikewise import api
-    from spikewise.data.simulation.simulate import save_simulation
+    from spikewise.data.simulation.saving import save_simulation
 
     started = time.perf_counter()
     with progress_bars() as progress:

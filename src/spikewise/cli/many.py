@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spikewise.cli.console import out, print_json, progress_bars
+from spikewise.cli.console import out, print_json
 from spikewise.cli.options import AsJson, Settings
 from spikewise.core.errors import SomeFailed
+from spikewise.core.progress_bars import progress_bars
 
 if TYPE_CHECKING:
     from spikewise.jobs.many import Job

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass, field, make_dataclass
+from dataclasses import fields as fields_of
+from pathlib import Path
+from typing import Annotated, get_type_hints
 
 from cyclopts import Group, Parameter
 
 from spikewise.core.config import (
+    ESORT_PAPER,
     BootstrapConfig,
     Config,
     DetectionConfig,
@@ -20,14 +23,33 @@ from spikewise.core.config import (
     TransferConfig,
     UnitsConfig,
 )
+from spikewise.core.settings import Settings as SettingsBase
 
-_ORDER = ["Reading", "Labels", "Bootstrap", "Preprocessing", "Network", "Training", "Detection", "Running"]
+ESORT_PAPER_GROUP = "Design esort-paper only"
+_ORDER = ["Reading", "Labels", "Bootstrap", "Preprocessing", "Network", "Units", "Training", "Transfer"]
+_ORDER += ["Detection", "Running", ESORT_PAPER_GROUP]
 _GROUPS = {name: Group(name, sort_key=10 + index) for index, name in enumerate(_ORDER)}
 
 
 def flat(group: str) -> Parameter:
     """Return what makes each field of a settings class an option of its own, in a group of the help page."""
     return Parameter(name="*", group=_GROUPS.get(group) or Group(group))
+
+
+def by_design(kind: type[SettingsBase]) -> type:
+    """Return a settings class whose fields that only esort-paper knows have a group of their own in the help."""
+    hints = get_type_hints(kind)
+    group = Parameter(group=_GROUPS[ESORT_PAPER_GROUP])
+    fields = [
+        (part.name, Annotated[hints[part.name], group], field(default=part.default, metadata=part.metadata))
+        for part in fields_of(kind)
+        if part.metadata["design"] == ESORT_PAPER
+    ]
+    namespace = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+    return make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, namespace=namespace)
+
+
+_Network, _Training, _Transfer = map(by_design, (NetworkConfig, TrainingConfig, TransferConfig))
 
 
 @Parameter(name="*")
@@ -41,15 +63,16 @@ class Settings(Config):
     preprocessing: Annotated[PreprocessingConfig, flat("Preprocessing")] = field(
         default_factory=PreprocessingConfig
     )
-    network: Annotated[NetworkConfig, flat("Network")] = field(default_factory=NetworkConfig)
+    network: Annotated[_Network, flat("Network")] = field(default_factory=NetworkConfig)  # type: ignore[valid-type]
     units: Annotated[UnitsConfig, flat("Units")] = field(default_factory=UnitsConfig)
-    training: Annotated[TrainingConfig, flat("Training")] = field(default_factory=TrainingConfig)
-    transfer: Annotated[TransferConfig, flat("Transfer")] = field(default_factory=TransferConfig)
+    training: Annotated[_Training, flat("Training")] = field(default_factory=TrainingConfig)  # type: ignore[valid-type]
+    transfer: Annotated[_Transfer, flat("Transfer")] = field(default_factory=TransferConfig)  # type: ignore[valid-type]
     detection: Annotated[DetectionConfig, flat("Detection")] = field(default_factory=DetectionConfig)
     sorting: Annotated[SortingConfig, flat("Running")] = field(default_factory=SortingConfig)
 
 
 Reading = Annotated[RecordingConfig, flat("Reading")]
+Output = Annotated[Path, Parameter(alias="-o")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line")]
 Overwrite = Annotated[
     bool, Parameter(negative="", help="Replace an earlier result of Spikewise at that place")

@@ -1,4 +1,4 @@
-"""The commands for single-channel waveforms: parse, call, print; no logic."""
+"""The commands for single-channel waveforms."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
-from spikewise.cli.console import print_json, progress_bars, say
+from spikewise.cli.console import print_json, say
+from spikewise.cli.options import AsJson, Output, Overwrite, flat
+from spikewise.cli.options import Reading as RecordingReading
 from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import Interrupted
+from spikewise.core.progress_bars import progress_bars
 from spikewise.single_channel.config import (
     ChannelSortingConfig,
     SnippetsConfig,
@@ -21,22 +24,13 @@ from spikewise.single_channel.config import (
 
 waveforms = App(
     name="waveforms",
-    help="Single channels: learn units from labelled waveforms, classify others, sort a raw signal.",
+    help="Single channels: train on labelled waveforms, classify others, sort a raw signal.",
     help_format="plaintext",
 )
 
 
-def _flat(name: str, order: int) -> Parameter:
-    return Parameter(name="*", group=Group(name, sort_key=order))
-
-
-Output = Annotated[Path, Parameter(alias="-o")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line")]
-Overwrite = Annotated[
-    bool, Parameter(negative="", help="Replace an earlier result of Spikewise at that place")
-]
-Reading = Annotated[SnippetsConfig, _flat("Reading", 10)]
-Training = Annotated[WaveformTrainingConfig, _flat("Training", 14)]
+Reading = Annotated[SnippetsConfig, flat("Reading")]
+Training = Annotated[WaveformTrainingConfig, flat("Training")]
 
 
 @waveforms.command
@@ -49,7 +43,7 @@ def train(
     reading: Reading = SnippetsConfig(),
     training: Training = WaveformTrainingConfig(),
 ) -> None:
-    """Learn the units of labelled waveforms and write a model that classifies others.
+    """Train a model on labelled waveforms, which then classifies others.
 
     Ctrl-C ends training early and writes the best model so far.
 
@@ -72,8 +66,8 @@ def train(
     say(f"{len(model.unit_ids)} units learnt from {num_labels} labelled waveforms")
     if "accuracy" in calibration:
         say(
-            f"before the last labels joined: {100 * calibration['accuracy']:.2f} % of these "
-            f"{calibration['num_spikes']} were right"
+            f"accuracy on the last {calibration['num_spikes']} labels, which a first training left out: "
+            f"{100 * calibration['accuracy']:.2f} %"
         )
     say(f"model in {output}")
     if json:
@@ -104,18 +98,18 @@ def classify(
     json: AsJson = False,
     reading: Reading = SnippetsConfig(),
 ) -> None:
-    """Give each waveform to a unit: a CSV with a row for each, in order: index, label, probability.
+    """Assign each waveform to a unit; write a CSV with a row for each: index, label, probability.
 
     Parameters
     ----------
     waveforms
-        Waveforms as long as those the model learnt from: .mat, .npz, .npy or a table.
+        Waveforms as long as those the model was trained on: .mat, .npz, .npy or a table.
     model
         A model of `spikewise waveforms train`.
     output
         File for the table, for example spikes.csv; it must not exist.
     min_probability
-        Leave a waveform unsorted (label -1) whose unit is less probable.
+        Leave a waveform unsorted (label -1) if its unit is less probable than this.
     second_units
         Add a column second_label: another unit that fired within the same waveform, -1 for none.
     """
@@ -134,7 +128,7 @@ def classify(
     num_unsorted = int((found.unit_index < 0).sum())
     num_second = int((found.second_index >= 0).sum())
     say(
-        f"{len(found.unit_index)} waveforms: {len(found.unit_index) - num_unsorted} given to "
+        f"{len(found.unit_index)} waveforms: {len(found.unit_index) - num_unsorted} assigned to "
         f"{len(found.unit_ids)} units, {num_unsorted} left unsorted, {num_second} with a second unit",
         f"table in {output}",
     )
@@ -158,24 +152,24 @@ def sort(
     labels: Path | None = None,
     overwrite: Overwrite = False,
     json: AsJson = False,
-    reading: Annotated[RecordingConfig, _flat("Reading", 10)] = RecordingConfig(),
-    sorting: Annotated[ChannelSortingConfig, _flat("Sorting", 11)] = ChannelSortingConfig(),
-    detection: Annotated[SpikeDetectionConfig, _flat("Detection", 12)] = SpikeDetectionConfig(),
+    reading: RecordingReading = RecordingConfig(),
+    sorting: Annotated[ChannelSortingConfig, flat("Sorting")] = ChannelSortingConfig(),
+    detection: Annotated[SpikeDetectionConfig, flat("Detection")] = SpikeDetectionConfig(),
     training: Training = WaveformTrainingConfig(),
 ) -> None:
-    """Sort a raw single channel with labels of a stretch, or without.
+    """Sort the raw signal of a single channel, with labels of a stretch or without labels.
 
-    Without labels the spikes of the first stretch are clustered (principal directions, a Gaussian mixture).
+    Without labels, the spikes of the first stretch are clustered (principal directions, a Gaussian mixture).
 
     Parameters
     ----------
     recording
         The signal: a Wave_Clus simulation (.mat), an array (.npy, .npz), a channel of any recording that
-        `spikewise sort` reads, or waveforms that were cut before.
+        `spikewise sort` reads, or waveforms.
     output
         Folder for the result; it must not exist.
     labels
-        Labelled spikes: whatever `spikewise sort` takes; or RECORDING itself, for the spikes that it holds.
+        Labelled spikes in any form that `spikewise sort` reads; or RECORDING itself, if it holds spikes.
     """
     from spikewise.single_channel.api import sort_channel
 
@@ -197,9 +191,9 @@ def sort(
         f"{found['num_unsorted']} left unsorted"
     )
     if truth is not None:
-        say(*_judged(truth))
+        say(*_scores_shown(truth))
     if result.sorting is None:
-        say("the waveforms have no times, so there is no sorting, only the table spikes.csv")
+        say("the waveforms have no times, so the result is only the table spikes.csv")
     say(f"result in {output}")
     if json:
         print_json(
@@ -225,9 +219,9 @@ def simulate(
     output: Output,
     overwrite: Overwrite = False,
     json: AsJson = False,
-    simulation: Annotated[WaveClusConfig, _flat("Simulation", 10)] = WaveClusConfig(),
+    simulation: Annotated[WaveClusConfig, flat("Simulation")] = WaveClusConfig(),
 ) -> None:
-    """Make a single-channel signal with known spikes in the manner of Wave_Clus, as its .mat file.
+    """Simulate a single-channel signal with known spikes, like those of Wave_Clus, as a .mat file.
 
     Parameters
     ----------
@@ -237,18 +231,18 @@ def simulate(
     from spikewise.single_channel.api import simulate_channel
 
     started = time.perf_counter()
-    made = simulate_channel(output=output, overwrite=overwrite, config=simulation)
-    num_units, num_overlaps = len(made.shapes), int(made.is_overlap.sum())
-    duration = len(made.signal) / made.sampling_frequency
+    result = simulate_channel(output=output, overwrite=overwrite, config=simulation)
+    num_units, num_overlaps = len(result.shapes), int(result.is_overlap.sum())
+    duration = len(result.signal) / result.sampling_frequency
     say(
-        f"{num_units} units, {len(made.labels)} spikes, {num_overlaps} of them overlapping, {duration:g} s",
+        f"{num_units} units, {len(result.labels)} spikes, {num_overlaps} of them overlapping, {duration:g} s",
         f"simulation in {output}",
     )
     if json:
         print_json(
             command="waveforms simulate",
             units=num_units,
-            spikes=len(made.labels),
+            spikes=len(result.labels),
             overlapping=num_overlaps,
             recorded_seconds=duration,
             seconds=round(time.perf_counter() - started, 3),
@@ -256,12 +250,13 @@ def simulate(
         )
 
 
-def _judged(truth: dict[str, Any]) -> list[str]:
+def _scores_shown(truth: dict[str, Any]) -> list[str]:
+    """Return the scores against the true spikes as lines of text."""
     accuracy = truth["classification_accuracy"]
     lines = [
-        f"against the file's own spikes ({truth['interval']}): {truth['detection_recall']:.1%} of "
+        f"against the true spikes of the file ({truth['interval']}): {truth['detection_recall']:.1%} of "
         f"{truth['num_true_spikes']} found, {truth['detection_precision']:.1%} of {truth['num_spikes']} true"
     ]
     if accuracy is not None:
-        lines.append(f"of those found, {accuracy:.1%} were given to their unit")
+        lines.append(f"of those found, {accuracy:.1%} were assigned to their unit")
     return lines

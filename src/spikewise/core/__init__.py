@@ -1,1 +1,1 @@
-"""What everything stands on: errors, settings, seeds, progress, threads, devices, compiling, files."""
+"""The base of all rooms: errors, settings, constants, seeds, progress, threads, devices, compiling, files."""

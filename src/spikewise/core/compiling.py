@@ -1,4 +1,4 @@
-"""Loops that are compiled when they first run, and kept on disk where there is a place to keep them."""
+"""Compile loops at their first call, and cache them on disk if possible."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def compiled(fastmath: bool | set[str] = False) -> Callable[[Function], Function]:
     """Return a decorator that compiles a function with Numba; it runs without Python's lock.
 
-    Where neither the package nor the home folder can be written, it is compiled anew in each process.
+    If neither the package nor the home folder is writable, each process compiles it again.
 
     Parameters
     ----------
     fastmath : bool or set of str
-        What the compiler may assume of floating-point arithmetic; see ``numba.jit``.
+        Permitted assumptions about floating-point arithmetic; see ``numba.jit``.
     """
 
     def compile_function(function: Function) -> Function:
-        made: Any
+        result: Any
         try:
-            made = numba.njit(nogil=True, cache=True, fastmath=fastmath)(function)
-        except RuntimeError:  # no place for the cache
-            made = numba.njit(nogil=True, fastmath=fastmath)(function)
-        return cast("Function", made)
+            result = numba.njit(nogil=True, cache=True, fastmath=fastmath)(function)
+        except RuntimeError:  # no writable folder for the cache
+            result = numba.njit(nogil=True, fastmath=fastmath)(function)
+        return cast("Function", result)
 
     return compile_function
 
 
 def keep_compiled(module: ModuleType) -> None:
-    """Let the functions of a module that Numba compiles be kept on disk, where there is a place to keep them.
+    """Cache the compiled functions of a module on disk, if possible.
 
-    For modules of libraries that compile anew in each process: SpikeInterface's clustering, which its sorters
-    need too, takes 20 s each time. Numba makes a function anew when the file that holds it has changed, and
-    not when another file has: name only modules that compile nothing of other modules.
+    This is for modules of libraries that compile again in each process: SpikeInterface's clustering, which
+    its sorters need too, takes 20 s each time. Numba compiles a cached function again if its own file
+    changes, but not if another file changes: use this only for modules that compile no functions of others.
     """
     for function in vars(module).values():
         if isinstance(function, Dispatcher):
             try:
                 function.enable_caching()
-            except RuntimeError:  # no place for the cache
+            except RuntimeError:  # no writable folder for the cache
                 return

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from spikewise.core.config import Config
 from spikewise.core.errors import SettingError
 
 
@@ -18,7 +17,6 @@ def choose_device(name: str) -> torch.device:
     SettingError
         If the device is not available.
     """
-
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "cpu")
@@ -31,8 +29,8 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def threads_and_device(config: Config) -> dict[str, Any]:
-    """Return what the computation ran on, for the provenance."""
-    device = choose_device(config.sorting.device)
+def describe_device(name: str) -> dict[str, Any]:
+    """Return what computes where the settings name a device, for the provenance."""
+    device = choose_device(name)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"device": name, "threads": torch.get_num_threads()}

@@ -1,8 +1,7 @@
-"""What can go wrong, each with what to do.
+"""Errors that a user can cause.
 
-Every error that a user can cause is a :class:`SpikewiseError`. Its message has three parts: what was
-given, what is allowed, and what to do. The command prints it without a traceback and exits with
-:attr:`SpikewiseError.exit_code`.
+Each is a :class:`SpikewiseError`. Its message has three parts: what was given, what is allowed, and what to
+do. The command prints it without a traceback and exits with :attr:`SpikewiseError.exit_code`.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from typing import Any
 
 
 class SpikewiseError(Exception):
-    """A mistake in what was given, or a limit of this machine.
+    """A wrong input, or a limit of the machine.
 
     Parameters
     ----------
     given : str
-        What was found, with the value and where it came from.
+        What was found, with the value and its source.
     allowed : str
-        What would have been accepted.
+        What is accepted.
     remedy : str
-        What the user can do now.
+        What the user can do.
     """
 
     exit_code = 2
@@ -32,8 +31,8 @@ class SpikewiseError(Exception):
         super().__init__(" ".join(_sentence(part) for part in (given, allowed, remedy)))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let the error travel between processes with its three parts."""
-        return _again, (type(self), self.given, self.allowed, self.remedy)
+        """Pickle the error with its three parts, to send it between processes."""
+        return _rebuild, (type(self), self.given, self.allowed, self.remedy)
 
 
 class SettingError(SpikewiseError, ValueError):
@@ -57,7 +56,7 @@ class WaveformsError(SpikewiseError, ValueError):
 
 
 class BootstrapError(SpikewiseError, RuntimeError):
-    """The sorter that should have made the labels is missing, failed, or found nothing."""
+    """The sorter that makes the labels is missing, failed, or found nothing."""
 
 
 class CheckpointError(SpikewiseError, ValueError):
@@ -65,7 +64,7 @@ class CheckpointError(SpikewiseError, ValueError):
 
 
 class OutputError(SpikewiseError, OSError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to the given path."""
 
     def __str__(self) -> str:
         """Return the message; OSError alone would print its own fields."""
@@ -73,13 +72,13 @@ class OutputError(SpikewiseError, OSError):
 
 
 class Interrupted(SpikewiseError):
-    """The user stopped the work; what was finished is kept."""
+    """The user stopped the program; finished work is kept."""
 
     exit_code = 130
 
 
 class SomeFailed(SpikewiseError):
-    """Of many recordings some could not be sorted; the others are."""
+    """Some of many recordings could not be sorted; the others were."""
 
     exit_code = 1
 
@@ -94,7 +93,7 @@ class MissingExtraError(SpikewiseError, ImportError):
     Parameters
     ----------
     package : str
-        Name of the package that was looked for.
+        Name of the missing package.
     extra : str
         The extra of Spikewise that installs it.
     purpose : str
@@ -109,8 +108,8 @@ class MissingExtraError(SpikewiseError, ImportError):
         )
 
 
-def _again(kind: type[SpikewiseError], *parts: str) -> SpikewiseError:
-    """Make an error that came from another process; its own parameters may be others than the three parts."""
+def _rebuild(kind: type[SpikewiseError], *parts: str) -> SpikewiseError:
+    """Rebuild a pickled error; the parameters of its class may differ from the three parts."""
     error = kind.__new__(kind)
     SpikewiseError.__init__(error, *parts)
     return error
@@ -121,5 +120,5 @@ def _sentence(part: str) -> str:
     if part[-1] not in ".!?:":
         part += "."
     if not part.split(maxsplit=1)[0].rstrip(",:").isalpha():
-        return part  # a path or the name of a setting is told as it is
+        return part  # a path or the name of a setting keeps its case
     return part[0].upper() + part[1:]

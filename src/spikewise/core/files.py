@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and are on the disk when they are said to be."""
+"""Write files completely or not at all, and wait until they are on the disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from spikewise.core.errors import OutputError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Lend a name beside `path`; what was written there becomes `path` if all went well.
+    """Yield a temporary path beside `path`; the file written there becomes `path` if no error occurs.
 
     Raises
     ------
@@ -23,7 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.unlink(missing_ok=True)  # it may be a link to anywhere
+        partial.unlink(missing_ok=True)  # it may be a link to another file
         try:
             yield partial
             partial.replace(path)
@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk knows the names of a folder's files; not all systems can be asked to."""
+    """Wait until the names of a folder's files are on the disk, on systems that support this."""
     if os.name != "posix":
         return
     opened = os.open(folder, os.O_RDONLY)
@@ -49,24 +49,24 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Wait until the disk has all files below a folder."""
-    for place, _, names in os.walk(folder):
+    """Wait until all files below a folder are on the disk."""
+    for path, _, names in os.walk(folder):
         for name in names:
-            with open(os.path.join(place, name), "rb") as file:
+            with open(os.path.join(path, name), "rb") as file:
                 os.fsync(file.fileno())
-        sync_folder(Path(place))
+        sync_folder(Path(path))
 
 
 def check_output_file(path: Path | str, overwrite: bool, ending: str | None = None) -> Path:
     """Raise unless a file may be written at `path`.
 
-    With `ending`, only a file whose name ends so is overwritten: a model does not replace a recording.
+    With `ending`, only a file with this ending is overwritten, so that a model does not replace a recording.
 
     Raises
     ------
     OutputError
-        If a file is there and `overwrite` is not set or its ending is another, if a folder is there, or the
-        place cannot be written.
+        If the file exists and `overwrite` is not set or its ending differs, if a folder exists there, or the
+        path cannot be written.
     """
     path = Path(path)
     with writing(path):
@@ -89,7 +89,7 @@ def _check_may_replace(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(
             f"{path} exists already",
-            "a new name, since results are never overwritten unasked",
+            "a new name: results are overwritten only with --overwrite",
             "choose another name or add --overwrite",
         )
 
@@ -106,21 +106,21 @@ def _check_writable(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's errors in writing to `path` into an :class:`OutputError`."""
+    """Turn the operating system's errors while writing to `path` into an :class:`OutputError`."""
     try:
         yield
     except OutputError:
         raise
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror or f'only a part of it was ({error})'}",
+            f"{path} cannot be written: {error.strerror or f'only a part was written ({error})'}",
             "a folder that can be written and has space",
             "make room or choose another place, then run the command again",
         ) from error
 
 
 def save_json(facts: dict[str, Any], path: Path) -> None:
-    """Write a dictionary of JSON types, whole or not at all.
+    """Write a dictionary of JSON types, completely or not at all.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def save_json(facts: dict[str, Any], path: Path) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     with writing(path):
-        partial.unlink(missing_ok=True)  # it may be a link to anywhere
+        partial.unlink(missing_ok=True)  # it may be a link to another file
         with open(partial, "w", encoding="utf-8") as file:
             file.write(json.dumps(facts, indent=2) + "\n")
             file.flush()

@@ -1,12 +1,12 @@
-"""How the library tells its caller how far it is, without printing."""
+"""Progress reports of the library to its caller; the library does not print."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 ProgressCallback = Callable[[str, float, float, str], None]
-"""Called with the stage's name, what is done, what there is in all, and a note such as the loss."""
+"""Called with the name of the stage, the work done, the total work, and a note such as the loss."""
 
 
 def silent(stage: str, done: float, total: float, note: str = "") -> None:
-    """Take no notice."""
+    """Ignore the progress."""

@@ -1,4 +1,4 @@
-"""A seed for each random stage, derived from one number: no global state is read or set."""
+"""A seed for each random stage, derived from one seed; no global random state is used."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def stage_seed(seed: int, stage: str) -> int:
-    """Return the seed of a named random stage; stages of one seed are independent of one another."""
+    """Return the seed of a named random stage; the stages of one seed are independent of each other."""
     return int(np.random.SeedSequence([seed, zlib.crc32(stage.encode())]).generate_state(1)[0])
 
 

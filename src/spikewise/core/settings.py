@@ -28,8 +28,12 @@ def setting(
     unit: str | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    design: str | None = None,
 ) -> Any:
-    """Declare one setting: a dataclass field with its help, unit and range."""
+    """Declare one setting: a dataclass field with its help, unit and range.
+
+    `design` is the only design of the network that knows the setting; None: all designs do.
+    """
     bounds = [
         None if minimum is None else f"at least {minimum:g}",
         None if maximum is None else f"at most {maximum:g}",
@@ -42,6 +46,7 @@ def setting(
             "unit": unit,
             "minimum": minimum,
             "maximum": maximum,
+            "design": design,
         },
     )
 
@@ -91,6 +96,29 @@ def unknown_setting(key: str, names: list[str], where: str) -> SettingError:
         f"allowed: {', '.join(names)}",
         f"did you mean {close[0]!r}?" if close else "remove it or correct its name",
     )
+
+
+def check_interval(value: tuple[float, float] | None, name: str) -> None:
+    """Raise unless an interval in seconds starts at 0 or later and ends after its start; None is allowed.
+
+    Parameters
+    ----------
+    value : tuple of float or None
+        Start and end in seconds.
+    name : str
+        Name of the setting, for the message.
+
+    Raises
+    ------
+    SettingError
+        If the interval is not allowed.
+    """
+    if value is not None and not 0 <= value[0] < value[1]:
+        raise SettingError(
+            f"the {name.replace('_', ' ')} is {value[0]:g} to {value[1]:g} s",
+            "it must start at 0 or later and end after its start",
+            f"give {name} as START END in seconds",
+        )
 
 
 def _check_value(field: dataclasses.Field, hint: Any, value: Any) -> None:

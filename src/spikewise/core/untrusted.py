@@ -1,8 +1,8 @@
-"""Reading what strangers wrote: no pickle, no code, no more memory than the file can fill.
+"""Read untrusted files safely: no pickles, no code, no more memory than the size of the file justifies.
 
-A header is believed only after its sizes were compared with what the file holds; an archive only where what
-it unpacks to is in proportion. Whatever the readers of other libraries raise on spoilt bytes becomes the
-error that the caller names.
+The sizes in a header are compared with the size of the file before memory is allocated; an archive must not
+expand out of proportion. Any error of another library's reader on damaged bytes becomes the error that the
+caller chooses.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ import numpy as np
 from spikewise.core.errors import SpikewiseError
 
 MOST_EXPANSION = 200
-"""What is unpacked may be so many times larger than the file; recordings shrink by less than ten."""
+"""Largest ratio of unpacked to packed size; recordings compress by less than ten. Chosen by hand."""
 SMALL_BYTES = 2**26
-"""Below that much, proportions do not matter."""
+"""Unpacked sizes up to this are allowed at any ratio; chosen by hand."""
 MOST_NESTING = 50
-"""Levels of lists, dictionaries and arrays in one another."""
+"""Deepest nesting of lists, dictionaries and arrays; chosen by hand."""
 _MATLAB_HEADER = 128
+"""Bytes of the header of a MATLAB file of level 5; the numbers below are its types of elements and classes of
+arrays (MathWorks, MAT-File Format)."""
 _MATLAB_FLAGS, _MATLAB_ARRAY, _MATLAB_COMPRESSED = 6, 14, 15
 _MATLAB_KINDS = {1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14, 15, 16, 17, 18}
 _MATLAB_CLASSES = range(1, 18)
-"""From cells to what SciPy calls opaque."""
+"""From cell arrays (1) to the class that SciPy calls opaque (17)."""
 
 
 @contextmanager
 def parsing(refuse: Callable[[str], SpikewiseError]) -> Iterator[None]:
-    """Turn whatever goes wrong while something is parsed into the error that `refuse` makes of the reason."""
+    """Turn any error of a parser into the error that `refuse` returns for its reason."""
     try:
         yield
     except SpikewiseError:
@@ -48,18 +50,18 @@ def parsing(refuse: Callable[[str], SpikewiseError]) -> Iterator[None]:
         raise refuse("it asks for more memory than there is") from error
     except RecursionError as error:
         raise refuse("its values are nested too deeply") from error
-    except Exception as error:  # parsers meet spoilt bytes with whatever their code trips over
+    except Exception as error:  # a parser may raise any error on damaged bytes
         reason = (str(error).strip() or "no message").split("\n")[0][:300]
         raise refuse(f"{type(error).__name__}: {reason}") from error
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; raise ValueError or OSError where it is none."""
+    """Return the value of a JSON file; raise ValueError or OSError if it is none."""
     return parse_json(path.read_text(encoding="utf-8"))
 
 
 def parse_json(text: str) -> Any:
-    """Return what a JSON text holds; raise ValueError where it is none, or nested too deeply."""
+    """Return the value of a JSON text; raise ValueError if it is none or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -67,7 +69,7 @@ def parse_json(text: str) -> Any:
 
 
 def load_npy(path: Path, mmap_mode: Any = None) -> np.ndarray:
-    """Return the array of a .npy file; raise ValueError where it promises more than it holds.
+    """Return the array of a .npy file; raise ValueError if its header claims more bytes than it has.
 
     Parameters
     ----------
@@ -81,14 +83,14 @@ def load_npy(path: Path, mmap_mode: Any = None) -> np.ndarray:
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a .npz file; raise ValueError where it promises more than it holds."""
+    """Return the arrays of a .npz file; raise ValueError if a header claims more bytes than there are."""
     check_npz(path)
     with np.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 
 def check_npz(path: Path) -> None:
-    """Raise ValueError where the arrays of a .npz file promise more than it holds, before any is unpacked."""
+    """Raise ValueError if an array of a .npz file claims more bytes than it has, before unpacking any."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         check_expansion(sum(member.file_size for member in members), path)
@@ -99,20 +101,20 @@ def check_npz(path: Path) -> None:
 
 
 def check_expansion(num_bytes: int, path: Path) -> None:
-    """Raise ValueError where what a file unpacks to is out of all proportion."""
+    """Raise ValueError if `num_bytes`, the unpacked size of a file, is out of proportion to the file."""
     size = path.stat().st_size
     if num_bytes > max(SMALL_BYTES, MOST_EXPANSION * size):
-        raise ValueError(f"its {size} bytes promise to unpack to {num_bytes}")
+        raise ValueError(f"its {size} bytes claim to unpack to {num_bytes}")
 
 
 def check_hdf5(item: h5py.Dataset) -> None:
-    """Raise ValueError where a dataset promises more than its file can hold."""
+    """Raise ValueError if a dataset claims more bytes than its file can contain."""
     if item.dtype.kind not in "O":
         check_expansion(math.prod(item.shape or ()) * item.dtype.itemsize, Path(item.file.filename))
 
 
 def check_nesting(value: Any, name: str) -> None:
-    """Raise ValueError where lists and dictionaries are nested so deeply that copying them would fail."""
+    """Raise ValueError if lists and dictionaries are nested so deeply that copying them would fail."""
     level = [value]
     for _ in range(MOST_NESTING):
         level = [
@@ -127,13 +129,13 @@ def check_nesting(value: Any, name: str) -> None:
 
 
 def check_matlab(path: Path) -> None:
-    """Raise ValueError where an older MATLAB file (level 5) is made of anything but whole, known elements.
+    """Raise ValueError unless an older MATLAB file (level 5) consists of complete elements of known types.
 
-    SciPy looks up the type of an element in a table without a look at its end, and crashes.
+    SciPy looks up the type of an element in a table without a bounds check, and crashes.
     Source: MathWorks, MAT-File Format.
     """
     content = path.read_bytes()
-    if len(content) < _MATLAB_HEADER or 0 in content[:4]:  # level 4, which is read in plain Python
+    if len(content) < _MATLAB_HEADER or 0 in content[:4]:  # level 4, which SciPy reads in plain Python
         return
     order = ">" if content[126:128] == b"MI" else "<"
     for kind, part in _matlab_elements(memoryview(content)[_MATLAB_HEADER:], order):
@@ -148,13 +150,13 @@ def check_matlab(path: Path) -> None:
 
 
 def _matlab_elements(content: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """Yield the type and the bytes of each element, all of which must be there."""
+    """Yield the type and the bytes of each element; raise if bytes are missing."""
     at = 0
     while at < len(content):
         if at + 8 > len(content):
             raise ValueError("it ends within an element")
         kind, size = struct.unpack_from(f"{order}II", content, at)
-        if kind >> 16:  # a small element: its size lies in the upper half, up to four bytes follow
+        if kind >> 16:  # a small element: the upper half is its size, at most four bytes follow
             kind, size, start, end = kind & 0xFFFF, kind >> 16, at + 4, at + 8
         else:
             start, end = at + 8, at + 8 + size
@@ -166,7 +168,7 @@ def _matlab_elements(content: memoryview, order: str) -> Iterator[tuple[int, mem
 
 
 def _check_matlab_array(kind: int, content: memoryview, order: str, depth: int) -> None:
-    """Check the elements of an array, and of the arrays in it."""
+    """Check the elements of an array, and of the arrays in it recursively."""
     if kind != _MATLAB_ARRAY or depth > MOST_NESTING:
         raise ValueError(f"it has an element of type {kind} in the place of an array, at depth {depth}")
     elements = list(_matlab_elements(content, order))
@@ -177,14 +179,14 @@ def _check_matlab_array(kind: int, content: memoryview, order: str, depth: int) 
         raise ValueError("it has an array without flags")
     array_class = struct.unpack_from(f"{order}I", flags)[0] & 0xFF
     if array_class not in _MATLAB_CLASSES:
-        raise ValueError(f"it has an array of class {array_class}, which there is not")
+        raise ValueError(f"it has an array of the unknown class {array_class}")
     for inner_kind, inner in elements[1:]:
         if inner_kind == _MATLAB_ARRAY:
             _check_matlab_array(inner_kind, inner, order, depth + 1)
 
 
 def safe_name(name: str) -> str:
-    """Return a name that can be that of a file: it names no other folder."""
+    """Return a name that is safe as a file name: it cannot point to another folder."""
     plain = re.sub(r"[^\w.\- ]", "_", name)[:100].strip(" .")
     if plain and plain == name:
         return plain
@@ -192,7 +194,7 @@ def safe_name(name: str) -> str:
 
 
 def _check_header(file: IO[bytes], num_bytes: int, name: str) -> None:
-    """Compare the header of an array with the bytes that are there."""
+    """Raise ValueError if the header of an array claims more than `num_bytes` bytes, or Python objects."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
@@ -202,4 +204,4 @@ def _check_header(file: IO[bytes], num_bytes: int, name: str) -> None:
         raise ValueError(f"{name} has the shape {shape}")
     needed = math.prod(shape) * dtype.itemsize
     if dtype.itemsize == 0 or needed > num_bytes:
-        raise ValueError(f"{name} promises {needed} bytes of numbers and has {num_bytes}")
+        raise ValueError(f"{name} claims {needed} bytes of numbers and has {num_bytes}")

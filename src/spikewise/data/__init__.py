@@ -1,1 +1,1 @@
-"""What comes in: recordings, labels, simulations."""
+"""Input: recordings, labels, simulations."""

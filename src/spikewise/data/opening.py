@@ -1,7 +1,8 @@
-"""What the public functions take: an object, or where it is."""
+"""Open the inputs of the public functions: each is an object or a path."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,20 @@ from spikewise.data.recordings.probes import attach_probe
 
 
 def settings_from(config: Config | None, options: dict[str, Any]) -> Config:
-    """Return the settings given as an object or one by one, and check that their device is there."""
+    """Return the settings, given as an object or one by one, and check that their device exists."""
     if config is not None and options:
         raise SettingError(
             f"both config and the options {', '.join(options)} are given", "one of them", "leave one out"
         )
     config = config if config is not None else Config.from_options(**options)
-    choose_device(config.sorting.device)  # a device that is not there is told before any work
+    choose_device(config.sorting.device)  # a missing device is reported before any work
     return config
 
 
 def open_recording(
     recording: BaseRecording | str | Path, config: RecordingConfig
 ) -> tuple[BaseRecording, str | None]:
-    """Return the recording with its probe, and where it came from."""
+    """Return the recording with its probe, and its path; None for an object."""
     if isinstance(recording, str | Path):
         return attach_probe(load_recording(recording, config), config.probe), str(recording)
     if not isinstance(recording, BaseRecording):
@@ -42,10 +43,45 @@ def open_recording(
     return attach_probe(recording, config.probe), None
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """A recording and its labels, opened and checked.
+
+    Attributes
+    ----------
+    recording : BaseRecording
+        With its probe.
+    path : str or None
+        Its path, if it was read from one.
+    labels : BaseSorting or None
+    label_source : str
+        Where the labels came from.
+    """
+
+    recording: BaseRecording
+    path: str | None
+    labels: BaseSorting | None
+    label_source: str
+
+
+def open_inputs(
+    recording: BaseRecording | str | Path, labels: BaseSorting | str | Path | None, config: RecordingConfig
+) -> Inputs:
+    """Open a recording and its labels, if there are any.
+
+    Raises
+    ------
+    SpikewiseError
+        If one of them cannot be used.
+    """
+    opened, path = open_recording(recording, config)
+    return Inputs(opened, path, *open_labels(labels, opened))
+
+
 def open_labels(
     labels: BaseSorting | str | Path | None, recording: BaseRecording
 ) -> tuple[BaseSorting | None, str]:
-    """Return the labels, checked against their recording, and where they came from."""
+    """Return the labels, checked against their recording, and their source in words."""
     if labels is None:
         return None, "none"
     if isinstance(labels, str | Path):
@@ -58,7 +94,7 @@ def open_labels(
 
 
 def open_sorting(sorting: BaseSorting | str | Path, recording: BaseRecording | None) -> BaseSorting:
-    """Return a sorting, read if it is a path."""
+    """Return a sorting; a path is read."""
     if isinstance(sorting, BaseSorting):
         return sorting
     return load_sorting(sorting, recording)

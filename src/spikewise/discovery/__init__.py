@@ -1,1 +1,1 @@
-"""Units from the recording alone: other sorters that make the first labels, and cleaning of labels."""
+"""Units from the recording alone: other sorters make the first labels, which are then cleaned."""

@@ -1,17 +1,7 @@
-"""Labels where none are given: a sorter runs on the initial interval, and its doubtful units are dropped.
+"""Labels where none are given: another sorter sorts the initial interval, and its good units are kept.
 
-Rules, in this order; a unit is dropped by the first that it breaks, and the reason is kept:
-
-1. too few spikes: fewer than ``bootstrap_min_spikes``;
-2. refractory violations: more than ``bootstrap_max_violations`` of its inter-spike intervals are < 1.5 ms;
-3. low amplitude: its mean waveform, over at most 200 spikes, peaks under ``bootstrap_min_amplitude``;
-4. duplicate: it shares more than ``bootstrap_max_agreement`` of its spikes (tp / (tp + fp + fn), spikes match
-   within 0.4 ms) with a unit of more spikes that is kept, or more than 0.8 of its own.
-
-Between 3 and 4 each unit is aligned: where the main peak of its mean waveform (mostly the trough) lies within
-1 ms of the sorter's spike times, all are moved by that distance, so that labels sit on the main peak.
-
-Conventions: the sorter sees one segment, the initial interval, in which a sample index is a global frame.
+:mod:`spikewise.discovery.unit_rules` drops the doubtful units. The sorter sees the initial interval as one
+segment, in which a sample index is a global frame.
 """
 
 from __future__ import annotations
@@ -24,51 +14,39 @@ import traceback
 import typing
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from spikeinterface.comparison.comparisontools import make_match_count_matrix
 from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting, concatenate_recordings
-from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.sorters import installed_sorters, sorter_dict
 
 from spikewise.core.config import Bootstrap as BootstrapSorter
 from spikewise.core.config import BootstrapConfig
 from spikewise.core.errors import BootstrapError
-from spikewise.data.labels.label_set import (
-    LabelSet,
-    kept_spikes,
-    make_sorting,
-    mean_waveforms,
-    segment_starts,
-)
-from spikewise.data.recordings.reader import TraceReader, Traces
+from spikewise.data.labels.label_set import LabelSet, relabelled, segment_starts, sorting_of_frames
+from spikewise.data.recordings.reader import TraceReader
 from spikewise.discovery.other_sorters import last_line, run_quietly, sorter_parameters
+from spikewise.discovery.unit_rules import CleanedUnits, clean_units
 
 logger = logging.getLogger(__name__)
 
 MIN_INTERVAL_S = 2.0
-REFRACTORY_MS = 1.5
-COINCIDENCE_MS = 0.4
-MAX_CONTAINED = 0.8
-MAX_OFFSET_MS = 1.0
-_WAVEFORM_SPIKES = 200
-_WAVEFORM_RADIUS_MS = 2.0
+"""Shortest recording that is given to a sorter; chosen by hand."""
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Labels that a sorter made.
+    """Labels that another sorter made.
 
     Attributes
     ----------
     label_set : LabelSet
-        The units that were kept, with ids 0 to n - 1 in the order of the position of their main channel (y,
-        then x, then the sorter's order); the interval is the one that was sorted, from frame 0.
+        The units that were kept. Their ids are 0 to n - 1 in the order of the position of their main channel
+        (y, then x, then the sorter's order). The interval is the sorted one, from frame 0.
     sorter, sorter_version : str
-        What made them.
+        Name and version of the sorter.
     dropped : dict of str to dict
         Unit id of the sorter -> ``reason`` and the numbers behind it.
     num_found : int
@@ -85,25 +63,6 @@ class Bootstrap:
     seconds: float
 
 
-@dataclass(frozen=True)
-class CleanedUnits:
-    """Units after the rules, by their index in the sorter's result.
-
-    Attributes
-    ----------
-    trains : dict of int to ndarray
-        Global frames of each unit that is kept, aligned to its main peak.
-    main_channels : dict of int to int
-        Index of the channel on which each kept unit peaks.
-    dropped : dict of str to dict
-        Unit id of the sorter -> ``reason`` and the numbers behind it.
-    """
-
-    trains: dict[int, np.ndarray]
-    main_channels: dict[int, int]
-    dropped: dict[str, dict[str, Any]]
-
-
 def bootstrap_labels(
     recording: BaseRecording,
     config: BootstrapConfig,
@@ -114,28 +73,29 @@ def bootstrap_labels(
 ) -> Bootstrap:
     """Sort the initial interval of a recording with another sorter, and keep its good units as labels.
 
-    The sorter preprocesses by itself. Its parameters are its defaults but for :func:`sorter_parameters`.
+    The sorter does its own preprocessing. Its parameters are its defaults, except those of
+    :func:`sorter_parameters`.
 
     Parameters
     ----------
     recording : BaseRecording
         Raw recording of one group, with its probe.
     config : BootstrapConfig
-        The sorter, the length of the interval, the limits of the rules.
+        The sorter, the length of the interval, and the limits of the rules.
     preprocessed_recording : BaseRecording
         The same channels and samples in units of the noise standard deviation.
     seed : int
         Seed of the sorter. Lupin, Tridesclous2 and SpyKING CIRCUS 2 give the same units at each run.
     folder : str or Path
-        Where the sorter works, in a folder that is removed; ``bootstrap_<sorter>.log`` stays.
+        The sorter works in a temporary folder here; its log ``bootstrap_<sorter>.log`` stays.
     silenced_channel_ids : sequence of str
-        Channels that the sorter does not get.
+        Channels that are hidden from the sorter.
 
     Raises
     ------
     BootstrapError
-        If the sorter is not installed, fails or finds nothing, if the rules drop all that it found, or if
-        the recording is shorter than 2 s.
+        If the sorter is not installed, fails or finds nothing, if the rules drop all its units, or if the
+        recording is shorter than MIN_INTERVAL_S.
     """
     sorter = config.bootstrap
     _check_installed(sorter)
@@ -144,7 +104,7 @@ def bootstrap_labels(
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix=".bootstrap-", dir=folder) as scratch:
         interval = initial_interval(recording, stop_frame, silenced_channel_ids)
-        if not interval.check_serializability("json"):  # the sorter reads it anew
+        if not interval.check_serializability("json"):  # the sorter loads it again from its description
             interval = interval.save(
                 folder=Path(scratch) / "recording", n_jobs=1, progress_bar=False, verbose=False
             )
@@ -195,170 +155,23 @@ def initial_interval(
     return whole.select_channels(channel_ids)
 
 
-def clean_units(found: LabelSet, traces: Traces, config: BootstrapConfig) -> CleanedUnits:
-    """Apply the rules of this module to the units that a sorter found.
-
-    Parameters
-    ----------
-    found : LabelSet
-        The sorter's units over the interval.
-    traces : Traces
-        Preprocessed traces in noise standard deviations.
-    config : BootstrapConfig
-        The limits.
-    """
-    kept = kept_spikes(found, None)
-    trains = {index: kept.global_frame[kept.unit_index == index] for index in range(len(kept.unit_ids))}
-    dropped: dict[str, dict[str, Any]] = {}
-
-    def drop(reasons: dict[int, dict[str, Any]]) -> None:
-        for index, reason in reasons.items():
-            dropped[str(kept.unit_ids[index])] = reason
-            del trains[index]
-
-    drop(_too_few_spikes(trains, config.bootstrap_min_spikes))
-    drop(_refractory_violations(trains, traces.sampling_frequency, config.bootstrap_max_violations))
-    if not trains:
-        return CleanedUnits({}, {}, dropped)
-    channels, offsets, peaks = _main_peaks(found, list(trains), traces)
-    drop(_low_amplitude(trains, peaks, config.bootstrap_min_amplitude))
-    for index, train in trains.items():
-        trains[index] = _move(train, offsets[index], found)
-    for reason in (duplicates := _duplicates(trains, traces.sampling_frequency, config)).values():
-        reason["of"] = str(kept.unit_ids[reason["of"]])
-    drop(duplicates)
-    return CleanedUnits(trains, {index: channels[index] for index in trains}, dropped)
-
-
-def _too_few_spikes(trains: dict[int, np.ndarray], least: int) -> dict[int, dict[str, Any]]:
-    return {
-        index: {"reason": "too few spikes", "num_spikes": len(train), "limit": least}
-        for index, train in trains.items()
-        if len(train) < least
-    }
-
-
-def _refractory_violations(
-    trains: dict[int, np.ndarray], sampling_frequency: float, limit: float
-) -> dict[int, dict[str, Any]]:
-    fractions = {
-        index: float(np.mean(np.diff(train) < REFRACTORY_MS * sampling_frequency / 1000))
-        for index, train in trains.items()
-    }
-    return {
-        index: {"reason": "refractory violations", "fraction": fraction, "limit": limit}
-        for index, fraction in fractions.items()
-        if fraction > limit
-    }
-
-
-def _low_amplitude(
-    trains: dict[int, np.ndarray], peaks: dict[int, float], limit: float
-) -> dict[int, dict[str, Any]]:
-    return {
-        index: {"reason": "low amplitude", "amplitude": peaks[index], "limit": limit}
-        for index in trains
-        if peaks[index] < limit
-    }
-
-
-def _duplicates(
-    trains: dict[int, np.ndarray], sampling_frequency: float, config: BootstrapConfig
-) -> dict[int, dict[str, Any]]:
-    """Return the units that share their spikes with a larger unit that is kept."""
-    indices = sorted(trains, key=lambda index: (-len(trains[index]), index))
-    sorting = NumpySorting.from_unit_dict({index: trains[index] for index in indices}, sampling_frequency)
-    delta = int(COINCIDENCE_MS * sampling_frequency / 1000)
-    shared = make_match_count_matrix(sorting, sorting, delta, ensure_symmetry=True).to_numpy()
-    sizes = np.array([len(trains[index]) for index in indices])
-    reasons: dict[int, dict[str, Any]] = {}
-    for small, index in enumerate(indices):
-        for large, larger in enumerate(indices[:small]):
-            common = min(int(shared[small, large]), sizes[small])
-            agreement = common / (sizes[small] + sizes[large] - common)
-            contained = common / sizes[small]
-            if larger not in reasons and (
-                agreement > config.bootstrap_max_agreement or contained > MAX_CONTAINED
-            ):
-                reasons[index] = {
-                    "reason": "duplicate",
-                    "of": larger,
-                    "agreement": float(agreement),
-                    "limit": config.bootstrap_max_agreement,
-                    "contained": float(contained),
-                }
-                break
-    return reasons
-
-
-def _main_peaks(
-    found: LabelSet, indices: list[int], traces: Traces
-) -> tuple[dict[int, int], dict[int, int], dict[int, float]]:
-    """Return main channel, samples from the sorter's time to the main peak, and amplitude, of some units.
-
-    The distance is 0 where the peak lies further than 1 ms away.
-    """
-    some = replace(found, sorting=found.sorting.select_units(found.sorting.unit_ids[indices]))
-    sizes = np.abs(mean_waveforms(some, traces, _WAVEFORM_SPIKES, _WAVEFORM_RADIUS_MS))
-    centre = sizes.shape[1] // 2
-    farthest = round(MAX_OFFSET_MS * traces.sampling_frequency / 1000)
-    channels, offsets, peaks = {}, {}, {}
-    for index, size in zip(indices, sizes, strict=True):
-        sample, channel = np.unravel_index(size.argmax(), size.shape)
-        offset = int(sample) - centre
-        channels[index], peaks[index] = int(channel), float(size.max())
-        offsets[index] = offset if abs(offset) <= farthest else 0
-    return channels, offsets, peaks
-
-
-def _segment_of(frames: np.ndarray, starts: tuple[int, ...]) -> np.ndarray:
-    return np.searchsorted(starts, frames, side="right") - 1
-
-
-def _move(train: np.ndarray, offset: int, found: LabelSet) -> np.ndarray:
-    """Move spikes by an offset; those that leave their segment or the interval are left out."""
-    moved = train + offset
-    stays = _segment_of(moved, found.segment_starts) == _segment_of(train, found.segment_starts)
-    return moved[stays & (moved >= found.start_frame) & (moved < found.stop_frame)]
-
-
 def _to_segments(found: BaseSorting, recording: BaseRecording, stop_frame: int, source: str) -> LabelSet:
-    """Place the sorter's spikes, whose sample indices are global frames, in the recording's segments."""
+    """Move the sorter's spikes, whose sample indices are global frames, to the recording's segments."""
     starts = segment_starts(recording)
     spikes = found.to_spike_vector()
     inside = (spikes["sample_index"] >= 0) & (spikes["sample_index"] < stop_frame)
     frames, units = spikes["sample_index"][inside], spikes["unit_index"][inside]
-    sorting = _sorting_of(frames, units, found.unit_ids, starts, found.sampling_frequency)
+    sorting = sorting_of_frames(frames, units, found.unit_ids, starts, found.sampling_frequency)
     return LabelSet(sorting, 0, stop_frame, source, starts)
 
 
 def _renumber(cleaned: CleanedUnits, found: LabelSet, recording: BaseRecording) -> LabelSet:
     """Return the kept units with ids from 0 in the order of the position of their main channel."""
-    places = np.arange(recording.get_num_channels())[:, np.newaxis]
+    positions = np.arange(recording.get_num_channels())[:, np.newaxis]
     if recording.has_channel_location():
-        places = np.round(recording.get_channel_locations(), 3)  # so that equal heights are equal
-    order = sorted(cleaned.trains, key=lambda index: (*places[cleaned.main_channels[index]][::-1], index))
-    trains = [cleaned.trains[index] for index in order]
-    units = np.repeat(np.arange(len(trains)), [len(train) for train in trains])
-    frequency = found.sorting.sampling_frequency
-    sorting = _sorting_of(
-        np.concatenate(trains), units, np.arange(len(trains)), found.segment_starts, frequency
-    )
-    return replace(found, sorting=sorting)
-
-
-def _sorting_of(
-    frames: np.ndarray,
-    unit_index: np.ndarray,
-    unit_ids: np.ndarray,
-    starts: tuple[int, ...],
-    sampling_frequency: float,
-) -> BaseSorting:
-    spikes = np.zeros(len(frames), dtype=minimum_spike_dtype)
-    spikes["segment_index"] = _segment_of(frames, starts)
-    spikes["sample_index"] = frames - np.array(starts)[spikes["segment_index"]]
-    spikes["unit_index"] = unit_index
-    return make_sorting(spikes, sampling_frequency, unit_ids, len(starts))
+        positions = np.round(recording.get_channel_locations(), 3)  # no order by rounding errors
+    order = sorted(cleaned.trains, key=lambda index: (*positions[cleaned.main_channels[index]][::-1], index))
+    return relabelled(found, [cleaned.trains[index] for index in order])
 
 
 def _check_installed(sorter: str) -> None:
@@ -413,6 +226,6 @@ def _refuse_nothing_left(sorter: str, dropped: dict[str, dict[str, Any]], log_fi
     raise BootstrapError(
         f"all {len(dropped)} units that {sorter} found were dropped: "
         + ", ".join(f"{count} for {reason}" for reason, count in counts.items()),
-        "at least one unit that keeps the rules",
+        "at least one unit that fulfils the rules",
         f"sort a longer interval (bootstrap_s), relax its limits, or give labels; the log is {log_file}",
     )

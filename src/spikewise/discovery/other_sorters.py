@@ -1,4 +1,4 @@
-"""Running the sorters of SpikeInterface: quiet, with a seed, and without what they leave behind."""
+"""Run the sorters of SpikeInterface: quietly, with a seed, and with their shared memory released."""
 
 from __future__ import annotations
 
@@ -15,53 +15,57 @@ from spikeinterface.sorters import get_default_sorter_params, run_sorter
 from spikeinterface.sorters.utils import SpikeSortingError
 
 from spikewise.core.compiling import keep_compiled
+from spikewise.data.recordings.preprocessing import MAX_OF_SAMPLING_FREQUENCY
 
 
 def run_quietly(
     sorter: str, recording: BaseRecording, folder: Path, parameters: dict[str, Any], seed: int, log: IO[str]
 ) -> NumpySorting:
-    """Run a sorter, with what it prints in a log, and return its spikes in memory.
+    """Run a sorter, write its output to a log, and return its spikes in memory.
 
     Parameters
     ----------
     sorter : str
-        As SpikeInterface calls it.
+        Its name in SpikeInterface.
     recording : BaseRecording
     folder : Path
-        Where it works; made by the sorter.
+        Working folder; the sorter creates it.
     parameters : dict
         See :func:`sorter_parameters`.
     seed : int
-        Of the chunks that SpikeInterface draws.
+        Seed of the chunks that SpikeInterface draws.
     log : file
-        Gets what is printed.
+        Receives all printed output.
 
     Raises
     ------
     Exception
-        Whatever the sorter raises.
+        Any error of the sorter.
     """
     _keep_sorters_compiled()
     with (
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
         seeded_chunks(seed),
-        shared_memory_given_back(),
+        released_shared_memory(),
     ):
         return NumpySorting.from_sorting(run_sorter(sorter, recording, folder=folder, **parameters))
 
 
 def sorter_parameters(sorter: str, recording: BaseRecording, seed: int) -> dict[str, Any]:
-    """Return what differs from the sorter's defaults.
+    """Return the parameters that differ from the sorter's defaults.
 
-    No motion correction, since an initial interval is too short for it; the upper edge of the band-pass at
-    most 0.45 of the sampling frequency, so that recordings at 10 kHz pass; a seed; one job, since each more
-    process would compile the sorter again (about a minute) and could not start from a script without a main
-    guard; no progress bars and no intermediate files. Tetrodes and single channels need nothing else.
-    Kilosort4 does not look further for neighbours than there are channels.
+    - No motion correction: the initial interval is too short for it.
+    - The band-pass ends at MAX_OF_SAMPLING_FREQUENCY at the latest, for recordings at 10 kHz.
+    - A seed, no progress bars, no intermediate files.
+    - One job: each further process would compile the sorter again (about a minute), and could not start from
+      a script without a main guard.
+    - Kilosort4: no more neighbours than there are channels.
+
+    Tetrodes and single channels need no other parameters.
     """
     jobs = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
-    top_hz = 0.45 * recording.sampling_frequency
+    top_hz = MAX_OF_SAMPLING_FREQUENCY * recording.sampling_frequency
     if sorter == "kilosort4":
         nearest = min(10, recording.get_num_channels())
         return {"do_correction": False, "nearest_chans": nearest, **jobs}
@@ -74,7 +78,7 @@ def sorter_parameters(sorter: str, recording: BaseRecording, seed: int) -> dict[
 
 
 def last_line(error: Exception) -> str:
-    """Return the line that names the error; SpikeInterface puts one more below a sorter's traceback."""
+    """Return the line that names the error; SpikeInterface adds one more below a sorter's traceback."""
     text = str(error) if isinstance(error, SpikeSortingError) else traceback.format_exception_only(error)[-1]
     lines = [
         line.strip() for line in text.splitlines() if line.strip() and "Spike sorting failed." not in line
@@ -83,9 +87,9 @@ def last_line(error: Exception) -> str:
 
 
 def _keep_sorters_compiled() -> None:
-    """Keep on disk what the sorters of SpikeInterface compile: most of their time where units are few.
+    """Cache the compiled functions of SpikeInterface's sorters on disk.
 
-    These modules compile nothing of other modules.
+    With few units, compiling takes most of a sorter's time. These modules compile no functions of others.
     """
     from spikeinterface.postprocessing import template_similarity
     from spikeinterface.sortingcomponents.clustering import isosplit_isocut
@@ -98,10 +102,10 @@ def _keep_sorters_compiled() -> None:
 
 @contextlib.contextmanager
 def seeded_chunks(seed: int) -> Iterator[None]:
-    """Give a seed to the random chunks that SpikeInterface draws while a sorter runs.
+    """Set the seed of the random chunks that SpikeInterface draws while a sorter runs.
 
-    In SpikeInterface 0.105 Lupin's matched filter and Tridesclous2's whitening draw chunks with no seed and
-    take none, so that two runs find different units.
+    In SpikeInterface 0.105, Lupin's matched filter and Tridesclous2's whitening draw chunks without a seed
+    and accept none, so two runs find different units.
     """
     defaults = get_random_sample_slices.__defaults__
     get_random_sample_slices.__defaults__ = (*defaults[:-1], seed)  # its last parameter is the seed
@@ -112,30 +116,30 @@ def seeded_chunks(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def shared_memory_given_back() -> Iterator[None]:
-    """Give back the memory that a sorter shares among processes.
+def released_shared_memory() -> Iterator[None]:
+    """Release the memory that a sorter shares among processes.
 
     In SpikeInterface 0.105 the sorters keep the filtered recording in shared memory (2.8 GB for a minute of
-    384 channels), and leave it there until the process ends: it is closed while arrays still look into it.
+    384 channels) until the process ends: they close it while arrays still use it.
     """
-    made: list[str] = []
+    names: list[str] = []
     original = shared_memory.SharedMemory
 
-    class Noted(original):  # type: ignore[misc, valid-type]
-        """Tells its name to this function."""
+    class Recorded(original):  # type: ignore[misc, valid-type]
+        """Shared memory whose name is recorded when it is created."""
 
         def __init__(self, name: str | None = None, create: bool = False, size: int = 0):
             super().__init__(name, create, size)
             if create:
-                made.append(self.name)
+                names.append(self.name)
 
-    shared_memory.SharedMemory = Noted  # type: ignore[misc]
+    shared_memory.SharedMemory = Recorded  # type: ignore[misc]
     try:
         yield
     finally:
         shared_memory.SharedMemory = original  # type: ignore[misc]
-        for name in made:
-            with contextlib.suppress(FileNotFoundError):  # the sorter gave it back
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # the sorter released it
                 left = original(name)
                 left.unlink()
                 left.close()

@@ -16,10 +16,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from spikewise.api import sort
 from spikewise.core.config import Config
 from spikewise.core.errors import SettingError, SpikewiseError
 from spikewise.core.progress import ProgressCallback, silent
+from spikewise.jobs.sort import sort
 from spikewise.output.store import is_finished_result
 
 logger = logging.getLogger(__name__)
@@ -92,9 +92,9 @@ def sort_many(
     config : Config, optional
         The settings of all.
     progress : callable
-        Told how far a recording is.
+        Called with the progress of each recording.
     tell : callable
-        Told the states whenever one changes.
+        Called with all jobs whenever a state changes.
 
     Returns
     -------

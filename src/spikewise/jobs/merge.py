@@ -17,35 +17,33 @@ from spikeinterface.core.base import minimum_spike_dtype
 
 from spikewise.core.files import writing
 from spikewise.data.labels.label_set import make_ordered_sorting
-from spikewise.jobs.shards import Shard, ShardStore, check_whole
+from spikewise.jobs.finding import FoundShards
+from spikewise.jobs.state.shards import Shard, ShardStore, check_whole
 from spikewise.models.checkpoint import Model
 
 
-def merge_shards(
-    store: ShardStore, periods: Sequence[Sequence[Shard]], model: Model, num_segments: int, file: Path
-) -> BaseSorting:
+def merge_shards(found: FoundShards, model: Model, num_segments: int, file: Path) -> BaseSorting:
     """Join the shards of all groups to one sorting, in order of segment, time, then unit.
 
-    Where a period ends and another begins, which has other weights, a spike of a unit that lies within the
-    merging time of one of the same unit before is that one, found twice.
+    Two periods have different weights, so that both may find a spike at the seam between them. Of two spikes
+    of one unit that are found on the two sides within the merging time, the first is kept.
 
     Parameters
     ----------
-    store : ShardStore
-    periods : sequence of sequences of Shard
-        All shards of the sort, those of each period, cut alike in every group.
+    found : FoundShards
+        All shards of the sort, cut alike in every group.
     model : Model
-        Gives the units, group after group.
+        Its units, group after group.
     num_segments : int
     file : Path
         Where the spikes are written, as .npy; the sorting reads from it.
     """
-    shards = [shard for period in periods for shard in period]
+    store, periods, shards = found.store, found.periods, found.shards
     check_whole(store, shards)
     seams = {min((shard.segment_index, shard.start) for shard in period) for period in periods[1:] if period}
     together = round(model.detection_config.merge_ms * model.sampling_frequency / 1000)
     spikes = np.empty(0, minimum_spike_dtype)
-    if sum(map(store.num_spikes, shards)):  # nothing cannot be mapped
+    if sum(map(store.num_spikes, shards)):  # an empty file cannot be mapped
         with writing(file), open(file, "wb") as opened:
             count = 0
             np.lib.format.write_array_header_1_0(opened, _header(count))
@@ -82,7 +80,7 @@ def in_memory(sorting: BaseSorting) -> BaseSorting:
 def _found_once(
     parts: Iterator[tuple[tuple[int, int], np.ndarray]], seams: set[tuple[int, int]], together: int
 ) -> Iterator[np.ndarray]:
-    """Yield the spikes of stretches, without those that were found before a seam already."""
+    """Yield the spikes of stretches, without those that were already found before a seam."""
     before = np.empty(0, minimum_spike_dtype)
     for (segment_index, start), spikes in parts:
         if (segment_index, start) in seams:
@@ -99,7 +97,7 @@ def _found_once(
 def _in_order(
     store: ShardStore, shards: Sequence[Shard], model: Model
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """Yield one stretch of time after the other: segment and start, and the spikes of all groups."""
+    """Yield segment, start and the spikes of all groups for one stretch of time after the other."""
     first_units = np.cumsum([0] + [len(group.unit_ids) for group in model.groups])
     by_time = sorted(shards, key=lambda shard: (shard.segment_index, shard.start, shard.group_index))
     for (segment_index, start), parts in itertools.groupby(by_time, lambda s: (s.segment_index, s.start)):

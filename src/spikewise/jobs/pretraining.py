@@ -25,9 +25,10 @@ from spikewise.data.opening import open_labels, open_recording, settings_from
 from spikewise.learning.backbone_training import PatchSet, train_backbone
 from spikewise.learning.examples.training_set import Block, split_interval
 from spikewise.learning.rounds import UnitLearner, by_unit, make_patch_set
+from spikewise.learning.settings import LearningSettings
 from spikewise.models.backbone_file import FEATURES, Pretrained, save_pretrained
 from spikewise.models.esort import window_samples
-from spikewise.sorting.groups import prepare_groups
+from spikewise.sorting.groups import Preparation, prepare_groups
 
 WINDOW_SAMPLES = 60
 """Samples of a window while filters are learnt: those of 1.875 ms at 32 kHz."""
@@ -49,7 +50,7 @@ def pretrain(
     Parameters
     ----------
     recordings : sequence of (recording, labels)
-        Each an object or where it is; the labels hold all spikes of their units. Probes, noise and sampling
+        Each an object or its path; the labels hold all spikes of their units. Probes, noise and sampling
         frequencies may differ: the more they do, the more recordings the filters serve.
     output : str or Path, optional
         File to write the filters to.
@@ -62,7 +63,7 @@ def pretrain(
     config : Config, optional
         All settings; or give single ones as keyword options.
     progress : callable, optional
-        Told how far it is.
+        Called with the progress.
 
     Returns
     -------
@@ -172,7 +173,7 @@ def _patches_of(
 ) -> list[PatchSet]:
     """Make patches of the units of each group of a recording."""
     label_set = make_label_set(labels, recording, LabelsConfig(), "labels")
-    groups = prepare_groups(recording, config)
+    groups = prepare_groups(recording, Preparation.of(config))
     parts = split_labels_by_group(label_set, {group.name: group.reader for group in groups})
     window = window_samples(config.network, recording.get_sampling_frequency())
     made = []
@@ -185,7 +186,9 @@ def _patches_of(
             Block(block.segment_index, block.start, block.stop, False)
             for block in split_interval(group.reader, start, stop, spikes, config.training.held_out_fraction)
         ]
-        learner = UnitLearner(group.reader, group.recording.get_channel_locations(), window, config)
+        learner = UnitLearner(
+            group.reader, group.recording.get_channel_locations(), window, LearningSettings.of(config)
+        )
         frames = by_unit(spikes)
         maker = learner.patches(learner.store(blocks), frames, frames)
         if any(len(columns) for columns in maker.columns):

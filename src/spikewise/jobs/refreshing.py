@@ -1,10 +1,10 @@
-"""Units learnt anew while a long recording is sorted, from their own confident spikes.
+"""Units relearnt while a long recording is sorted, from their own confident spikes.
 
 Over hours a probe settles and neurons change, until labels of the first minute no longer show what the units
-look like. With ``refresh_min`` the recording is sorted in periods of so many minutes. After each, the units
-are learnt anew from the spikes that were found with confidence in its last minute, and the next period is
-sorted with what they learnt. Units keep their ids; a unit with too few spikes stays as it was. Each refreshed
-model is kept until the sort is whole, so that a sort that ended goes on with the same units.
+look like. With ``refresh_min`` the recording is sorted in periods of this many minutes. After each period the
+units are relearnt from the confident spikes of its last minute, and the new model sorts the next period. Units
+keep their ids; a unit with too few spikes is not relearnt. Each relearnt model is kept until the sort is
+finished, so that an interrupted sort continues with the same units.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from spikewise.core.errors import Interrupted, SettingError
 from spikewise.core.progress import ProgressCallback
 from spikewise.core.seeds import stage_seed
 from spikewise.data.labels.label_set import LabelSet, relabelled
-from spikewise.jobs.shards import Shard, ShardStore
-from spikewise.jobs.unfinished import Unfinished
+from spikewise.jobs.state.shards import Shard, ShardStore
+from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.learning.group_learning import learn_group
-from spikewise.learning.rounds import CONFIDENT
+from spikewise.learning.settings import LearningSettings
 from spikewise.models.checkpoint import GroupModel, Model, load_model, save_model
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.sorting.groups import Group
@@ -34,9 +34,9 @@ from spikewise.sorting.groups import Group
 logger = logging.getLogger(__name__)
 
 WINDOW_S = 60.0
-"""Of a period the last so many seconds teach."""
+"""Units are relearnt from the last WINDOW_S seconds of each period."""
 FEWEST_SPIKES = 10
-"""A unit with fewer confident spikes there stays as it was."""
+"""A unit with fewer confident spikes in these seconds is not relearnt."""
 
 
 class Refresher:
@@ -45,7 +45,7 @@ class Refresher:
     Parameters
     ----------
     model : Model
-        That of the first period.
+        The model of the first period.
     groups : sequence of Group
         The groups of the recording, preprocessed as for the model.
     config : Config
@@ -55,7 +55,7 @@ class Refresher:
     state : Unfinished
         Where refreshed models are kept.
     progress : callable
-        Told how learning goes.
+        Called with the progress of learning.
 
     Raises
     ------
@@ -123,14 +123,15 @@ class Refresher:
             )
         return _with_units(part, learnt, units), len(units)
 
-    def _settings(self, number: int, model: Model, network: NeighbourhoodNetwork) -> Config:
+    def _settings(self, number: int, model: Model, network: NeighbourhoodNetwork) -> LearningSettings:
         """Return settings with which the same kind of units is learnt, from all spikes."""
         seed = stage_seed(self._config.training.seed, f"refresh {number}") % 2**31
-        return dataclasses.replace(
-            self._config,
+        return LearningSettings(
+            design="neighbourhood",
             network=model.network_config,
             detection=model.detection_config,
-            labels=dataclasses.replace(self._config.labels, labels_per_unit=None),
+            sorting=self._config.sorting,
+            labels_per_unit=None,
             units=dataclasses.replace(
                 self._config.units,
                 near_channels=network.channel_index.shape[1],
@@ -158,7 +159,7 @@ class Refresher:
         frames = np.concatenate([first + table["sample_index"] for first, table in tables])
         of_unit = np.concatenate([table["unit_index"] for _, table in tables])
         response = np.concatenate([table["response"] for _, table in tables])
-        is_sure = (response > CONFIDENT) & (frames >= start)
+        is_sure = (response > self._config.units.confident) & (frames >= start)
         counts = np.bincount(of_unit[is_sure], minlength=num_units)
         units = np.flatnonzero(counts >= FEWEST_SPIKES)
         empty = NumpySorting.from_unit_dict([{} for _ in starts], rate)

@@ -106,9 +106,9 @@ class SpikewiseSorter(BaseSorter):
 
     @classmethod
     def _run_from_folder(cls, sorter_output_folder: Path, params: dict[str, Any], verbose: bool) -> None:
-        from spikewise.api import sort
-        from spikewise.cli.console import progress_bars
+        from spikewise.core.progress_bars import progress_bars
         from spikewise.data.recordings.probes import attach_probe
+        from spikewise.jobs.sort import sort
 
         config, own = _split(params)
         recording = cls.load_recording_from_folder(sorter_output_folder.parent, with_warnings=False)
@@ -144,8 +144,8 @@ def _kept_model(
     recording: BaseRecording, labels: str | None, config: Config, folder: Path, progress: ProgressCallback
 ) -> Path:
     """Return the file of the model that this recording, these labels and these settings make."""
-    from spikewise.api import train
     from spikewise.core.files import writing
+    from spikewise.jobs.sort import train
     from spikewise.models.checkpoint import save_model
 
     file = folder / f"{_fingerprint(recording, labels, config)}.safetensors"

@@ -6,12 +6,13 @@ import dataclasses
 import logging
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spikeinterface.core import BaseRecording, BaseSorting, NumpyFolderSorting
 
-from spikewise.core.config import Config
+from spikewise.core.config import BootstrapConfig, Config, LabelsConfig
 from spikewise.core.errors import BootstrapError
 from spikewise.core.files import sync_tree, writing
 from spikewise.core.untrusted import safe_name
@@ -20,9 +21,10 @@ from spikewise.data.labels.label_set import (
     make_label_set,
     split_labels_by_group,
 )
+from spikewise.data.opening import Inputs
 from spikewise.discovery.bootstrap import bootstrap_labels
 from spikewise.discovery.label_cleaning import clean_labels
-from spikewise.jobs.unfinished import Unfinished
+from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.output.store import BOOTSTRAP_FOLDER
 from spikewise.sorting.groups import Group
 
@@ -32,34 +34,45 @@ logger = logging.getLogger(__name__)
 
 
 def label_groups(
-    groups: list[Group],
-    recording: BaseRecording,
-    labels: BaseSorting | None,
-    source: str,
-    config: Config,
-    state: Unfinished,
+    groups: Sequence[Group], inputs: Inputs, config: Config, state: Unfinished
 ) -> tuple[dict[str, LabelSet], dict[str, Any]]:
-    """Return the labels of each group, and the facts about where they came from.
+    """Return the labels of each group, and the facts about their source: given labels, or discovered ones."""
+    if inputs.labels is not None:
+        return given_labels(groups, inputs.recording, inputs.labels, inputs.label_source, config.labels)
+    return discovered_labels(groups, config.bootstrap, config.training.seed, state)
 
-    Given labels are shared out by where their mean waveforms are largest; without labels each group is sorted
-    by the bootstrap sorter, and unit ids count on from group to group; its labels are written to the output
-    folder, and a group that has them there is not sorted again.
+
+def given_labels(
+    groups: Sequence[Group], recording: BaseRecording, labels: BaseSorting, source: str, config: LabelsConfig
+) -> tuple[dict[str, LabelSet], dict[str, Any]]:
+    """Give each labelled unit to the group of channels on which its mean waveform is largest."""
+    label_set = make_label_set(labels, recording, config, source)
+    by_group = split_labels_by_group(label_set, {group.name: group.reader for group in groups})
+    return by_group, {"source": source, "interval_s": list(label_set.seconds())}
+
+
+def discovered_labels(
+    groups: Sequence[Group], config: BootstrapConfig, seed: int, state: Unfinished
+) -> tuple[dict[str, LabelSet], dict[str, Any]]:
+    """Let another sorter label each group; unit ids are counted through all groups.
+
+    The labels are written to the output folder. A group whose labels are there is not sorted again.
+
+    Raises
+    ------
+    BootstrapError
+        If the sorter finds no unit in any group.
     """
-    if labels is not None:
-        label_set = make_label_set(labels, recording, config.labels, source)
-        shared_out = split_labels_by_group(label_set, {group.name: group.reader for group in groups})
-        return shared_out, {"source": source, "interval_s": list(label_set.seconds())}
     label_sets: dict[str, LabelSet] = {}
-    facts: dict[str, Any] = {"source": f"bootstrap {config.bootstrap.bootstrap}", "groups": {}}
+    facts: dict[str, Any] = {"source": f"bootstrap {config.bootstrap}", "groups": {}}
     next_id = 0
     for index, group in enumerate(groups):
         try:
-            kept = _kept_labels(state, index, group) or _bootstrap_group(state, index, group, config, next_id)
+            kept = _kept_labels(state, index, group)
+            kept = kept or _bootstrap_group(state, index, group, config, seed, next_id)
         except BootstrapError as error:
             if len(groups) == 1:
-                raise _with_log_kept(
-                    error, state.output / f"bootstrap_{config.bootstrap.bootstrap}.log"
-                ) from error
+                raise _with_log_kept(error, state.output / f"bootstrap_{config.bootstrap}.log") from error
             logger.warning("group %s gives no labels: %s", group.name, error)
             facts["groups"][group.name] = {"error": str(error)}
             continue
@@ -68,7 +81,7 @@ def label_groups(
         facts["interval_s"] = list(label_sets[group.name].seconds())
     if not label_sets:
         raise BootstrapError(
-            f"{config.bootstrap.bootstrap} found no unit in any of the {len(groups)} groups",
+            f"{config.bootstrap} found no unit in any of the {len(groups)} groups",
             "at least one unit in one group",
             "give labels with --labels, or try another sorter with --bootstrap",
         )
@@ -76,15 +89,15 @@ def label_groups(
 
 
 def _bootstrap_group(
-    state: Unfinished, index: int, group: Group, config: Config, first_id: int
+    state: Unfinished, index: int, group: Group, config: BootstrapConfig, seed: int, first_id: int
 ) -> tuple[LabelSet, dict[str, Any]]:
     """Let the bootstrap sorter make the labels of a group, keep them, and return them as they are kept."""
     repaired = group.preprocessed.repaired
     bootstrap = bootstrap_labels(
         group.recording if repaired is None else repaired,
-        config.bootstrap,
+        config,
         group.preprocessed.recording,
-        seed=config.training.seed,
+        seed=seed,
         folder=state.output,
         silenced_channel_ids=group.preprocessed.silenced_channel_ids,
     )
@@ -114,7 +127,7 @@ def _bootstrap_group(
 
 
 def _labels_place(state: Unfinished, group: Group) -> Path:
-    """Return where the bootstrap labels of a group are kept; its name may come from a stranger's file."""
+    """Return where the bootstrap labels of a group are kept; its name may come from an untrusted file."""
     return state.output / BOOTSTRAP_FOLDER / safe_name(group.name)
 
 

@@ -1,4 +1,4 @@
-"""From a recording and its labels to a model: group by group, labels, training set, training, thresholds."""
+"""From the labels of one group of channels to its model: training and thresholds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spikewise.core.config import Config, TrainingConfig
-from spikewise.core.errors import SettingError
+from spikewise.core.config import TrainingConfig
+from spikewise.core.errors import LabelsError, SettingError
 from spikewise.core.progress import ProgressCallback
 from spikewise.core.threads import one_thread_each
 from spikewise.data.labels.label_set import (
@@ -19,17 +19,19 @@ from spikewise.data.labels.label_set import (
     LabelSet,
     kept_spikes,
 )
-from spikewise.learning.dense_learning import _learn_dense, _losses, _nothing_to_learn
+from spikewise.data.recordings.reader import TraceReader
+from spikewise.learning.dense_learning import learn_dense, losses_as_json
 from spikewise.learning.examples.damaged_labels import drop_damaged_labels
 from spikewise.learning.examples.training_set import Block, split_interval
 from spikewise.learning.rounds import UnitLearner
-from spikewise.learning.thresholds import DEFAULT_THRESHOLD, choose_thresholds
+from spikewise.learning.settings import LearningSettings
+from spikewise.learning.thresholds import DEFAULT_THRESHOLD, choose_thresholds, lowest_thresholds
 from spikewise.learning.training_loop import Start
 from spikewise.models.checkpoint import GroupModel
 from spikewise.models.esort import window_samples
 from spikewise.models.neighbourhood import Backbone
 from spikewise.models.windowed import WindowedNetwork
-from spikewise.sorting.detect import make_detector
+from spikewise.sorting.detectors import make_detector
 from spikewise.sorting.groups import Group
 
 logger = logging.getLogger(__name__)
@@ -38,15 +40,24 @@ logger = logging.getLogger(__name__)
 def learn_group(
     group: Group,
     label_set: LabelSet,
-    config: Config,
+    settings: LearningSettings,
     progress: ProgressCallback,
     start: Start | Backbone | None = None,
     checkpoint: Path | None = None,
 ) -> tuple[GroupModel, dict[str, Any]]:
-    """Train the network of one group, from `start` if it is given, and choose its thresholds.
+    """Train the network of one group and choose its thresholds.
 
-    What training starts from are the weights of another dense network, or temporal filters. With the design
-    neighbourhood it goes on from `checkpoint`, where that is there, and writes it.
+    Parameters
+    ----------
+    group : Group
+    label_set : LabelSet
+    settings : LearningSettings
+    progress : callable
+        Called with the progress of each stage.
+    start : Start or Backbone, optional
+        Weights of another dense network, or temporal filters, that training starts from.
+    checkpoint : Path, optional
+        File of the state of training (design neighbourhood): training goes on from it and writes it.
 
     Returns
     -------
@@ -55,28 +66,28 @@ def learn_group(
         The facts of its training.
     """
     rate = group.reader.sampling_frequency
-    window = window_samples(config.network, rate)
+    window = window_samples(settings.network, rate)
     label_set = drop_damaged_labels(label_set, group.reader, window)
-    spikes = kept_spikes(label_set, config.labels.labels_per_unit)
-    held_out_fraction = config.training.held_out_fraction
-    blocks = split_interval(
-        group.reader, label_set.start_frame, label_set.stop_frame, spikes, held_out_fraction
-    )
+    spikes = kept_spikes(label_set, settings.labels_per_unit)
+    fraction = settings.training.held_out_fraction
+    blocks = split_interval(group.reader, label_set.start_frame, label_set.stop_frame, spikes, fraction)
     started = time.perf_counter()
-    if config.design == "neighbourhood":
+    if settings.design == "neighbourhood":
         backbone = start if isinstance(start, Backbone) else None
         learner = UnitLearner(
-            group.reader, group.recording.get_channel_locations(), window, config, checkpoint
+            group.reader, group.recording.get_channel_locations(), window, settings, checkpoint
         )
         with one_thread_each():
-            network, facts = _learn_units(learner, group, label_set, spikes, blocks, progress, backbone)
+            network, facts = _learn_units(learner, spikes, blocks, progress, backbone)
     else:
         weights = start if isinstance(start, Start) else None
-        network, facts = _learn_dense(group, label_set, spikes, blocks, window, config, progress, weights)
-    _check_finite(network, config.training.resolved())
+        network, facts = learn_dense(group, spikes, blocks, settings, progress, weights)
+    if network is None:
+        raise _nothing_to_learn(group, label_set, window)
+    _check_finite(network, settings.training.resolved())
     learnt = time.perf_counter()
     held_out = [block for block in blocks if block.held_out]
-    thresholds = _thresholds(group, network, spikes, held_out, config, progress)
+    thresholds = _thresholds(group.reader, network, spikes, held_out, settings, progress)
     model = GroupModel(
         name=group.name,
         network=network.cpu().eval(),
@@ -102,25 +113,34 @@ def learn_group(
 
 def _learn_units(
     learner: UnitLearner,
-    group: Group,
-    label_set: LabelSet,
     spikes: KeptSpikes,
     blocks: list[Block],
     progress: ProgressCallback,
     backbone: Backbone | None,
-) -> tuple[WindowedNetwork, dict[str, Any]]:
-    """Learn each unit on its own, on filters that fit any probe."""
+) -> tuple[WindowedNetwork | None, dict[str, Any]]:
+    """Learn each unit on its own, on filters that fit any probe; None if there is nothing to learn from."""
     learnt = learner.learn(spikes, blocks, backbone, progress)
     if learnt is None:
-        raise _nothing_to_learn(group, label_set, learner.shape.window_samples)
+        return None, {}
     return learnt.network, {
         "num_training_spikes": learnt.num_labelled,
         "num_confident_spikes": learnt.num_confident,
-        "train_loss": _losses(learnt.train_loss),
-        "held_out_loss": _losses(learnt.held_out_loss),
+        "train_loss": losses_as_json(learnt.train_loss),
+        "held_out_loss": losses_as_json(learnt.held_out_loss),
         "best_epoch": len(learnt.train_loss) - 1,
         "interrupted": learnt.interrupted,
     }
+
+
+def _nothing_to_learn(group: Group, label_set: LabelSet, window: int) -> LabelsError:
+    """Return the error that no label leaves a window to learn from."""
+    start_s, stop_s = label_set.seconds()
+    return LabelsError(
+        f"no label of group {group.name} can be learnt from: all lie at the edges of the label interval, "
+        f"{start_s:g} to {stop_s:g} s, or of the parts it is cut into",
+        f"labels with {window} samples around them inside the interval",
+        "label more spikes, or widen the interval with --label-interval if the labels in it are complete",
+    )
 
 
 def _check_finite(network: WindowedNetwork, training: TrainingConfig) -> None:
@@ -134,24 +154,23 @@ def _check_finite(network: WindowedNetwork, training: TrainingConfig) -> None:
 
 
 def _thresholds(
-    group: Group,
+    reader: TraceReader,
     network: WindowedNetwork,
     spikes: KeptSpikes,
     held_out: list[Block],
-    config: Config,
+    settings: LearningSettings,
     progress: ProgressCallback,
 ) -> np.ndarray:
     num_units = len(spikes.unit_ids)
-    if config.detection.threshold is not None:
-        return np.full(num_units, config.detection.threshold, dtype=np.float32)
-    if config.design == "neighbourhood" and config.labels.labels_per_unit is not None:
+    if settings.detection.threshold is not None:
+        return np.full(num_units, settings.detection.threshold, dtype=np.float32)
+    if settings.design == "neighbourhood" and settings.labels_per_unit is not None:
         # A few spikes in the held-out time choose no better than the network's own probability.
         return np.full(num_units, DEFAULT_THRESHOLD, dtype=np.float32)
-    rate = group.reader.sampling_frequency
-    initial = np.full(num_units, DEFAULT_THRESHOLD)
-    detector = make_detector(network, initial, rate, config.detection, config.sorting)
+    lowest, rate = lowest_thresholds(num_units), reader.sampling_frequency
+    detector = make_detector(network, lowest, rate, settings.detection, settings.sorting)
     try:
-        return choose_thresholds(detector, group.reader, spikes, held_out, progress)
+        return choose_thresholds(detector, reader, spikes, held_out, progress)
     except KeyboardInterrupt:
         logger.warning("interrupted while choosing thresholds; all are %g", DEFAULT_THRESHOLD)
         return np.full(num_units, DEFAULT_THRESHOLD, dtype=np.float32)

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from scipy.spatial import KDTree
 
-from spikewise.core.config import Config
 from spikewise.core.errors import SettingError
 from spikewise.core.progress import ProgressCallback
 from spikewise.core.seeds import stage_generator, stage_seed
@@ -34,32 +33,17 @@ from spikewise.learning.examples.resemblance import resembling_columns
 from spikewise.learning.examples.stored_traces import StoredTraces
 from spikewise.learning.examples.training_set import Block
 from spikewise.learning.examples.unit_templates import TEMPLATE_MS, UnitTemplates, estimate_templates
+from spikewise.learning.settings import LearningSettings
 from spikewise.learning.thresholds import find_in_block
 from spikewise.learning.unit_progress import UnitProgress, load_progress
 from spikewise.learning.unit_training import UnitTraining, evaluate_units, train_units
 from spikewise.models.backbone_file import FEATURES, which_set
 from spikewise.models.gates import block_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
-from spikewise.sorting.detect import label_radius_samples, make_detector, stride_samples
+from spikewise.sorting.detector import label_radius_samples, stride_samples
+from spikewise.sorting.detectors import make_detector
 
 logger = logging.getLogger(__name__)
-
-CONFIDENT = 0.7
-"""Response from which on a spike found counts as labelled in the next round."""
-SUSPECTED = 0.15
-"""Response from which on a spike may be one, so that it is no example of the unit's absence."""
-USUAL_DRIFT_UM = 15.0
-_LONG_PROBE_UM = 200.0
-_MAX_SPIKES = 1000
-_DRIFT_STEP_UM = 5.0
-_NEAR_UM = 30.0
-_NUM_NEAR = (12, 32)
-_BATCH_SIZE = 256
-_LEARNING_RATE = 5e-3
-_WEIGHT_DECAY = 3e-2
-_HELD_OUT_PATCHES = 200
-_SCRATCH_STEPS = 1500
-_SCRATCH_PATCHES = 500
 
 
 @dataclass(frozen=True)
@@ -88,9 +72,9 @@ class UnitLearner:
         (num_channels, 2 or 3)
     window_samples : int
         Length of the network's window.
-    config : Config
+    settings : LearningSettings
     checkpoint : Path, optional
-        File that says how far learning is: it goes on from there.
+        File that holds the state of learning: learning goes on from there.
     """
 
     def __init__(
@@ -98,14 +82,14 @@ class UnitLearner:
         traces: Traces,
         channel_positions_um: np.ndarray,
         window_samples: int,
-        config: Config,
+        settings: LearningSettings,
         checkpoint: Path | None = None,
     ):
         self.traces = traces
         self.checkpoint = checkpoint
         self.positions = np.asarray(channel_positions_um, dtype=float)
-        self.config = config
-        radius = label_radius_samples(config.detection, traces.sampling_frequency)
+        self.settings = settings
+        radius = label_radius_samples(settings.detection, traces.sampling_frequency)
         self.shape = PatchShape(window_samples, radius)
         stride = stride_samples(radius, NeighbourhoodNetwork.largest_stride)
         self.gate_block = block_samples(traces.sampling_frequency, stride)
@@ -134,27 +118,28 @@ class UnitLearner:
 
     def _num_near(self) -> int:
         """Return how many channels a unit sees: the more, the closer they lie."""
-        if self.config.units.near_channels is not None:
-            return self.config.units.near_channels
-        within = KDTree(self.positions).query_ball_point(self.positions, _NEAR_UM, return_length=True)
-        fewest, most = _NUM_NEAR
+        if self.settings.units.near_channels is not None:
+            return self.settings.units.near_channels
+        tree, radius = KDTree(self.positions), self.settings.units.near_um
+        within = tree.query_ball_point(self.positions, radius, return_length=True)
+        fewest, most = self.settings.units.near_limits
         return int(np.clip(np.median(within), fewest, most))
 
     def _moved(self, templates: UnitTemplates) -> np.ndarray | None:
         """Return the templates of units that have moved along the probe, where they are to be expected."""
-        furthest = self.config.units.drift_um
+        furthest = self.settings.units.drift_um
         if furthest is not None:
             return self._moved_up_to(furthest, templates) if furthest else None
-        if np.ptp(self.positions[:, 1]) < _LONG_PROBE_UM:
+        if np.ptp(self.positions[:, 1]) < self.settings.units.long_probe_um:
             return None
         try:
-            return self._moved_up_to(USUAL_DRIFT_UM, templates)
+            return self._moved_up_to(self.settings.units.usual_drift_um, templates)
         except SettingError as error:
             logger.info("no drift is expected: %s", error)
             return None
 
     def _moved_up_to(self, furthest: float, templates: UnitTemplates) -> np.ndarray:
-        count = math.ceil(furthest / _DRIFT_STEP_UM)
+        count = math.ceil(furthest / self.settings.units.drift_step_um)
         steps = np.delete(np.linspace(-furthest, furthest, 2 * count + 1), count)  # without staying in place
         by_sample = templates.values.transpose(0, 2, 1)  # units, samples, channels
         moved = move_templates(by_sample, self.positions[:, :2], steps)
@@ -177,7 +162,7 @@ class UnitLearner:
         num_labelled = sum(len(stored.columns_of(of_unit)[0]) for of_unit in labelled)
         if not num_labelled:
             return None
-        known, suspected, rounds = labelled, labelled, self.config.units.rounds
+        known, suspected, rounds = labelled, labelled, self.settings.units.rounds
         maker = self.patches(stored, known, suspected)
         if backbone is None:
             backbone = self._backbone_from(maker, progress)
@@ -244,25 +229,36 @@ class UnitLearner:
 
     def _training(self, number: int, num_units: int) -> UnitTraining:
         """Return the settings of a round: those before the last get half of the effort."""
-        patches, steps = self.config.units.effort(num_units)
-        if number + 1 < self.config.units.rounds:
+        patches, steps = self.settings.units.effort(num_units)
+        if number + 1 < self.settings.units.rounds:
             patches, steps = -(-patches // 2), -(-steps // 2)
-        seed = stage_seed(self.config.training.seed, f"round {number}")
-        return UnitTraining(patches, steps, _BATCH_SIZE, _LEARNING_RATE, _WEIGHT_DECAY, seed, self.gate_block)
+        seed = stage_seed(self.settings.training.seed, f"round {number}")
+        units = self.settings.units
+        return UnitTraining(
+            patches_per_unit=patches,
+            steps=steps,
+            batch_size=units.unit_batch_size,
+            learning_rate=units.unit_learning_rate,
+            weight_decay=units.unit_weight_decay,
+            seed=seed,
+            gate_block=self.gate_block,
+        )
 
     def _network(self, maker: PatchMaker, backbone: Backbone) -> NeighbourhoodNetwork:
         return NeighbourhoodNetwork(
             copy.deepcopy(backbone),
             len(self.positions),
             torch.from_numpy(maker.channel_index),
-            self.config.units.hidden_features,
+            self.settings.units.hidden_features,
         )
 
     def _backbone_from(self, maker: PatchMaker, progress: ProgressCallback) -> Backbone:
         """Learn filters from the patches of this recording alone."""
-        patch_set = make_patch_set(maker, _SCRATCH_PATCHES, self.config.training.seed)
-        features, seed = FEATURES[which_set(self.traces.num_channels)], self.config.training.seed
-        return train_backbone([patch_set], features, _SCRATCH_STEPS, seed, progress=progress)
+        patch_set = make_patch_set(maker, self.settings.units.scratch_patches, self.settings.training.seed)
+        features, seed = FEATURES[which_set(self.traces.num_channels)], self.settings.training.seed
+        return train_backbone(
+            [patch_set], features, self.settings.units.scratch_steps, seed, progress=progress
+        )
 
     def _held_out_loss(
         self,
@@ -277,7 +273,13 @@ class UnitLearner:
         none = [np.empty(0, np.int64)] * network.num_units
         own = [np.sort(held_out.columns_of(of_unit)[0]) for of_unit in labelled]
         other = PatchMaker(held_out, maker.templates, maker.channel_index, none, own, self.shape)
-        return float(np.mean(evaluate_units(network, other, _HELD_OUT_PATCHES, self.config.training.seed)))
+        return float(
+            np.mean(
+                evaluate_units(
+                    network, other, self.settings.units.held_out_patches, self.settings.training.seed
+                )
+            )
+        )
 
     def _look(
         self,
@@ -289,10 +291,10 @@ class UnitLearner:
         """Return the global frames of each unit's confident spikes, and of all that may be its spikes."""
         detector = make_detector(
             network,
-            np.full(network.num_units, SUSPECTED),
+            np.full(network.num_units, self.settings.units.suspected),
             self.traces.sampling_frequency,
-            self.config.detection,
-            self.config.sorting,
+            self.settings.detection,
+            self.settings.sorting,
         )
         parts = []
         for done, block in enumerate(blocks):
@@ -303,8 +305,9 @@ class UnitLearner:
         for unit in range(network.num_units):
             frames = np.concatenate([part.sample_index[part.unit_index == unit] for part in parts])
             responses = np.concatenate([part.response[part.unit_index == unit] for part in parts])
-            sure = frames[responses > CONFIDENT]
-            spread = np.linspace(0, len(sure) - 1, min(len(sure), _MAX_SPIKES)).round().astype(int)
+            sure = frames[responses > self.settings.units.confident]
+            count = min(len(sure), self.settings.units.confident_spikes)
+            spread = np.linspace(0, len(sure) - 1, count).round().astype(int)
             confident.append(sure[spread])
             uncertain.append(frames)
         return confident, uncertain

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
+from spikewise.core.constants import COINCIDENCE_MS
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.data.labels.label_set import KeptSpikes
 from spikewise.data.recordings.reader import Traces
 from spikewise.learning.examples.training_set import Block
-from spikewise.sorting.detect import Detector, Spikes
+from spikewise.sorting.detector import Detector
+from spikewise.sorting.spikes import Spikes
 
 CANDIDATES = np.arange(0.10, 0.96, 0.025)
 DEFAULT_THRESHOLD = 0.5
@@ -30,8 +31,12 @@ USUALLY_MISSED = 0.075 * CANDIDATES**1.6
 with 10 and 30 labels for each unit, whose best thresholds were 0.4 to 0.7."""
 USUALLY_FALSE = 0.55 * np.exp(-7.7 * CANDIDATES)
 """False spikes above each candidate, for each true one, from the same recordings."""
-DELTA_TIME_MS = 0.4
 _MAX_HELD_OUT_S = 30.0
+
+
+def lowest_thresholds(num_units: int) -> np.ndarray:
+    """Return thresholds (num_units,) with which a detector finds the peaks that all candidates keep."""
+    return np.full(num_units, CANDIDATES[0], dtype=np.float32)
 
 
 def choose_thresholds(
@@ -48,8 +53,8 @@ def choose_thresholds(
 
     Parameters
     ----------
-    detector : SpikeDetector
-        Its own thresholds are replaced by the lowest candidate.
+    detector : Detector
+        With :func:`lowest_thresholds`, so that it finds all peaks that a candidate may keep.
     traces : Traces
     spikes : KeptSpikes
     held_out : sequence of Block
@@ -61,8 +66,9 @@ def choose_thresholds(
     ndarray
         (num_units,); that of the usual curves, 0.5, for all if no positive spike lies in the held-out time.
     """
-    detector.thresholds = torch.full_like(detector.thresholds, float(CANDIDATES[0]))
-    delta = round(DELTA_TIME_MS * traces.sampling_frequency / 1000)
+    if not np.array_equal(detector.thresholds, lowest_thresholds(len(spikes.unit_ids))):
+        raise ValueError("the detector must have the lowest thresholds: see lowest_thresholds")
+    delta = round(COINCIDENCE_MS * traces.sampling_frequency / 1000)
     hits: list[list[np.ndarray]] = [[] for _ in range(len(spikes.unit_ids))]
     false: list[list[np.ndarray]] = [[] for _ in range(len(spikes.unit_ids))]
     num_true = np.zeros(len(spikes.unit_ids))

@@ -38,8 +38,6 @@ class LoopConfig(Protocol):
     def learning_rate(self) -> float | None: ...  # noqa: D102
     @property
     def schedule(self) -> str | None: ...  # noqa: D102
-    @property
-    def patience(self) -> int | None: ...  # noqa: D102
 
 
 Loss = Callable[[Tensor, Batch], Tensor]
@@ -57,6 +55,24 @@ class Windows(Protocol):
 
     def num_batches(self) -> int:
         """Return how many batches an epoch has."""
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What a network learns from.
+
+    Attributes
+    ----------
+    training : Windows
+    held_out : Windows or None
+        From other time: they choose the epoch whose state is kept.
+    loss_of : callable or None
+        The loss; None: binary cross-entropy over the labels that are known.
+    """
+
+    training: Windows
+    held_out: Windows | None
+    loss_of: Loss | None = None
 
 
 @dataclass(frozen=True)
@@ -109,12 +125,10 @@ def initialise_weights(network: nn.Module, seed: int) -> None:
 
 def train_network(
     network: nn.Module,
-    training: Windows,
-    held_out: Windows | None,
+    task: TrainingTask,
     config: LoopConfig,
     device: torch.device,
     progress: ProgressCallback = silent,
-    loss_of: Loss | None = None,
     start: Start | None = None,
 ) -> TrainingHistory:
     """Train a network in place.
@@ -124,18 +138,14 @@ def train_network(
     network : Module
         Maps windows to logits; those of a recording (num_windows, window_samples, num_channels) to
         (num_windows, 1, num_units).
-    training : Windows
-        What it learns from.
-    held_out : Windows or None
-        From other time: chooses the epoch whose state is kept, and when to stop.
+    task : TrainingTask
+        What it learns from, and the loss.
     config : LoopConfig
         Resolved settings.
     device : torch.device
         Where to train.
     progress : callable
-        Told the loss and the time left.
-    loss_of : callable, optional
-        The loss; default: binary cross-entropy over the labels that are known.
+        Called with the progress and the loss.
     start : Start, optional
         Weights to start from; default: all are drawn.
 
@@ -145,25 +155,22 @@ def train_network(
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(stage_seed(config.seed, "dropout"))
-        start = start or Start({}, {})
-        return _train(network, training, held_out, config, device, progress, loss_of or _cross_entropy, start)
+        return _train(network, task, config, device, progress, start or Start({}, {}))
 
 
 def _train(
     network: nn.Module,
-    training: Windows,
-    held_out: Windows | None,
+    task: TrainingTask,
     config: LoopConfig,
     device: torch.device,
     progress: ProgressCallback,
-    loss_of: Loss,
     start: Start,
 ) -> TrainingHistory:
     started = time.perf_counter()
     initialise_weights(network, config.seed)
     network.load_state_dict(start.state, strict=False)
     network.to(device)
-    epochs, num_batches = given(config.epochs), training.num_batches()
+    epochs, num_batches = given(config.epochs), task.training.num_batches()
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam(_parameter_groups(network, config, start.rates), fused=fused)
     schedule = _schedule(optimizer, config, epochs * num_batches)
@@ -177,8 +184,8 @@ def _train(
                 if not rate:
                     network.get_submodule(part).eval()
             total = 0.0
-            for index, batch in enumerate(training.epoch(stage_seed(config.seed, f"epoch {epoch}"))):
-                loss = _loss(network, batch, device, loss_of)
+            for index, batch in enumerate(task.training.epoch(stage_seed(config.seed, f"epoch {epoch}"))):
+                loss = _loss(network, batch, device, task.loss_of)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -187,12 +194,10 @@ def _train(
                 done = epoch * num_batches + index + 1
                 progress("train", done, epochs * num_batches, f"loss {total / (index + 1):.4f}")
             train_loss.append(total / num_batches)
-            held_out_loss.append(evaluate_loss(network, held_out, device, loss_of))
+            held_out_loss.append(evaluate_loss(network, task.held_out, device, task.loss_of))
             logger.info("epoch %d: loss %.5f, held out %.5f", epoch, train_loss[-1], held_out_loss[-1])
             if best_state is None or _is_better(held_out_loss[-1], held_out_loss[best_epoch]):
                 best_epoch, best_state = epoch, copy.deepcopy(network.state_dict())
-            if config.patience and epoch - best_epoch >= config.patience:
-                break
     except KeyboardInterrupt:
         interrupted = True
         logger.warning("training was interrupted in epoch %d; the best state so far is kept", len(train_loss))
@@ -213,14 +218,14 @@ def evaluate_loss(
     network.eval()
     total, count = 0.0, 0
     for batch in windows.all_centres():
-        total += _loss(network, batch, device, loss_of or _cross_entropy).item() * len(batch.windows)
+        total += _loss(network, batch, device, loss_of).item() * len(batch.windows)
         count += len(batch.windows)
     return total / count if count else math.nan
 
 
-def _loss(network: nn.Module, batch: Batch, device: torch.device, loss_of: Loss) -> Tensor:
+def _loss(network: nn.Module, batch: Batch, device: torch.device, loss_of: Loss | None) -> Tensor:
     on_device = Batch(batch.windows.to(device), batch.targets.to(device), batch.weights.to(device))
-    return loss_of(network(on_device.windows), on_device)
+    return (loss_of or _cross_entropy)(network(on_device.windows), on_device)
 
 
 def _cross_entropy(logits: Tensor, batch: Batch) -> Tensor:

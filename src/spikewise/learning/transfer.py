@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spikewise.core.config import Config, NetworkConfig
+from spikewise.core.config import Design, NetworkConfig, TransferConfig
 from spikewise.core.errors import CheckpointError
 from spikewise.learning.training_loop import Start
 from spikewise.models.backbone_file import Pretrained, load_pretrained
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _POSITION_TOLERANCE_UM = 1.0
 
 
-def open_pretrained(config: Config) -> Model | Pretrained | None:
+def open_pretrained(transfer: TransferConfig, design: Design) -> Model | Pretrained | None:
     """Return the model or the filters that the settings name, None if training starts from scratch.
 
     Raises
@@ -34,16 +34,16 @@ def open_pretrained(config: Config) -> Model | Pretrained | None:
     CheckpointError
         If it cannot be read.
     """
-    path = config.transfer.pretrained
+    path = transfer.pretrained
     if path == "none":
         return None
-    if config.design == "neighbourhood":
+    if design == "neighbourhood":
         return load_pretrained(path)
     return None if path is None else load_model(path)
 
 
 def start_from(
-    model: Model | Pretrained, groups: Sequence[Group], config: Config
+    model: Model | Pretrained, groups: Sequence[Group], network: NetworkConfig, transfer: TransferConfig
 ) -> dict[str, Start] | dict[str, Backbone]:
     """Return what the training of each group starts from.
 
@@ -54,7 +54,10 @@ def start_from(
         or else the first that has as many channels.
     groups : sequence of Group
         Of the recording that is to be learnt.
-    config : Config
+    network : NetworkConfig
+        Of the network that is to be learnt.
+    transfer : TransferConfig
+        Which filters stay as they are, and how fast the others are tuned.
 
     Returns
     -------
@@ -68,22 +71,22 @@ def start_from(
     if isinstance(model, Pretrained):
         return {
             group.name: model.for_window(
-                window_samples(config.network, group.reader.sampling_frequency),
-                config.network.window_ms,
+                window_samples(network, group.reader.sampling_frequency),
+                network.window_ms,
                 group.reader.num_channels,
             )
             for group in groups
         }
     for group in groups:
-        _check_window(model, group, config)
-    return {group.name: _start(_counterpart(model, group), group, config) for group in groups}
+        _check_window(model, group, network)
+    return {group.name: _start(_counterpart(model, group), group, transfer) for group in groups}
 
 
-def _check_window(model: Model, group: Group, config: Config) -> None:
+def _check_window(model: Model, group: Group, network: NetworkConfig) -> None:
     """Raise unless the filters of the model have the length and number of those to be trained."""
     rate = group.reader.sampling_frequency
     theirs = _filters(model.network_config, model.sampling_frequency)
-    ours = _filters(config.network, rate)
+    ours = _filters(network, rate)
     wrong = [name for name in ours if theirs[name] != ours[name]]
     if wrong:
         raise CheckpointError(
@@ -115,7 +118,7 @@ def _counterpart(model: Model, group: Group) -> GroupModel:
     return next((part for part in alike if part.name == group.name), alike[0])
 
 
-def _start(part: GroupModel, group: Group, config: Config) -> Start:
+def _start(part: GroupModel, group: Group, transfer: TransferConfig) -> Start:
     positions = group.recording.get_channel_locations()
     theirs = np.asarray(part.channel_positions_um)
     centred = [where - where.mean(axis=0) for where in (positions, theirs)]
@@ -123,7 +126,6 @@ def _start(part: GroupModel, group: Group, config: Config) -> Start:
         logger.warning(
             "the channels of group %s lie otherwise than those that the pretrained filters are of", group.name
         )
-    transfer = config.transfer
     rates = dict.fromkeys(
         EsortNetwork.TEMPORAL, 0.0 if transfer.frozen != "nothing" else transfer.temporal_rate
     )

@@ -1,1 +1,1 @@
-"""A result on disk, what is measured on it, and its comparison with the truth."""
+"""Results on disk: measures of their units and spikes, comparison with the truth, report and exports."""

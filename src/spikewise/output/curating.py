@@ -1,8 +1,8 @@
-"""A result in spikeinterface-gui, in the browser; its curation is saved where ``train --labels`` reads it.
+"""Curation of a result in the browser, with spikeinterface-gui; ``train --labels`` reads the saved curation.
 
-What the browser shows is a SortingAnalyzer in memory, of the whole recording or of an interval, such as that
-whose labels are to train. Only the whole result is ever curated: what is decided about an interval's spikes
-is translated to the spikes of the whole.
+The browser shows a SortingAnalyzer in memory, of the whole recording or of an interval, for example the one
+whose labels will train a model. The saved curation always refers to the whole result: splits of an interval's
+spikes are translated to the spikes of the whole sorting.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import numpy as np
 from spikeinterface.core import BaseRecording, BaseSorting, SortingAnalyzer
 
 from spikewise.core.config import GuiConfig, PreprocessingConfig
+from spikewise.core.constants import MIN_ARRAY_CHANNELS
 from spikewise.core.errors import MissingExtraError, OutputError, RecordingError, SettingError
 from spikewise.core.files import save_json
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.data.labels.curation import CURATION_FILE, load_curation
-from spikewise.data.recordings.preprocessing import MAX_OF_SAMPLING_FREQUENCY, REFERENCE_CHANNELS
+from spikewise.data.recordings.preprocessing import MAX_OF_SAMPLING_FREQUENCY
 from spikewise.output.result import load_result
 
 logger = logging.getLogger(__name__)
@@ -38,18 +39,23 @@ _EXTENSIONS: dict[str, dict[str, Any]] = {
         "metric_names": ["num_spikes", "firing_rate", "presence_ratio", "snr", "isi_violation"],
     },
 }
+"""What the analyzer computes, in order; 200 spikes of each unit were chosen by hand."""
+_READS_TRACES = ("noise_levels", "templates", "spike_amplitudes")
+"""Extensions that read the recording."""
+_SPARSE_CHANNELS = 8
+"""A recording with more channels gets a sparse analyzer; chosen by hand."""
 
 
 @dataclass(frozen=True)
-class Served:
-    """A page that waits to be served.
+class CurationPage:
+    """A page for curation, ready to be served.
 
     Attributes
     ----------
     url : str
-        Where it will be.
+        Address of the page.
     curation_file : Path
-        Where a curation is saved.
+        File in which the curation is saved.
     serve : callable
         Serves the page until Ctrl-C.
     """
@@ -64,8 +70,8 @@ def prepare_gui(
     recording: BaseRecording,
     config: GuiConfig | None = None,
     progress: ProgressCallback = silent,
-) -> Served:
-    """Prepare the page on which a result is curated.
+) -> CurationPage:
+    """Prepare the page to curate a result.
 
     Parameters
     ----------
@@ -76,11 +82,11 @@ def prepare_gui(
     config : GuiConfig, optional
         Interval and address.
     progress : callable, optional
-        Told how far it is.
+        Called with the progress.
 
     Returns
     -------
-    Served
+    CurationPage
 
     Raises
     ------
@@ -109,8 +115,8 @@ def prepare_gui(
         )
     file = Path(result) / CURATION_FILE
     frames = _frames(stored.sorting, lengths, config.interval)
-    cut = Cut(stored.sorting, *frames)
-    earlier = cut.to_interval(load_curation(file)) if file.exists() else None
+    translator = CurationTranslator(stored.sorting, *frames)
+    earlier = translator.to_interval(load_curation(file)) if file.exists() else None
     shown = _filtered(recording, stored.model.preprocessing_config)
     analyzer = make_analyzer(
         stored.sorting if frames == (0, lengths[0]) else stored.sorting.frame_slice(*frames),
@@ -119,7 +125,7 @@ def prepare_gui(
     )
 
     def save(curation: dict[str, Any]) -> None:
-        save_json(cut.to_whole(curation), file)
+        save_json(translator.to_whole(curation), file)
         logger.info("curation saved in %s", file)
 
     port = config.port or find_free_port()
@@ -136,7 +142,7 @@ def prepare_gui(
             verbose=False,
         )
 
-    return Served(f"http://{config.address}:{port}/", file, serve)
+    return CurationPage(f"http://{config.address}:{port}/", file, serve)
 
 
 def make_analyzer(
@@ -153,30 +159,27 @@ def make_analyzer(
 
     if sorting.count_total_num_spikes() == 0:
         raise OutputError(
-            "the result has no spike here",
-            "at least one spike to look at",
-            "choose another interval, or result",
+            "the result has no spike in this interval",
+            "at least one spike",
+            "choose another interval, or another result",
         )
     steps = len(_EXTENSIONS) + 1
     progress("prepare", 0, steps, "analyzer")
     quiet: dict[str, Any] = {"n_jobs": 1, "progress_bar": False}
     analyzer = create_sorting_analyzer(
-        sorting, recording, format="memory", sparse=len(recording.channel_ids) > 8, **quiet
+        sorting, recording, format="memory", sparse=len(recording.channel_ids) > _SPARSE_CHANNELS, **quiet
     )
     for done, (name, parameters) in enumerate(_EXTENSIONS.items(), start=1):
         progress("prepare", done, steps, name.replace("_", " "))
-        analyzer.compute(name, **parameters, **(quiet if name in _READING else {}))
+        analyzer.compute(name, **parameters, **(quiet if name in _READS_TRACES else {}))
     progress("prepare", steps, steps, "done")
     return analyzer
-
-
-_READING = ("noise_levels", "templates", "spike_amplitudes")
 
 
 def _window(
     analyzer: SortingAnalyzer, curation: dict[str, Any] | None, save: Callable[[dict[str, Any]], None]
 ) -> Any:
-    """Build the page of spikeinterface-gui, such that it opens without a network as well."""
+    """Build the page of spikeinterface-gui so that it opens without a network, too."""
     from spikeinterface_gui import run_mainwindow, utils_panel
 
     utils_panel.KeyboardShortcuts = _keyboard_shortcuts()
@@ -193,16 +196,16 @@ def _window(
 
 
 def _keyboard_shortcuts() -> type:
-    """Return a component for keys that takes the place of spikeinterface-gui's.
+    """Return a component for keyboard shortcuts that replaces the one of spikeinterface-gui.
 
-    That one (0.14) is written for React, which the page would load from the network: on a machine without one
-    the page stays empty.
+    The one of spikeinterface-gui (0.14) needs React, which the page would load from the network. Without a
+    network the page would stay empty.
     """
     import panel.custom
     import param
 
     class KeyboardShortcuts(panel.custom.JSComponent):
-        """Tells which of some keys are pressed."""
+        """Sends the name of each shortcut that is pressed."""
 
         shortcuts = param.List(item_type=dict)
         _esm = (
@@ -217,7 +220,7 @@ def _keyboard_shortcuts() -> type:
 def _frames(
     sorting: BaseSorting, lengths: list[int], interval: tuple[float, float] | None
 ) -> tuple[int, int]:
-    """Return the first frame of the interval and the one after its last."""
+    """Return the first frame of the interval and the frame after its last."""
     if interval is None:
         return 0, lengths[0]
     duration_s = lengths[0] / sorting.sampling_frequency
@@ -233,7 +236,7 @@ def _frames(
 
 
 def _filtered(recording: BaseRecording, config: PreprocessingConfig) -> BaseRecording:
-    """Return the traces that are shown: filtered and referenced, in their own units."""
+    """Return the traces to show: filtered and referenced, in the recording's own unit."""
     from spikeinterface.preprocessing import bandpass_filter, common_reference
 
     if config.bandpass:
@@ -241,13 +244,15 @@ def _filtered(recording: BaseRecording, config: PreprocessingConfig) -> BaseReco
         recording = bandpass_filter(
             recording, config.freq_min_hz, min(config.freq_max_hz, limit), dtype="float32"
         )
-    if config.common_reference == "auto" and recording.get_num_channels() >= REFERENCE_CHANNELS:
+    if config.common_reference == "auto" and recording.get_num_channels() >= MIN_ARRAY_CHANNELS:
         recording = common_reference(recording)
     return recording
 
 
-class Cut:
-    """The spikes of an interval among those of the whole sorting: how splits of the one become the other's.
+class CurationTranslator:
+    """Translates curations between an interval and the whole sorting.
+
+    Splits name spikes by their index within the unit, which differs between the two.
 
     Parameters
     ----------
@@ -271,19 +276,19 @@ class Cut:
         )
 
     def to_whole(self, curation: dict[str, Any]) -> dict[str, Any]:
-        """Return a curation of the interval as one of the whole sorting, of JSON types."""
+        """Return a curation of the interval as a curation of the whole sorting; JSON types only."""
         from spikeinterface.curation.curation_model import Curation
 
         shifted = self._shift(curation, 1) if self._is_part else curation
         return Curation(**shifted).model_dump(mode="json", exclude={"supported_versions"})
 
     def to_interval(self, curation: dict[str, Any]) -> dict[str, Any]:
-        """Return a curation of the whole sorting as one of the interval.
+        """Return a curation of the whole sorting as a curation of the interval.
 
         Raises
         ------
         SettingError
-            If it splits spikes that do not lie in the interval.
+            If it splits spikes outside of the interval, or splits by a label for each spike.
         """
         shifted = self._shift(curation, -1) if self._is_part else dict(curation)
         for split in (shifted["splits"] or []) if self._is_part else []:
@@ -291,18 +296,19 @@ class Cut:
             if any(not 0 <= spike < high - low for part in split["indices"] for spike in part):
                 raise SettingError(
                     f"the earlier curation splits spikes of unit {split['unit_id']} outside of the interval",
-                    "an interval that holds all of them",
-                    "leave --interval out, or give the one with which the unit was split",
+                    "an interval with all spikes of its splits",
+                    "leave --interval out, or give the interval in which the unit was split",
                 )
         return shifted
 
     def _shift(self, curation: dict[str, Any], sign: int) -> dict[str, Any]:
+        """Return a curation with shifted spike indices; `sign` 1: to the whole, -1: to the interval."""
         splits = []
         for split in curation["splits"] or []:
             if split["mode"] != "indices":
                 raise SettingError(
                     f"the earlier curation splits unit {split['unit_id']} by a label for each spike",
-                    "in an interval, splits by the indices of spikes",
+                    "with an interval, only splits by the indices of spikes",
                     "leave --interval out",
                 )
             offset = sign * self._limits[split["unit_id"]][0]

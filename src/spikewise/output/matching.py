@@ -1,28 +1,28 @@
-"""Which spikes and units of two sortings are the same, and how good a sorting is.
+"""Compares two sortings: matches their spikes and units, and scores a sorting against the truth.
 
 Conventions
 -----------
-Those of SpikeInterface's ground-truth comparison (Buccino et al. 2020, eLife 9:e61834), so that numbers
-can be set beside its own:
+These are the conventions of SpikeInterface's ground-truth comparison (Buccino et al. 2020, eLife 9:e61834),
+so that the numbers can be compared with its own:
 
 - Two spikes can match if they lie at most ``int(delta_time_ms / 1000 * sampling_frequency)`` frames
   apart.
 - ``agreement = tp / (num_truth + num_tested - tp)`` for each pair of units. Units are paired one to one
-  by the Hungarian method, which makes the sum of the agreements largest; pairs below ``match_score``
-  do not enter, and neither do pairs without a common spike.
-- ``accuracy = tp / (tp + fp + fn)``, ``precision = tp / (tp + fp)``, ``recall = tp / (tp + fn)``; 0 where
-  nothing matches, and NaN where the truth has no spike in the time compared. Pooled values divide the
-  sums over the truth units.
+  by the Hungarian method, which maximises the sum of the agreements. Pairs below ``match_score`` and pairs
+  without a common spike are left out.
+- ``accuracy = tp / (tp + fp + fn)``, ``precision = tp / (tp + fp)``, ``recall = tp / (tp + fn)``. They are 0
+  if nothing matches, and NaN if the true unit has no spike in the time compared. Pooled values are
+  computed from the sums of tp, fp and fn over the true units.
 
-One difference: within a pair of units every spike matches at most once, and as many match as possible.
-SpikeInterface remembers only the last match, so where three or more spikes of one unit lie within the
-reach of the same spikes of the other it can count one of them twice; its count is then the higher one
-(it is never lower). Where no unit fires three times within twice the reach, both are equal.
+There is one difference. Here every spike of a pair of units matches at most once, and as many spikes match
+as possible. SpikeInterface remembers only the last match. If three or more spikes of one unit are close
+enough to match the same spikes of the other unit, it can count one of them twice. Its count is then higher
+(it is never lower). If no unit fires three times within twice that distance, both counts are equal.
 
-Time: an interval is given in seconds from the start of the recording, with segments laid end to end, and
-is half open. Spikes are matched before the interval cuts, so a pair that lies across an edge is never an
-error: the spike of the truth decides on which side a match counts, and a detected spike inside whose
-partner is outside is left out.
+An interval is given in seconds from the start of the recording, with segments laid end to end, and is half
+open. Spikes are matched before the interval is applied, so that a matched pair across an edge is never an
+error: a match counts if the true spike is inside, and a detected spike inside whose true spike is outside is
+left out.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ from spikeinterface.core import BaseSorting
 
 from spikewise.core.config import EvaluationConfig
 from spikewise.core.errors import LabelsError, SettingError
-from spikewise.data.labels.events import SpikeTrains, match_events, match_spike_trains
-
-__all__ = ["Agreement", "Performance", "agreement", "compare_sortings", "match_events"]
+from spikewise.data.labels.events import SpikeTrains, match_spike_trains
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Performance:
     Attributes
     ----------
     units : pandas.DataFrame
-        One row for each truth unit (the index); columns ``tested_unit`` (None without a partner),
+        One row for each true unit (the index); columns ``tested_unit`` (None without a partner),
         ``num_truth``, ``num_tested``, ``tp``, ``fp``, ``fn``, ``accuracy``, ``precision``, ``recall``.
         ``num_tested`` is ``tp + fp``.
     unmatched_units : tuple
@@ -59,12 +57,12 @@ class Performance:
     num_unmatched_spikes : int
         Number of their spikes in the time compared.
     accuracy, precision, recall : float
-        Pooled: from the sums of tp, fp and fn over the truth units.
+        Pooled: computed from the sums of tp, fp and fn over the true units.
     accuracy_all_spikes : float
-        As `accuracy`, with the spikes of the unmatched tested units as false positives too.
+        As `accuracy`, but the spikes of the unmatched tested units count as false positives too.
     common : pandas.DataFrame
-        Numbers of matched spikes of each true unit (the index) with each tested unit (the columns), whether
-        or not they are partners: the confusion matrix.
+        The confusion matrix: number of matched spikes of each true unit (the index) and each tested unit (the
+        columns), whether or not the two are partners.
     """
 
     units: pd.DataFrame
@@ -92,17 +90,17 @@ class Performance:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two sortings agree; swapping them swaps only the names.
+    """How well two sortings agree. The measure is symmetric.
 
     Attributes
     ----------
     units : pandas.DataFrame
-        One row for each pair of matched units; columns ``unit_a``, ``unit_b``, ``num_a``, ``num_b``,
+        One row for each pair of partners; columns ``unit_a``, ``unit_b``, ``num_a``, ``num_b``,
         ``num_common``, ``agreement``.
     fraction_units : float
-        Matched units of both sortings, as a fraction of all units of both.
+        Units with a partner in either sorting, as a fraction of all units of both.
     fraction_spikes : float
-        Common spikes of the matched units, as a fraction of the distinct spikes of both sortings.
+        Common spikes of the partners, as a fraction of the distinct spikes of both sortings.
     """
 
     units: pd.DataFrame
@@ -123,9 +121,9 @@ def compare_sortings(
     truth : BaseSorting
         The true units, with at least one spike in the time compared.
     tested : BaseSorting
-        The units to be scored; it may be empty.
+        The units to score; it may be empty.
     config : EvaluationConfig, optional
-        Reach of a match, least agreement, and interval.
+        Largest distance of a match, smallest agreement of partners, and interval.
     num_samples : sequence of int, optional
         Length of each segment in frames; needed only for an interval in several segments.
 
@@ -162,23 +160,23 @@ def agreement(
     config: EvaluationConfig | None = None,
     num_samples: Sequence[int] | None = None,
 ) -> Agreement:
-    """Summarise how far two sortings agree, neither of them being the truth.
+    """Summarise how well two sortings agree, neither of which is the truth.
 
-    A common pair of spikes counts when either spike lies in the interval.
+    A matched pair of spikes counts if either spike lies in the interval.
 
     Parameters
     ----------
     sorting_a, sorting_b : BaseSorting
         The two sortings; either may be empty.
     config : EvaluationConfig, optional
-        Reach of a match, least agreement, and interval.
+        Largest distance of a match, smallest agreement of partners, and interval.
     num_samples : sequence of int, optional
         Length of each segment in frames; needed only for an interval in several segments.
 
     Returns
     -------
     Agreement
-        Fractions are NaN where both sortings are empty.
+        The fractions are NaN if both sortings are empty.
 
     Raises
     ------
@@ -216,10 +214,15 @@ def agreement(
 
 @dataclass
 class _Counts:
-    """Numbers of spikes and of matched pairs in the time compared.
+    """Numbers of spikes and of matched pairs of spikes in the time compared.
 
-    ``num_a`` (num_units_a,) and ``num_b`` (num_units_b,) count spikes. The others, of shape (num_units_a,
-    num_units_b), count matched pairs by where they lie: the spike of a inside, that of b, or either.
+    Attributes
+    ----------
+    num_a, num_b : ndarray
+        (num_units_a,) and (num_units_b,) number of spikes of each unit.
+    pairs_in_a, pairs_in_b, pairs_in_either : ndarray
+        (num_units_a, num_units_b) number of matched pairs of which the spike of a, the spike of b, or at
+        least one of the two lies in the time compared.
     """
 
     num_a: np.ndarray
@@ -235,7 +238,7 @@ def _count_matches(
     config: EvaluationConfig,
     num_samples: Sequence[int] | None,
 ) -> _Counts:
-    """Count spikes and matched pairs of all units over all segments."""
+    """Count the spikes and matched pairs of all units over all segments."""
     _check_sortings(sorting_a, sorting_b)
     delta = int(config.delta_time_ms / 1000 * sorting_a.sampling_frequency)
     windows = _segment_windows(sorting_a, config.interval, num_samples)
@@ -277,7 +280,7 @@ def _pair_units(common: np.ndarray, distinct: np.ndarray, match_score: float) ->
 def _performance(
     truth_ids: np.ndarray, tested_ids: np.ndarray, partner: np.ndarray, counts: _Counts
 ) -> Performance:
-    """Score the truth units with their partners."""
+    """Score the true units with their partners."""
     rows = np.flatnonzero(partner >= 0)
     columns = partner[rows]
     tp = np.zeros(partner.size, dtype=np.int64)
@@ -287,7 +290,7 @@ def _performance(
     fn = counts.num_a - tp
     unmatched = np.setdiff1d(np.arange(counts.num_b.size), columns)
     num_unmatched = int(counts.num_b[unmatched].sum())
-    found = counts.num_a > 0
+    fires = counts.num_a > 0
     units = pd.DataFrame(
         {
             "tested_unit": pd.Series([tested_ids[k] if k >= 0 else None for k in partner], dtype=object),
@@ -296,9 +299,9 @@ def _performance(
             "tp": tp,
             "fp": fp,
             "fn": fn,
-            "accuracy": np.where(found, tp / np.maximum(tp + fp + fn, 1), np.nan),
-            "precision": np.where(found, tp / np.maximum(tp + fp, 1), np.nan),
-            "recall": np.where(found, tp / np.maximum(tp + fn, 1), np.nan),
+            "accuracy": np.where(fires, tp / np.maximum(tp + fp + fn, 1), np.nan),
+            "precision": np.where(fires, tp / np.maximum(tp + fp, 1), np.nan),
+            "recall": np.where(fires, tp / np.maximum(tp + fn, 1), np.nan),
         }
     )
     units.index = pd.Index(truth_ids, name="truth_unit")
@@ -327,6 +330,7 @@ def _segment_spikes(sorting: BaseSorting, segment_index: int) -> SpikeTrains:
 
 
 def _check_sortings(sorting_a: BaseSorting, sorting_b: BaseSorting) -> None:
+    """Raise unless both sortings have the same sampling frequency and number of segments."""
     for what, a, b in (
         ("sampling frequencies", sorting_a.sampling_frequency, sorting_b.sampling_frequency),
         ("numbers of segments", sorting_a.get_num_segments(), sorting_b.get_num_segments()),
@@ -342,7 +346,7 @@ def _check_sortings(sorting_a: BaseSorting, sorting_b: BaseSorting) -> None:
 def _segment_windows(
     sorting: BaseSorting, interval: tuple[float, float] | None, num_samples: Sequence[int] | None
 ) -> list[tuple[float, float]]:
-    """Return for each segment the first frame compared and the one after the last."""
+    """Return for each segment the first frame compared and the frame after the last."""
     num_segments = sorting.get_num_segments()
     if interval is None:
         return [(-math.inf, math.inf)] * num_segments
@@ -354,9 +358,9 @@ def _segment_windows(
             "give the interval as START END in seconds",
         )
     if num_segments > 1 and (num_samples is None or len(num_samples) != num_segments):
-        given = "nothing" if num_samples is None else f"{len(num_samples)} lengths"
+        given = "no lengths" if num_samples is None else f"{len(num_samples)} lengths"
         raise SettingError(
-            f"an interval cuts {num_segments} segments, and {given} tells how long they are",
+            f"an interval in {num_segments} segments needs their lengths, and {given} are given",
             f"num_samples must hold the {num_segments} lengths in frames",
             "pass num_samples, or compare without an interval",
         )
@@ -370,6 +374,6 @@ def _ratio(numerator: int, denominator: int) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """Return a scalar of NumPy as one of Python, and NaN as None."""
+    """Return a NumPy scalar as a Python scalar, and NaN as None."""
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and math.isnan(value) else value

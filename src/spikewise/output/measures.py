@@ -1,8 +1,8 @@
-"""What can be said of each unit and of its spikes: the numbers behind a report.
+"""Measures of each unit of a result, for its report: firing rate, violations, correlogram, mean waveform.
 
-Times of spikes are frames of a segment. Traces and waveforms are those that the network sees, in standard
-deviations of each channel's noise. On long recordings a bounded part is read, chosen without chance. The
-quality metrics are those of SpikeInterface.
+Spike times are frames of a segment. Traces and waveforms are preprocessed as for the network, in standard
+deviations of each channel's noise. Waveforms of a long recording come from a bounded number of its seconds,
+which are chosen without randomness. The quality metrics are those of SpikeInterface.
 """
 
 from __future__ import annotations
@@ -15,32 +15,35 @@ from spikeinterface.core import BaseSorting
 from spikeinterface.metrics.quality.misc_metrics import isi_violations, presence_ratio
 from spikeinterface.postprocessing import compute_auto_correlograms
 
+from spikewise.core.constants import REFRACTORY_MS
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.models.checkpoint import GroupModel
 from spikewise.output.result import StoredResult
 
-REFRACTORY_MS = 1.5
-"""Two spikes of one unit closer than this count as a violation."""
 CORRELOGRAM_MS = 50.0
+"""Longest lag of a correlogram, to either side; chosen by hand."""
 CORRELOGRAM_BIN_MS = 1.0
+"""Width of a bin of a correlogram; SpikeInterface's default."""
 WAVEFORM_BEFORE_MS, WAVEFORM_AFTER_MS = 1.0, 2.0
+"""Window of a waveform around the spike; SpikeInterface's default."""
 MAX_WAVEFORM_SPIKES = 100
-"""Spikes of a unit whose mean is taken, at most."""
+"""Most spikes of a unit in its mean waveform; chosen by hand."""
 MAX_SECONDS_READ = 20
-"""Seconds of the recording in which spikes for the mean waveforms are looked for."""
+"""Most seconds of the recording from which mean waveforms are read; chosen by hand."""
 PRESENCE_BIN_S = 60.0
+"""Width of a bin of the presence ratio; SpikeInterface's default."""
 RARE_UNIT_SPIKES = 5
-"""Spikes that are read of a unit that has fewer in these seconds."""
+"""A unit with fewer spikes in these seconds uses its first spikes, up to this many; chosen by hand."""
 
 
 @dataclass(frozen=True)
 class MeanWaveform:
-    """The mean over spikes of one unit.
+    """The mean waveform of a unit.
 
     Attributes
     ----------
     values : ndarray, shape (num_samples, num_channels)
-        All channels of the unit's group; the spike is at `num_before`.
+        Mean on all channels of the unit's group; the spike is at sample `num_before`.
     spread : ndarray, shape (num_samples, num_channels)
         Standard deviation over the spikes.
     num_before : int
@@ -66,7 +69,7 @@ class MeanWaveform:
 
 @dataclass(frozen=True)
 class UnitMeasures:
-    """What is told of one unit.
+    """The measures of one unit.
 
     Attributes
     ----------
@@ -74,22 +77,22 @@ class UnitMeasures:
     unit_index : int
         Position in the sorting.
     group : GroupModel
-        The network that found it.
+        The group whose network found the unit.
     threshold : float
-        Least response of a spike, as a fraction of the response to a perfect one.
+        Smallest response that counts as a spike, as a fraction of the response to a perfect spike.
     sampling_frequency : float
     num_spikes : int
     rate_hz : float
     violations_percent : float or None
-        Percentage of the intervals between spikes that are shorter than :data:`REFRACTORY_MS`; None if there
-        is no interval.
+        Percentage of the intervals between spikes that are shorter than :data:`REFRACTORY_MS`; None if no
+        segment has two spikes.
     violations_ratio : float or None
-        Rate of these intervals relative to the unit's own rate (Hill et al. 2011, J Neurosci 31:8699): 0.1
-        means that about as many spikes come from elsewhere as if a tenth as busy a unit were mixed in.
+        Rate of these violations relative to the unit's own rate (Hill et al. 2011, J Neurosci 31:8699). 0.1
+        means that spikes of other units are mixed in at about a tenth of the unit's own rate.
     presence_ratio : float
-        Fraction of :data:`PRESENCE_BIN_S` bins, or of ten bins in a shorter recording, in which it fires.
+        Fraction of the bins of :data:`PRESENCE_BIN_S` (at least ten bins) in which the unit fires.
     correlogram : ndarray, shape (num_bins,)
-        Numbers of pairs of spikes at each lag from -:data:`CORRELOGRAM_MS` to it.
+        Number of pairs of spikes at each lag from -:data:`CORRELOGRAM_MS` to +:data:`CORRELOGRAM_MS`.
     waveform : MeanWaveform or None
         None without the recording, or without spikes.
     """
@@ -109,59 +112,37 @@ class UnitMeasures:
 
     @property
     def main_channel(self) -> int | None:
-        """Index of the channel of the largest deflection in the group; None where there is no waveform."""
+        """Index within the group of the channel with the largest deflection; None without a waveform."""
         if self.waveform is None or not self.waveform.peaks.any():
             return None
         return int(self.waveform.main_channels(1)[0])
 
     @property
     def snr(self) -> float | None:
-        """Largest deflection of the mean waveform over the noise of its channel."""
+        """Largest deflection of the mean waveform, in standard deviations of the channel's noise."""
         return None if self.waveform is None else float(self.waveform.peaks.max())
 
 
-def measure_units(result: StoredResult, readers: Mapping[str, TraceReader] | None) -> list[UnitMeasures]:
-    """Measure all units of a result.
+def measure_units(
+    result: StoredResult, readers: Mapping[str, TraceReader] | None, truth: BaseSorting | None = None
+) -> tuple[list[UnitMeasures], list[float | None]]:
+    """Measure all units of a result, and the SNR of each true unit; the traces are read once for both.
 
     Parameters
     ----------
     result : StoredResult
     readers : mapping of str to TraceReader, or None
         The preprocessed traces of each group of the model; None leaves the waveforms out.
-
-    Returns
-    -------
-    list of UnitMeasures
-        In the order of the sorting.
-
-    Raises
-    ------
-    RecordingError
-        If the traces cannot be read.
-    """
-    return measure_with_truth(result, None, readers)[0]
-
-
-def measure_with_truth(
-    result: StoredResult, truth: BaseSorting | None, readers: Mapping[str, TraceReader] | None
-) -> tuple[list[UnitMeasures], list[float | None]]:
-    """Measure all units of a result, and the size of each true unit; the traces are read once for both.
-
-    Parameters
-    ----------
-    result : StoredResult
-    truth : BaseSorting or None
+    truth : BaseSorting, optional
         The true spikes.
-    readers : mapping of str to TraceReader, or None
-        As of :func:`measure_units`.
 
     Returns
     -------
     units : list of UnitMeasures
         In the order of the sorting.
     truth_snr : list of float or None
-        Largest deflection of each true unit over the noise, in the group where it is largest; empty without
-        truth or traces.
+        Largest deflection of the mean waveform of each true unit over the noise, in the group where it is
+        largest; None for a true unit without spikes. Empty without `truth` or `readers`.
 
     Raises
     ------
@@ -187,7 +168,7 @@ def measure_with_truth(
 
 
 def _measure_trains(result: StoredResult, trains: list[list[np.ndarray]]) -> list[UnitMeasures]:
-    """Measure what the spikes alone tell."""
+    """Measure what needs only the spikes, not the traces."""
     sorting = result.sorting
     rate = sorting.sampling_frequency
     duration_s = sum(result.num_samples) / rate
@@ -219,7 +200,7 @@ def _measure_trains(result: StoredResult, trains: list[list[np.ndarray]]) -> lis
 
 
 def spike_trains(sorting: BaseSorting) -> list[list[np.ndarray]]:
-    """Return the frames of each unit's spikes in each segment, a list for each unit."""
+    """Return the spike trains: for each unit a list with its frames in each segment."""
     sorting.precompute_spike_trains()
     segments = range(sorting.get_num_segments())
     return [[sorting.get_unit_spike_train(i, segment_index=s) for s in segments] for i in sorting.unit_ids]
@@ -235,7 +216,7 @@ def _violations_percent(train: list[np.ndarray], rate: float) -> float | None:
 def _violations_ratio(train: list[np.ndarray], rate: float, num_samples: int) -> float | None:
     if sum(map(len, train)) < 2:
         return None
-    # In frames, where intervals are exact; the ratio has no unit.
+    # In frames, because these intervals are exact; the ratio has no unit.
     ratio, _, _ = isi_violations(train, num_samples, REFRACTORY_MS / 1000 * rate)
     return float(ratio)
 
@@ -255,17 +236,22 @@ def mean_waveforms(trains: list[list[np.ndarray]], readers: list[TraceReader]) -
     trains : list of lists of ndarray
         Frames of the spikes of each unit in each segment.
     readers : list of TraceReader
-        The traces in which each unit is read; spikes are read in order of time, one reader after the other.
+        The traces for each unit. One reader is used after the other, each in order of time.
+
+    Returns
+    -------
+    list of MeanWaveform or None
+        None for units without spikes.
     """
     rate = readers[0].sampling_frequency if readers else 1.0
     before, after = round(WAVEFORM_BEFORE_MS / 1000 * rate), round(WAVEFORM_AFTER_MS / 1000 * rate)
     chosen = _choose_spikes(trains, round(rate))
-    # As in the traces, the samples of a channel lie side by side.
+    # The samples of a channel are contiguous, as in the traces.
     shapes = [(reader.num_channels, before + after) for reader in readers]
     sums, squares = ([np.zeros(shape, dtype=np.float32) for shape in shapes] for _ in range(2))
     for reader in dict.fromkeys(readers):
-        mine = [unit for unit, other in enumerate(readers) if other is reader]
-        for segment, frame, unit in sorted((s, f, own) for own in mine for s, f in chosen[own]):
+        units = [unit for unit, other in enumerate(readers) if other is reader]
+        for segment, frame, unit in sorted((s, f, u) for u in units for s, f in chosen[u]):
             waveform = reader.read(segment, frame - before, frame + after).T
             sums[unit] += waveform
             squares[unit] += np.square(waveform)
@@ -281,9 +267,19 @@ def _mean_waveform(total: np.ndarray, squares: np.ndarray, before: int, num_spik
 
 
 def _choose_spikes(trains: list[list[np.ndarray]], second: int) -> list[list[tuple[int, int]]]:
-    """Choose a few spikes of each unit, all in a bounded number of seconds of the recording.
+    """Choose a few spikes of each unit, within a bounded number of seconds of the recording.
 
-    Returns segment and frame of each; `second` is the length of a second in frames.
+    Parameters
+    ----------
+    trains : list of lists of ndarray
+        Frames of the spikes of each unit in each segment.
+    second : int
+        Length of a second in frames.
+
+    Returns
+    -------
+    list of lists of (int, int)
+        Segment and frame of the chosen spikes of each unit.
     """
     segments = [np.repeat(np.arange(len(train)), [len(frames) for frames in train]) for train in trains]
     frames = [np.concatenate(train) for train in trains]

@@ -1,9 +1,9 @@
-"""Units that resemble each other, and whether two of them may be one: found twice, or split.
+"""Pairs of units with similar waveforms, and whether both may be the same unit: found twice, or split.
 
-Similarity is the cosine of two mean waveforms at the best lag, each on the channels that see it. (That of
-SpikeInterface takes ten seconds to compile, longer than all the rest of a report.) Of each pair that is alike
-the spikes are compared: those that lie within :data:`SHARED_MS` of a spike of the other are found twice; and
-where two units are parts of one, they keep out of each other's refractory period as one unit does.
+Similarity is the cosine of two mean waveforms at the best lag, each on the channels where its unit is large
+enough. (SpikeInterface's similarity takes ten seconds to compile, longer than all the rest of a report.) The
+spike trains of each similar pair are compared. Spikes within ``COINCIDENCE_MS`` of a spike of the other unit
+were found twice. Two parts of one unit respect each other's refractory period, as the spikes of one unit do.
 """
 
 from __future__ import annotations
@@ -15,43 +15,49 @@ import numpy as np
 from spikeinterface.core import BaseSorting
 from spikeinterface.postprocessing import compute_correlograms
 
-from spikewise.output.measures import CORRELOGRAM_BIN_MS, CORRELOGRAM_MS, REFRACTORY_MS, UnitMeasures
+from spikewise.core.constants import COINCIDENCE_MS, REFRACTORY_MS
+from spikewise.output.measures import CORRELOGRAM_BIN_MS, CORRELOGRAM_MS, UnitMeasures
 
-LEAST_SIMILARITY = 0.8
+# All of these were chosen by hand.
+MIN_SIMILARITY = 0.8
+"""Smallest cosine of the mean waveforms of a similar pair."""
 MAX_PAIRS = 60
-SHARED_MS = 0.4
-LEAST_SHARED = 0.2
-"""Fraction of the spikes of the smaller unit, beyond those by chance, that makes a pair doubtful."""
-LEAST_EXPECTED = 10
-"""Pairs of spikes within the refractory period that chance must give before their absence says anything."""
-MOST_REFRACTORY = 0.3
-"""Of the pairs of spikes that chance gives within the refractory period, what parts of one unit may have."""
-LEAST_OF_PEAK = 0.1
-"""Of the largest deflection of a unit, what it must have on a channel for that to count."""
-_LAG_MS = 0.2
+"""Most pairs that are judged; the most similar ones are taken."""
+MIN_SHARED = 0.2
+"""Smallest shared fraction of the smaller unit's spikes, beyond chance, of a ``duplicate``."""
+MIN_EXPECTED = 10
+"""With fewer pairs of spikes expected by chance within the refractory period, no pair is a ``split``."""
+MAX_REFRACTORY = 0.3
+"""Largest number of pairs within the refractory period, relative to chance, of a ``split``."""
+MIN_OF_PEAK = 0.1
+"""A channel counts for a unit if it has at least this fraction of the unit's largest deflection."""
+_MAX_LAG_MS = 0.2
+"""Largest lag between two waveforms when they are compared."""
 _CORE_MS = (0.5, 1.0)
+"""Window around the spike, before and after it, that is compared."""
 
 Verdict = Literal["duplicate", "split", "alike"]
 
 
 @dataclass(frozen=True)
 class UnitPair:
-    """Two units with waveforms that are alike.
+    """Two units with similar waveforms.
 
     Attributes
     ----------
     first, second : int
         Unit indices.
     similarity : float
+        Cosine of the mean waveforms, 0 to 1.
     shared : float
-        Fraction of the spikes of the smaller unit that the other has too, less what chance gives.
+        Fraction of the smaller unit's spikes that the other unit has too, minus the fraction by chance.
     refractory : float or None
-        Pairs of spikes between :data:`SHARED_MS` and the refractory period apart, over those that chance
-        gives; None where chance gives too few.
+        Number of pairs of spikes between ``COINCIDENCE_MS`` and the refractory period apart, relative to the
+        number expected by chance; None if fewer than :data:`MIN_EXPECTED` are expected.
     verdict : str
         ``duplicate``: spikes are found twice; ``split``: probably parts of one unit; ``alike``: neither.
     correlogram : ndarray, shape (num_bins,)
-        Numbers of spikes of the second at each lag from a spike of the first.
+        Number of spikes of the second unit at each lag from a spike of the first.
     """
 
     first: int
@@ -64,30 +70,32 @@ class UnitPair:
 
 
 def unit_similarity(units: list[UnitMeasures]) -> np.ndarray:
-    """Return the cosine of the mean waveforms of all pairs of units; 0 between groups and without waveform.
+    """Return the cosine of the mean waveforms of all pairs of units.
 
     Returns
     -------
     ndarray, shape (num_units, num_units)
+        0 for units of different groups, and for units without a waveform.
     """
     similarity = np.zeros((len(units), len(units)))
     for name in dict.fromkeys(unit.group.name for unit in units):
-        mine = [u for u in units if u.group.name == name and u.main_channel is not None]
-        if not mine:
+        of_group = [u for u in units if u.group.name == name and u.main_channel is not None]
+        if not of_group:
             continue
-        rate = mine[0].sampling_frequency
+        rate = of_group[0].sampling_frequency
         before, after = (round(side / 1000 * rate) for side in _CORE_MS)
-        waveforms = [unit.waveform for unit in mine if unit.waveform is not None]
+        waveforms = [unit.waveform for unit in of_group if unit.waveform is not None]
         core = np.stack([w.values[w.num_before - before : w.num_before + after] for w in waveforms])
-        near = np.stack([w.peaks >= LEAST_OF_PEAK * w.peaks.max() for w in waveforms])
-        cosine = _cosine(core * near[:, None, :], min(round(_LAG_MS / 1000 * rate), core.shape[1] // 2 - 1))
-        index = [unit.unit_index for unit in mine]
+        near = np.stack([w.peaks >= MIN_OF_PEAK * w.peaks.max() for w in waveforms])
+        max_lag = min(round(_MAX_LAG_MS / 1000 * rate), core.shape[1] // 2 - 1)
+        cosine = _cosine(core * near[:, None, :], max_lag)
+        index = [unit.unit_index for unit in of_group]
         similarity[np.ix_(index, index)] = cosine
     return similarity
 
 
 def _cosine(waveforms: np.ndarray, max_lag: int) -> np.ndarray:
-    """Return the largest cosine over the lags of all pairs, from (num_units, num_samples, num_channels)."""
+    """Return the largest cosines over lags (num_units, num_units) of all pairs of waveforms."""
     length = waveforms.shape[1] - 2 * max_lag
 
     def unit_vectors(first: int) -> np.ndarray:
@@ -104,7 +112,7 @@ def _cosine(waveforms: np.ndarray, max_lag: int) -> np.ndarray:
 def likely_pairs(
     sorting: BaseSorting, trains: list[list[np.ndarray]], num_samples: list[int], similarity: np.ndarray
 ) -> list[UnitPair]:
-    """Judge the pairs of units that are alike.
+    """Judge the pairs of units with similar waveforms.
 
     Parameters
     ----------
@@ -114,14 +122,14 @@ def likely_pairs(
     num_samples : list of int
         Length of each segment.
     similarity : ndarray
-        (num_units, num_units)
+        (num_units, num_units) as from :func:`unit_similarity`.
 
     Returns
     -------
     list of UnitPair
-        At most :data:`MAX_PAIRS`, duplicates first, then splits, each by similarity.
+        At most :data:`MAX_PAIRS`: duplicates first, then splits, then the others; each kind by similarity.
     """
-    first, second = np.nonzero(np.triu(similarity >= LEAST_SIMILARITY, k=1))
+    first, second = np.nonzero(np.triu(similarity >= MIN_SIMILARITY, k=1))
     order = np.argsort(-similarity[first, second], kind="stable")[:MAX_PAIRS]
     pairs = [
         _judge(sorting, trains, num_samples, (int(a), int(b)), float(similarity[a, b]))
@@ -139,12 +147,13 @@ def _judge(
     pair: tuple[int, int],
     similarity: float,
 ) -> UnitPair:
+    """Compare the spike trains of two units, and judge whether they may be the same unit."""
     rate = sorting.sampling_frequency
     small, large = sorted(pair, key=lambda unit: sum(map(len, trains[unit])))
-    reach, refractory = (round(limit / 1000 * rate) for limit in (SHARED_MS, REFRACTORY_MS))
+    reach, refractory = (round(limit / 1000 * rate) for limit in (COINCIDENCE_MS, REFRACTORY_MS))
     total = sum(map(len, trains[small]))
     within_reach = within_refractory = 0
-    expected = 0.0  # spikes of the large unit that chance puts within a frame's width of all of the small one
+    expected = 0.0  # pairs of spikes that chance puts on the same frame
     num_shared = 0
     for a, b, length in zip(trains[small], trains[large], num_samples, strict=False):
         near, wide = _count_within(a, b, reach), _count_within(a, b, refractory)
@@ -154,11 +163,11 @@ def _judge(
     by_chance = expected * (2 * reach + 1)
     shared = max(0.0, (num_shared - by_chance) / total)
     expected *= 2 * (refractory - reach)
-    ratio = (within_refractory - within_reach) / expected if expected >= LEAST_EXPECTED else None
+    ratio = (within_refractory - within_reach) / expected if expected >= MIN_EXPECTED else None
     verdict: Verdict = "alike"
-    if shared >= LEAST_SHARED:
+    if shared >= MIN_SHARED:
         verdict = "duplicate"
-    elif ratio is not None and ratio <= MOST_REFRACTORY:
+    elif ratio is not None and ratio <= MAX_REFRACTORY:
         verdict = "split"
     both = sorting.select_units(np.asarray(sorting.unit_ids)[list(pair)])
     correlograms, _ = compute_correlograms(
@@ -168,5 +177,5 @@ def _judge(
 
 
 def _count_within(a: np.ndarray, b: np.ndarray, reach: int) -> np.ndarray:
-    """Return for each frame of `a` how many of `b` lie at most `reach` from it."""
+    """Return for each frame of `a` how many frames of `b` are at most `reach` away."""
     return np.searchsorted(b, a + reach, side="right") - np.searchsorted(b, a - reach, side="left")

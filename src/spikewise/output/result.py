@@ -1,7 +1,7 @@
 """A finished sort, read back from its folder and checked.
 
-The folder is what :mod:`spikewise.output.store` leaves: the sorting, the model, the provenance. All three
-must agree, so that what is told about a result is told about the right one.
+The folder is that of :mod:`spikewise.output.store`. Its sorting, model and provenance must come from the same
+sort; otherwise a report could describe the wrong result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spikewise.models.checkpoint import Model, load_model
 from spikewise.output.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
 
 _NUMBER = (int, float)
-_FACTS: dict[str, type | tuple[type, ...]] = {
+_REQUIRED_FACTS: dict[str, type | tuple[type, ...]] = {
     "spikewise_version": str,
     "versions": dict,
     "machine": dict,
@@ -36,6 +36,7 @@ _FACTS: dict[str, type | tuple[type, ...]] = {
     "seconds.sorting": _NUMBER,
     "real_time_factor": _NUMBER,
 }
+"""Entries that every provenance must have, and their types."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class StoredResult:
     Attributes
     ----------
     sorting : BaseSorting
-        The spikes; its units are those of the model, in the same order.
+        The spikes. Its units are those of the model, in the same order.
     model : Model
-        The model that found them.
+        The model that found the spikes.
     provenance : dict
         Settings, versions, hashes, seeds and timings; JSON types only.
     """
@@ -58,17 +59,17 @@ class StoredResult:
 
     @property
     def num_samples(self) -> list[int]:
-        """Length of each segment of the recording, in frames."""
+        """Number of samples of each segment of the recording."""
         return self.provenance["recording"]["num_samples"]
 
     @property
     def model_was_given(self) -> bool:
-        """Whether the model had been trained before, so that its labels are not of this recording."""
+        """Whether the sort used a model that was trained before; its labels are then of another recording."""
         return bool(self.provenance["model"].get("given", False))
 
     @property
     def label_interval_s(self) -> tuple[float, float] | None:
-        """Start and end of the labels in this recording; None if the model was learnt elsewhere."""
+        """Start and end of the labels in this recording; None if they are of another recording or unknown."""
         if self.model_was_given:
             return None
         interval = (self.provenance.get("labels") or {}).get("interval_s")
@@ -76,12 +77,12 @@ class StoredResult:
 
     @property
     def one_threshold(self) -> float | None:
-        """The threshold of all units, if one was given instead of those of the model."""
+        """The threshold that the user set for all units; None if each unit has its own from the model."""
         return self.provenance["config"]["detection"].get("threshold")
 
     @property
     def num_labels_of_units(self) -> list[int] | None:
-        """Labelled spikes that trained each unit, in the order of the units; None where nothing tells it."""
+        """Number of labelled spikes that trained each unit, in the order of the units; None if unknown."""
         groups = self.model.facts.get("groups")
         if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
             return None
@@ -92,9 +93,9 @@ class StoredResult:
 
     @property
     def trainings(self) -> list[dict[str, Any]]:
-        """Facts of the training of each group of which the model tells the losses."""
+        """Facts about the training of each group for which the model stores the losses."""
         groups = self.model.facts.get("groups")
-        return [group for group in groups if _tells_losses(group)] if isinstance(groups, list) else []
+        return [group for group in groups if _has_losses(group)] if isinstance(groups, list) else []
 
 
 def load_result(folder: Path | str) -> StoredResult:
@@ -112,7 +113,7 @@ def load_result(folder: Path | str) -> StoredResult:
     Raises
     ------
     OutputError
-        If the folder is no result, or a part of it is missing, damaged, or belongs to another result.
+        If the folder is not a result, or a part of it is missing, damaged, or from another result.
     LabelsError
         If its sorting cannot be read.
     CheckpointError
@@ -141,7 +142,7 @@ def _read_provenance(path: Path) -> dict[str, Any]:
         raise _damaged(path, str(error)) from error
     if not isinstance(provenance, dict):
         raise _damaged(path, f"it holds a {type(provenance).__name__}, not an object")
-    for name, kind in _FACTS.items():
+    for name, kind in _REQUIRED_FACTS.items():
         if not _is_a(_look_up(provenance, name), kind):
             raise _damaged(path, f"{name} is missing or of a wrong type")
     lengths = provenance["recording"]["num_samples"]
@@ -159,7 +160,7 @@ def _read_provenance(path: Path) -> dict[str, Any]:
 
 
 def _look_up(facts: dict[str, Any], dotted: str) -> Any:
-    """Return the value at a dotted name, None where there is none."""
+    """Return the value at a dotted name such as ``model.hash``; None if there is none."""
     value: Any = facts
     for key in dotted.split("."):
         value = value.get(key) if isinstance(value, dict) else None
@@ -167,13 +168,14 @@ def _look_up(facts: dict[str, Any], dotted: str) -> Any:
 
 
 def _is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Return whether a JSON value has a type; booleans and non-finite numbers count as no type."""
     if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
         return False
     return isinstance(value, kind)
 
 
 def _are_labels(labels: Any) -> bool:
-    """Tell whether these are facts about labels: a source, and two times in order if there is an interval."""
+    """Return whether this is a valid record of labels: a source, and an interval with start before end."""
     if not isinstance(labels, dict) or not isinstance(labels.get("source", ""), str):
         return False
     interval = labels.get("interval_s")
@@ -184,7 +186,7 @@ def _are_labels(labels: Any) -> bool:
 
 
 def _is_damage(damage: Any) -> bool:
-    """Tell whether these are facts about damaged stretches, or none."""
+    """Return whether this is a valid record of damaged stretches, or None."""
     if damage is None:
         return True
     if not isinstance(damage, dict) or not isinstance(damage.get("stretches"), list):
@@ -194,8 +196,8 @@ def _is_damage(damage: Any) -> bool:
     return counts and _is_a(damage.get("seconds"), _NUMBER) and all(isinstance(kind, str) for kind in kinds)
 
 
-def _tells_losses(group: Any) -> bool:
-    """Tell whether these are facts of a training: a loss (None where there was none) for each epoch."""
+def _has_losses(group: Any) -> bool:
+    """Return whether this is a valid record of a training: a loss or None of each epoch, and the best one."""
     if not isinstance(group, dict):
         return False
     train, held_out, best = group.get("train_loss"), group.get("held_out_loss"), group.get("best_epoch")
@@ -205,13 +207,13 @@ def _tells_losses(group: Any) -> bool:
 
 
 def _check_together(result: StoredResult, folder: Path) -> None:
-    """Raise unless sorting, model and provenance are of one sort."""
+    """Raise unless sorting, model and provenance come from the same sort."""
     facts = result.provenance
     sorted_ids, model_ids = (list(map(str, part.unit_ids)) for part in (result.sorting, result.model))
     if sorted_ids != model_ids:
         different = "units of the sorting are not those of the model"
     elif spikes_hash(result.sorting) != facts["result"]["spikes_hash"]:
-        different = f"spikes are not those that {PROVENANCE_FILE} tells of"
+        different = f"spikes are not those that {PROVENANCE_FILE} describes"
     elif result.sorting.sampling_frequency != facts["recording"]["sampling_frequency"]:
         different = f"sampling frequency of the sorting is not that of {PROVENANCE_FILE}"
     elif result.sorting.get_num_segments() != len(result.num_samples):
@@ -220,14 +222,14 @@ def _check_together(result: StoredResult, folder: Path) -> None:
         return
     raise OutputError(
         f"the parts of the result {folder} do not belong together: the {different}",
-        "a folder as `spikewise sort` left it",
-        "copy it again from where it was made, or sort again",
+        "a folder as `spikewise sort` wrote it",
+        "copy the original folder again, or sort again",
     )
 
 
 def _damaged(path: Path, reason: str) -> OutputError:
     return OutputError(
-        f"{path} is damaged or not of Spikewise: {reason}",
+        f"{path} is damaged or not from Spikewise: {reason}",
         "the provenance that `spikewise sort` wrote",
-        "copy the result again from where it was made, or sort again",
+        "copy the original result again, or sort again",
     )

@@ -1,9 +1,10 @@
-"""A bounded number of spikes, each with amplitude and depth, and the network's responses: drift and doubt.
+"""Samples of a result: amplitude and depth of a bounded number of spikes, and responses of the network.
 
-The recording is looked at in whole seconds, evenly spread, so that hours cost no more than a minute; spikes
-at the edge of a second are passed over, so that the seconds beside it need not be read. In a part
-of them the network is asked again, and every peak of its response is kept, whether or not it became a spike:
-the gap between the two kinds is how sure a unit is. Amplitudes are in standard deviations of the noise.
+Amplitude and depth over time show drift. They are measured in whole seconds, evenly spread over the
+recording, so that hours cost no more than a minute. Spikes at the edge of a second are skipped, so that the
+neighbouring seconds need not be read. In some of these seconds the network is evaluated again and every peak
+of its response is counted, whether it became a spike or not. A clear gap between the peaks above and below
+the threshold means that a unit is found reliably. Amplitudes are in standard deviations of the noise.
 """
 
 from __future__ import annotations
@@ -26,21 +27,27 @@ from spikewise.output.measures import (
     spread,
 )
 from spikewise.output.result import StoredResult
-from spikewise.sorting.detect import make_detector
+from spikewise.sorting.detectors import make_detector
 
+# All of these were chosen by hand.
 MAX_SECONDS_SAMPLED = 40
-MAX_SECONDS_ASKED = 20
-"""Seconds in which the network is asked again."""
+"""Most seconds of the recording from which spikes are taken."""
+MAX_SECONDS_EVALUATED = 20
+"""Most of these seconds in which the network is evaluated again."""
 MAX_SAMPLED_SPIKES = 600
-"""Spikes of a unit of which amplitude and depth are taken, at most."""
+"""Most spikes of a unit whose amplitude and depth are measured."""
 MAX_SNIPPETS = 24
-"""Single waveforms of a unit that are kept, at most."""
-LEAST_RESPONSE = 0.05
-"""Peaks of the response below this, and below the unit's threshold, are not kept."""
+"""Most single waveforms of a unit that are kept."""
+MIN_RESPONSE = 0.05
+"""Peaks of the response below this, and below the unit's threshold, are not counted."""
 RESPONSE_BINS = 40
+"""Bins of the histogram of responses, from 0 to 1."""
 NEAR_UM = 100.0
+"""Channels within this distance of a unit's main channel are near it."""
 _PEAK_JITTER_MS = 0.1
-_LEAST_SHARE = 0.3  # of its largest deflection that a unit has on the channels that tell its depth
+"""The amplitude is the largest value within this time of where the mean waveform has its peak."""
+_MIN_OF_PEAK = 0.3
+"""Channels with at least this fraction of a unit's largest deflection count for the depth of its spikes."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +58,18 @@ class SpikeSamples:
     ----------
     unit_index : ndarray of int64
     time_s : ndarray
-        From the start of the recording, segments laid end to end.
+        Time from the start of the recording, segments laid end to end.
     amplitude : ndarray
-        Deflection on the unit's main channel, where its mean waveform is largest.
+        Deflection on the unit's main channel, where its mean waveform is largest; NaN without a waveform.
     depth_um : ndarray
-        Second coordinate of the spike: the mean over the channels near its unit, weighted by the squared
-        deflections.
+        Second coordinate of the spike: mean over the channels near its unit, weighted by the squared
+        deflections; NaN without a waveform.
     snippets : list of ndarray
         For each unit (num_snippets, num_samples) single waveforms on the main channel.
     responses : ndarray
-        (num_units, :data:`RESPONSE_BINS`) numbers of peaks of the response, in bins from 0 to 1.
-    num_seconds, num_seconds_asked : int
-        How many seconds of the recording were looked at, and in how many the network was asked.
+        (num_units, :data:`RESPONSE_BINS`) number of peaks of the response in bins from 0 to 1.
+    num_seconds, num_seconds_evaluated : int
+        Number of seconds from which spikes were taken, and in which the network was evaluated.
     """
 
     unit_index: np.ndarray
@@ -72,17 +79,17 @@ class SpikeSamples:
     snippets: list[np.ndarray]
     responses: np.ndarray
     num_seconds: int
-    num_seconds_asked: int
+    num_seconds_evaluated: int
 
     def of_unit(self, unit_index: int) -> slice:
-        """Return where the spikes of a unit lie."""
+        """Return the slice of the arrays that holds the spikes of a unit."""
         first, last = np.searchsorted(self.unit_index, [unit_index, unit_index + 1])
         return slice(int(first), int(last))
 
     def amplitude_cutoff(self, unit_index: int) -> float | None:
-        """Return the fraction of spikes too small to be found, as SpikeInterface estimates it.
+        """Return SpikeInterface's estimate of the fraction of spikes too small to be found.
 
-        None where fewer than 500 amplitudes tell it.
+        None with fewer than 500 amplitudes, too few for the estimate.
         """
         missing = float(amplitude_cutoff(self.amplitude[self.of_unit(unit_index)]))
         return None if np.isnan(missing) else missing
@@ -91,15 +98,19 @@ class SpikeSamples:
 def sample_spikes(
     result: StoredResult, units: list[UnitMeasures], readers: Mapping[str, TraceReader]
 ) -> SpikeSamples:
-    """Look at spikes in evenly spread seconds of the recording.
+    """Measure spikes and responses in evenly spread seconds of the recording.
 
     Parameters
     ----------
     result : StoredResult
     units : list of UnitMeasures
-        With waveforms.
+        The measures, with waveforms.
     readers : mapping of str to TraceReader
         The preprocessed traces of each group of the model.
+
+    Returns
+    -------
+    SpikeSamples
 
     Raises
     ------
@@ -108,13 +119,15 @@ def sample_spikes(
     """
     rate = result.sorting.sampling_frequency
     seconds = _whole_seconds(result.num_samples, rate)
-    seen = [seconds[index] for index in spread(len(seconds), MAX_SECONDS_SAMPLED)]
-    asked = {seen[index] for index in spread(len(seen), MAX_SECONDS_ASKED)}
+    sampled = [seconds[index] for index in spread(len(seconds), MAX_SECONDS_SAMPLED)]
+    evaluated = {sampled[index] for index in spread(len(sampled), MAX_SECONDS_EVALUATED)}
     margin = round((WAVEFORM_BEFORE_MS + WAVEFORM_AFTER_MS) / 1000 * rate)
-    rows = _choose_rows(result, [(segment, start + margin, stop - margin) for segment, start, stop in seen])
+    rows = _choose_rows(
+        result, [(segment, start + margin, stop - margin) for segment, start, stop in sampled]
+    )
     spikes = result.sorting.to_spike_vector()[rows]
     offsets = np.cumsum([0, *result.num_samples])
-    found = _Found(len(spikes), len(units))
+    measured = _Measured(len(spikes), len(units))
     for group in result.model.groups:
         shapes = {unit.unit_index: _shape(unit) for unit in units if unit.group is group}
         if not shapes:
@@ -122,32 +135,32 @@ def sample_spikes(
         first_unit = min(shapes)
         detector = make_detector(
             group.network,
-            np.minimum(LEAST_RESPONSE, group.thresholds),
+            np.minimum(MIN_RESPONSE, group.thresholds),
             rate,
             result.model.detection_config,
             SortingConfig(),
         )
-        for segment, start, stop in seen:
+        for segment, start, stop in sampled:
             here = np.flatnonzero(
                 (spikes["segment_index"] == segment)
                 & (spikes["sample_index"] >= start)
                 & (spikes["sample_index"] < stop)
                 & np.isin(spikes["unit_index"], list(shapes))
             )
-            found.look(readers[group.name], (segment, start, stop), spikes, here, shapes)
-            if (segment, start, stop) in asked:
+            measured.add_second(readers[group.name], (segment, start, stop), spikes, here, shapes)
+            if (segment, start, stop) in evaluated:
                 peaks = detector.find(readers[group.name], segment, start, stop)
                 bins = np.minimum((peaks.response * RESPONSE_BINS).astype(np.int64), RESPONSE_BINS - 1)
-                np.add.at(found.responses, (peaks.unit_index + first_unit, bins), 1)
+                np.add.at(measured.responses, (peaks.unit_index + first_unit, bins), 1)
     return SpikeSamples(
         unit_index=spikes["unit_index"].astype(np.int64),
         time_s=(offsets[spikes["segment_index"]] + spikes["sample_index"]) / rate,
-        amplitude=found.amplitude,
-        depth_um=found.depth_um,
-        snippets=found.snippets(),
-        responses=found.responses,
-        num_seconds=len(seen),
-        num_seconds_asked=len(asked),
+        amplitude=measured.amplitude,
+        depth_um=measured.depth_um,
+        snippets=measured.snippets(),
+        responses=measured.responses,
+        num_seconds=len(sampled),
+        num_seconds_evaluated=len(evaluated),
     )
 
 
@@ -162,7 +175,7 @@ def _whole_seconds(num_samples: list[int], rate: float) -> list[tuple[int, int, 
 
 
 def _choose_rows(result: StoredResult, seconds: list[tuple[int, int, int]]) -> np.ndarray:
-    """Return which spikes are looked at: of each unit some of those in these stretches, unit after unit."""
+    """Return the indices of the sampled spikes, ordered by unit: evenly chosen ones within these seconds."""
     spikes = result.sorting.to_spike_vector()
     inside = np.zeros(len(spikes), dtype=bool)
     segment_ends = np.searchsorted(spikes["segment_index"], np.arange(len(result.num_samples) + 1))
@@ -181,7 +194,20 @@ def _choose_rows(result: StoredResult, seconds: list[tuple[int, int, int]]) -> n
 
 @dataclass(frozen=True)
 class _Shape:
-    """Where a unit deflects: its channels and, on each, when after the spike, which way, and the depth."""
+    """Where the mean waveform of a unit is large; arrays are (num_channels,), the main channel first.
+
+    Attributes
+    ----------
+    channels : ndarray of int
+        Indices of the channels in the group.
+    samples : ndarray of int
+        Sample of the peak on each channel, relative to the spike.
+    signs : ndarray
+        Sign of the peak.
+    depth_um : ndarray
+        Second coordinate of the channel.
+    waveform : MeanWaveform
+    """
 
     channels: np.ndarray
     samples: np.ndarray
@@ -191,12 +217,12 @@ class _Shape:
 
 
 def _shape(unit: UnitMeasures) -> _Shape | None:
-    """Describe the deflections of a unit, the main channel first; None without a waveform."""
+    """Return the shape of a unit; None without a waveform."""
     waveform, main = unit.waveform, unit.main_channel
     if waveform is None or main is None:
         return None
     peaks = waveform.peaks
-    strong = np.flatnonzero(peaks >= _LEAST_SHARE * peaks[main])
+    strong = np.flatnonzero(peaks >= _MIN_OF_PEAK * peaks[main])
     near = nearest_channels(unit.group, main, len(peaks))
     channels = near[np.isin(near, strong)]
     samples = np.abs(waveform.values[:, channels]).argmax(axis=0)
@@ -206,7 +232,7 @@ def _shape(unit: UnitMeasures) -> _Shape | None:
 
 
 def nearest_channels(group: GroupModel, channel: int, max_channels: int) -> np.ndarray:
-    """Return the channels within :data:`NEAR_UM` of one, itself first, then by distance."""
+    """Return the channels within :data:`NEAR_UM` of a channel, by distance; that channel comes first."""
     positions = np.asarray(group.channel_positions_um, dtype=float)[:, :2]
     distance = np.hypot(*(positions - positions[channel]).T)
     order = np.argsort(distance, kind="stable")
@@ -214,15 +240,15 @@ def nearest_channels(group: GroupModel, channel: int, max_channels: int) -> np.n
     return order[distance[order] <= NEAR_UM][:max_channels]
 
 
-class _Found:
-    """What is gathered of the spikes, second by second."""
+class _Measured:
+    """Collects the measures of the sampled spikes, second by second."""
 
     def __init__(self, num_spikes: int, num_units: int):
         self.amplitude, self.depth_um = (np.full(num_spikes, np.nan) for _ in range(2))
         self.responses = np.zeros((num_units, RESPONSE_BINS), dtype=np.int64)
         self._snippets: list[list[np.ndarray]] = [[] for _ in range(num_units)]
 
-    def look(
+    def add_second(
         self,
         reader: TraceReader,
         second: tuple[int, int, int],
@@ -230,7 +256,7 @@ class _Found:
         here: np.ndarray,
         shapes: Mapping[int, _Shape | None],
     ) -> None:
-        """Take amplitude, depth and waveform of the spikes in a second."""
+        """Measure amplitude, depth and waveform of the spikes in a second; `here` are their indices."""
         if len(here) == 0:
             return
         segment, start, stop = second
@@ -240,22 +266,22 @@ class _Found:
             shape = shapes[int(unit)]
             if shape is None:
                 continue
-            mine = here[spikes["unit_index"][here] == unit]
-            frames = spikes["sample_index"][mine].astype(np.int64) - start
+            of_unit = here[spikes["unit_index"][here] == unit]
+            frames = spikes["sample_index"][of_unit].astype(np.int64) - start
             around = np.arange(-jitter, jitter + 1)
             at = frames[:, None, None] + shape.samples[:, None] + around  # spikes, channels, samples
             deflections = (traces[at, shape.channels[:, None]] * shape.signs[:, None]).max(axis=2)
-            self.amplitude[mine] = deflections[:, 0]
+            self.amplitude[of_unit] = deflections[:, 0]
             weights = np.square(np.maximum(deflections, 1e-3))
-            self.depth_um[mine] = weights @ shape.depth_um / weights.sum(axis=1)
+            self.depth_um[of_unit] = weights @ shape.depth_um / weights.sum(axis=1)
             before, length = shape.waveform.num_before, len(shape.waveform.values)
             window = frames[:, None] + np.arange(-before, length - before)
             self._snippets[unit].append(traces[window, shape.channels[0]])
 
     def snippets(self) -> list[np.ndarray]:
-        """Return single waveforms of each unit, evenly chosen."""
-        found = []
+        """Return evenly chosen single waveforms of each unit."""
+        chosen = []
         for parts in self._snippets:
             waveforms = np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
-            found.append(waveforms[spread(len(waveforms), MAX_SNIPPETS)])
-        return found
+            chosen.append(waveforms[spread(len(waveforms), MAX_SNIPPETS)])
+        return chosen

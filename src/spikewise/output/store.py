@@ -1,9 +1,12 @@
-"""The output folder: what a sort leaves on disk, each file whole or not there.
+"""The output folder of a sort. Each file in it is either complete or absent.
 
-``sorting/`` (a SpikeInterface folder), ``model.safetensors``, ``provenance.json``, ``spikewise.log``, and
-where another sorter made the labels ``bootstrap/<group>/`` (a SpikeInterface folder of them); for a single
-channel ``spikes.csv`` too, with the probability of each spike. ``report.html`` tells of it all. Until all of
-it is there, ``unfinished/`` holds what is done so far; see :mod:`spikewise.jobs.unfinished`.
+- ``sorting/``: the spikes, a SpikeInterface folder
+- ``model.safetensors``, ``provenance.json``, ``spikewise.log``
+- ``bootstrap/<group>/``: the labels, a SpikeInterface folder, if another sorter made them
+- ``spikes.csv``: the probability of each spike, for a single channel
+- ``report.html``: the report
+- ``unfinished/``: the parts that are done so far, until the sort is complete; see
+  :mod:`spikewise.jobs.state.unfinished`
 """
 
 from __future__ import annotations
@@ -38,27 +41,30 @@ REPORT_FILE = "report.html"
 UNFINISHED_FOLDER = "unfinished"
 _JOB_FILE = f"{UNFINISHED_FOLDER}/job.json"
 _MARKS = {MODEL_FILE, PROVENANCE_FILE, LOG_FILE, UNFINISHED_FOLDER}
+"""A folder that holds one of these was written by Spikewise."""
+_OWN_NAMES = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, SPIKES_FILE, REPORT_FILE}
+"""Everything that Spikewise writes into an output folder."""
 _HASHED_AT_ONCE = 2**20
-_OURS = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, SPIKES_FILE, REPORT_FILE}
+"""Spikes that are hashed at once; it bounds the memory."""
 
 
 def check_output(path: Path | str, overwrite: bool, resume: bool = False) -> Path:
-    """Raise unless a result may be written at `path`, or continued.
+    """Raise unless a sort may write or continue a result at `path`.
 
     Raises
     ------
     OutputError
-        If something is there and `overwrite` is not set, or what is there is a file or holds anything that
-        Spikewise did not make, or the place cannot be written.
+        If `path` exists and `overwrite` is not set; if it is a file, or a folder with anything that Spikewise
+        did not write; or if it cannot be written.
     """
     path = Path(path)
     with writing(path):
-        if path.exists() and not (resume and unfinished_place(path)):
+        if path.exists() and not (resume and unfinished_folder(path)):
             if not overwrite and (path / _JOB_FILE).exists():
                 raise OutputError(
                     f"{path} holds a sort that was not finished",
-                    "it can be continued, or begun anew",
-                    "continue it with --resume, or begin anew with --overwrite",
+                    "it can be continued, or started again",
+                    "continue it with --resume, or start again with --overwrite",
                 )
             _check_may_replace(path, overwrite)
             _check_is_result(path)
@@ -66,35 +72,36 @@ def check_output(path: Path | str, overwrite: bool, resume: bool = False) -> Pat
     return path
 
 
-def unfinished_place(path: Path) -> Path | None:
-    """Return where the sort into `path` that was begun last and not finished is; None if there is none."""
+def unfinished_folder(path: Path) -> Path | None:
+    """Return the folder of the latest unfinished sort into `path`; None if there is none."""
     beside = path.absolute().parent.glob(f"{glob.escape(path.name)}.new*") if path.name else ()
-    begun = [place for place in (path, *beside) if (place / _JOB_FILE).exists()]
-    if begun:
-        return max(begun, key=lambda place: (place / _JOB_FILE).stat().st_mtime_ns)
-    return path if _is_just_made(path) else None
+    unfinished = [folder for folder in (path, *beside) if (folder / _JOB_FILE).exists()]
+    if unfinished:
+        return max(unfinished, key=lambda folder: (folder / _JOB_FILE).stat().st_mtime_ns)
+    return path if _is_just_created(path) else None
 
 
-def _is_just_made(path: Path) -> bool:
-    """Tell whether a sort was ended before it could say what it is of."""
+def _is_just_created(path: Path) -> bool:
+    """Return whether a sort created the folder, but ended before it wrote its job file."""
     return path.is_dir() and {item.name for item in path.iterdir()} <= {LOG_FILE, UNFINISHED_FOLDER}
 
 
 def _check_is_result(path: Path) -> None:
-    """Raise unless all that would be lost at `path` was made by Spikewise."""
+    """Raise unless Spikewise wrote everything that overwriting `path` would delete."""
     allowed = "only a folder that holds a result of Spikewise and nothing else, or nothing, is overwritten"
     if not path.is_dir():
         raise OutputError(f"{path} is a file", allowed, "choose another name")
     names = sorted(item.name for item in path.iterdir())
-    others = [name for name in names if not _is_ours(name)]
+    others = [name for name in names if not _is_own(name)]
     if others or (names and not _MARKS & set(names)):
         what = ", ".join((others or names)[:5]) + (" and more" if len(others or names) > 5 else "")
         raise OutputError(f"{path} holds {what}", allowed, "move it away, or choose another name")
 
 
-def _is_ours(name: str) -> bool:
+def _is_own(name: str) -> bool:
+    """Return whether Spikewise writes a file or folder of this name."""
     return (
-        name.removesuffix(".partial") in _OURS
+        name.removesuffix(".partial") in _OWN_NAMES
         or name.startswith(".bootstrap-")
         or (name.startswith("bootstrap_") and name.endswith(".log"))
     )
@@ -102,73 +109,92 @@ def _is_ours(name: str) -> bool:
 
 @contextmanager
 def output_folder(path: Path, overwrite: bool, resume: bool = False) -> Iterator[Path]:
-    """Make a folder and lend it; when all went well it is the output folder.
+    """Create the folder to write a result into, and make it the output folder when the block succeeds.
 
-    A result that is overwritten stays where it is until the new one, made beside it as ``PATH.new``, is
-    whole. What an error leaves behind is what was finished, or nothing. With `resume` the folder of a sort
-    that was not finished is lent, if there is one.
+    A result that is overwritten stays in place until the new one is complete; the new one is written beside
+    it, as ``PATH.new``. After an error the parts that were finished are kept, or nothing.
+
+    Parameters
+    ----------
+    path : Path
+        The output folder.
+    overwrite : bool
+        Whether a result at `path` may be replaced.
+    resume : bool
+        Whether to go on in the folder of an unfinished sort, if there is one.
+
+    Yields
+    ------
+    Path
+        The folder to write into.
+
+    Raises
+    ------
+    OutputError
+        As :func:`check_output`.
     """
     path = check_output(path, overwrite, resume)
     if path.is_symlink() or path.name in ("", ".."):
         path = path.resolve()
-    begun = unfinished_place(path) if resume else None
-    if begun is not None:
-        place = path if begun.absolute() == path.absolute() else begun
+    unfinished = unfinished_folder(path) if resume else None
+    if unfinished is not None:
+        folder = path if unfinished.absolute() == path.absolute() else unfinished
     else:
         with writing(path):
-            place = _free_name(path, "new") if path.exists() else path
-            place.mkdir(parents=True)
+            folder = _free_name(path, "new") if path.exists() else path
+            folder.mkdir(parents=True)
     try:
-        yield place
-        if place != path:
-            _replace(path, place)
+        yield folder
+        if folder != path:
+            _replace(path, folder)
     except BaseException:
-        _tell_what_is_kept(place, may_remove=begun is None)
+        _keep_finished_parts(folder, may_remove=unfinished is None)
         raise
 
 
-def _tell_what_is_kept(place: Path, may_remove: bool) -> None:
-    """Say what an error left, and how to go on with it; a new folder without anything finished is removed."""
-    unfinished, has_model = place / UNFINISHED_FOLDER, (place / MODEL_FILE).exists()
-    is_begun = (place / _JOB_FILE).exists()
-    if is_begun and (has_model or any(map(_is_worth_keeping, unfinished.iterdir()))):
-        logger.warning("what was finished is kept in %s; go on with --resume", place)
+def _keep_finished_parts(folder: Path, may_remove: bool) -> None:
+    """Log what an error left and how to continue; remove a new folder in which nothing is finished."""
+    unfinished, has_model = folder / UNFINISHED_FOLDER, (folder / MODEL_FILE).exists()
+    is_started = (folder / _JOB_FILE).exists()
+    if is_started and (has_model or any(map(_is_worth_keeping, unfinished.iterdir()))):
+        logger.warning("the finished parts are kept in %s; continue with --resume", folder)
     elif has_model:
-        logger.warning("what was finished is kept in %s", place)
+        logger.warning("the finished parts are kept in %s", folder)
     elif may_remove:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_worth_keeping(item: Path) -> bool:
+    """Return whether an entry of the unfinished folder is a finished part of the work."""
     if item.is_dir():
         return (item / "manifest.jsonl").exists()
     return item.name.startswith(("labels-", "training-", "group-")) and not item.name.endswith(".partial")
 
 
-def _replace(path: Path, place: Path) -> None:
-    """Put the finished folder in the place of the earlier one, which goes last."""
+def _replace(path: Path, folder: Path) -> None:
+    """Rename the finished folder to `path`; the earlier result is deleted last."""
     with writing(path):
-        if not path.exists():  # an earlier process was ended between the two names
-            place.rename(path)
+        if not path.exists():  # an earlier process ended between the two renames below
+            folder.rename(path)
             return
         previous = _free_name(path, "previous")
         path.rename(previous)
         try:
-            place.rename(path)
+            folder.rename(path)
         except OSError:
             previous.rename(path)
             raise
     shutil.rmtree(previous, ignore_errors=True)
     if previous.exists():
-        logger.warning("the earlier result could not be removed; it is %s", previous)
+        logger.warning("the earlier result could not be removed; it is in %s", previous)
 
 
 def _free_name(path: Path, ending: str) -> Path:
-    """Return a name beside `path` that nothing has yet."""
+    """Return a path beside `path` that does not exist: PATH.new, PATH.new2 and so on."""
     names = itertools.chain(
         [f"{path.name}.{ending}"], (f"{path.name}.{ending}{k}" for k in itertools.count(2))
     )
-    return next(place for place in map(path.with_name, names) if not os.path.lexists(place))
+    return next(free for free in map(path.with_name, names) if not os.path.lexists(free))
 
 
 def save_sorting(sorting: BaseSorting, folder: Path) -> None:
@@ -181,10 +207,10 @@ def save_sorting(sorting: BaseSorting, folder: Path) -> None:
     """
     partial = folder / (SORTING_FOLDER + ".partial")
     with writing(folder):
-        for left in (partial, folder / SORTING_FOLDER):  # of a process that was ended
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (partial, folder / SORTING_FOLDER):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
-            with warnings.catch_warnings():  # that it has no source beside itself, which is so
+            with warnings.catch_warnings():  # the sorting lives in memory; that it has no source is expected
                 warnings.filterwarnings("ignore", message="The extractor is not serializable")
                 sorting.save(folder=partial)
             sync_tree(partial)
@@ -196,18 +222,18 @@ def save_sorting(sorting: BaseSorting, folder: Path) -> None:
 
 
 def load_sorting_folder(folder: Path) -> BaseSorting:
-    """Return the sorting of a result, its spikes mapped into memory."""
+    """Return the sorting of a result; its spikes are memory-mapped."""
     is_empty = np.load(folder / SORTING_FOLDER / "spikes.npy", mmap_mode="r").size == 0
     return NumpyFolderSorting(folder / SORTING_FOLDER, mmap_mode=None if is_empty else "r")
 
 
 def is_finished_result(path: Path) -> bool:
-    """Tell whether a folder holds a whole result, and there is none to be continued."""
-    return (path / PROVENANCE_FILE).exists() and unfinished_place(path) is None
+    """Return whether a folder holds a complete result, and no unfinished sort is to be continued."""
+    return (path / PROVENANCE_FILE).exists() and unfinished_folder(path) is None
 
 
 def spikes_hash(sorting: BaseSorting) -> str:
-    """Return the SHA-256 of all spikes: segment, sample and unit id of each, in order."""
+    """Return the SHA-256 of the unit ids and of the segment, sample and unit of each spike, in order."""
     vector = sorting.to_spike_vector()
     digest = hashlib.sha256(json.dumps([str(unit_id) for unit_id in sorting.unit_ids]).encode())
     for name in ("segment_index", "sample_index", "unit_index"):

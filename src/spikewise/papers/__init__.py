@@ -1,1 +1,1 @@
-"""The experiments of the two papers, and the speed benchmark, run again. Nothing else imports this."""
+"""The experiments of the two papers, repeated, and the speed benchmark. Nothing else imports this."""

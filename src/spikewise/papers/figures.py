@@ -1,8 +1,8 @@
-"""The style of pictures for pages of papers: inline SVG that takes its ink from the page, light or dark.
+"""The style of figures on the pages of the papers: inline SVG that takes its text colour from the page.
 
-matplotlib draws with :data:`_INK`, which becomes ``currentColor``; only the colours of units are fixed, and
-all of them stand out from white and from near-black. Text stays text. Widths are in inches of a picture that
-the page scales to fit: :data:`WIDE` for a desktop, :data:`NARROW` for a telephone.
+matplotlib draws with :data:`INK`, which becomes ``currentColor``, so that figures fit light and dark pages.
+Only the colours of units are fixed; all of them are visible on white and on near-black. Text stays text.
+Widths are in inches; the page scales the figures: :data:`WIDE` for a desktop, :data:`NARROW` for a telephone.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
 WIDE, NARROW = 10.4, 4.0
 
-_INK = "#010203"
+INK = "#010203"
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "spikewise",  # ids of parts would be drawn by chance
+    "svg.hashsalt": "spikewise",  # without a salt the ids of parts are random
     "text.parse_math": False,
     "font.size": 8.5,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
     "axes.linewidth": 0.6,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.frameon": False,
 }
 
 
 def require_matplotlib() -> None:
-    """Raise unless pictures can be drawn.
+    """Raise unless figures can be drawn.
 
     Raises
     ------
@@ -54,8 +54,8 @@ def require_matplotlib() -> None:
 
 
 @contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    """Lend an empty figure, drawn and saved in the style of the report."""
+def styled_figure(width: float, height: float) -> Iterator[Figure]:
+    """Return an empty figure, drawn and saved in the style of the pages."""
     require_matplotlib()
     import matplotlib
     from matplotlib.figure import Figure
@@ -64,15 +64,15 @@ def _figure(width: float, height: float) -> Iterator[Figure]:
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def _as_svg(figure: Figure, name: str, alt: str) -> str:
-    """Return an SVG element to set into a page: ids of its own, the page's ink, an alternative text."""
+def as_svg(figure: Figure, name: str, alt: str) -> str:
+    """Return an SVG element for a page, with its own ids, the page's text colour and an alternative text."""
     text = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(text, format="svg", transparent=True, dpi=160, metadata=nothing)
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(text, format="svg", transparent=True, dpi=160, metadata=no_metadata)
     svg = text.getvalue()
     body = re.sub(r"<style.*?</style>", "", svg[svg.index(">", svg.index("<svg")) + 1 :], flags=re.DOTALL)
     body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path.group()), body)
-    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body).replace(_INK, "currentColor")
+    body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body).replace(INK, "currentColor")
     width, height = (72 * side for side in figure.get_size_inches())
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '

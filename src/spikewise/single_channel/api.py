@@ -1,6 +1,7 @@
 """The Python interface of single-channel waveforms: train, classify, sort a raw channel.
 
-Each function takes files or arrays, and its settings as the dataclasses of :mod:`spikewise.single_channel.config`.
+Each function takes files or arrays, and its settings as dataclasses of
+:mod:`spikewise.single_channel.config`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from spikewise.single_channel.classifier import (
     WaveformClassifier,
     load_classifier,
     save_classifier,
-    train_classifier,
 )
+from spikewise.single_channel.classifier_training import train_classifier
 from spikewise.single_channel.config import (
     ChannelSortingConfig,
     SnippetsConfig,
@@ -32,6 +33,9 @@ from spikewise.single_channel.wave_clus import WaveClusSimulation, save_wave_clu
 
 __all__ = ["ChannelResult", "classify_waveforms", "simulate_channel", "sort_channel", "train_waveforms"]
 
+_RATE_TOLERANCE = 1e-3
+"""Largest relative difference of the sampling frequencies of waveforms and model; chosen by hand."""
+
 
 def train_waveforms(
     waveforms: Snippets | str | Path,
@@ -42,12 +46,12 @@ def train_waveforms(
     reading: SnippetsConfig | None = None,
     progress: ProgressCallback = silent,
 ) -> WaveformClassifier:
-    """Learn the units of labelled waveforms.
+    """Train a classifier on labelled waveforms.
 
     Parameters
     ----------
     waveforms : Snippets, str or Path
-        Waveforms with labels, or the file that holds them. Those without label do not train.
+        Waveforms with labels, or the file that holds them. Waveforms without a label are ignored.
     output : str or Path, optional
         File to write the classifier to.
     overwrite : bool
@@ -56,12 +60,12 @@ def train_waveforms(
     reading : SnippetsConfig, optional
         How the file is read.
     progress : callable
-        Told how far it is.
+        Called with the progress.
 
     Returns
     -------
     WaveformClassifier
-        Ctrl-C ends training early and gives the best network so far; ``facts["interrupted"]`` tells.
+        Ctrl-C ends training early and returns the best network so far; ``facts["interrupted"]`` is then True.
 
     Raises
     ------
@@ -101,22 +105,22 @@ def classify_waveforms(
     second_units: bool = False,
     reading: SnippetsConfig | None = None,
 ) -> Classification:
-    """Give each waveform to a unit.
+    """Assign each waveform to a unit.
 
     Parameters
     ----------
     waveforms : Snippets, str or Path
-        Waveforms as long as those the model learnt from, or the file that holds them.
+        Waveforms as long as those the model was trained on, or the file that holds them.
     model : WaveformClassifier, str or Path
-        The classifier, or where it is.
+        The classifier, or its file.
     output : str or Path, optional
         CSV to write: a row for each waveform in order, with its index, label and probability.
     overwrite : bool
         Whether a file there may be replaced.
     min_probability : float
-        Leave a waveform unsorted (label -1) whose unit is less probable.
+        Leave a waveform unsorted (label -1) if its unit is less probable than this.
     second_units : bool
-        Whether the CSV gets a column ``second_label`` too: another unit in the same waveform, -1 for none.
+        Whether the CSV has a column ``second_label``: another unit in the same waveform, -1 for none.
     reading : SnippetsConfig, optional
         How the file is read.
 
@@ -127,7 +131,7 @@ def classify_waveforms(
     Raises
     ------
     SpikewiseError
-        If something that was given cannot be used; the message says what to do.
+        If an argument cannot be used; the message says what to do.
     """
     limits = ChannelSortingConfig(min_probability=min_probability)
     if output is not None:
@@ -152,12 +156,12 @@ def simulate_channel(
     overwrite: bool = False,
     config: WaveClusConfig | None = None,
 ) -> WaveClusSimulation:
-    """Make a single-channel signal with known spikes, in the manner of Wave_Clus (Quiroga et al. 2004).
+    """Simulate a single-channel signal with known spikes, like those of Wave_Clus (Quiroga et al. 2004).
 
     Parameters
     ----------
     output : str or Path, optional
-        File to write it to, in the layout of the public .mat files.
+        File to write the simulation to, in the layout of the public .mat files.
     overwrite : bool
         Whether a file there may be replaced.
     config : WaveClusConfig, optional
@@ -175,12 +179,14 @@ def simulate_channel(
         output = check_output_file(output, overwrite, ending=".mat")
         if output.suffix.lower() != ".mat":
             raise OutputError(
-                f"the simulation was to go to {output}", "a name that ends in .mat", "change the name"
+                f"the output file of the simulation is {output}",
+                "a name that ends in .mat",
+                "change the name",
             )
-    made = simulate_wave_clus(config or WaveClusConfig())
+    simulation = simulate_wave_clus(config or WaveClusConfig())
     if output is not None:
-        save_wave_clus(made, output)
-    return made
+        save_wave_clus(simulation, output)
+    return simulation
 
 
 def _open_snippets(waveforms: Snippets | str | Path, reading: SnippetsConfig | None) -> Snippets:
@@ -190,15 +196,15 @@ def _open_snippets(waveforms: Snippets | str | Path, reading: SnippetsConfig | N
 def _check_is_other_file(output: Path, waveforms: Snippets | str | Path) -> None:
     if not isinstance(waveforms, Snippets) and output.exists() and output.samefile(waveforms):
         raise OutputError(
-            f"{output} is the file of the waveforms",
-            "another file, since it would be lost",
+            f"the output {output} is the file of the waveforms",
+            "another file, since the waveforms would be lost",
             "choose another name",
         )
 
 
 def _check_frequency(snippets: Snippets, classifier: WaveformClassifier) -> None:
     given, known = snippets.sampling_frequency, classifier.sampling_frequency
-    if given is not None and known is not None and abs(given - known) > 1e-3 * known:
+    if given is not None and known is not None and abs(given - known) > _RATE_TOLERANCE * known:
         raise WaveformsError(
             f"the waveforms are sampled at {given:g} Hz",
             f"the model was trained at {known:g} Hz",

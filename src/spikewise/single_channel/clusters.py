@@ -1,21 +1,23 @@
-"""Units of spikes that nobody labelled: clusters of their waveforms, found with no number given.
+"""Units of spikes without labels: clusters of their waveforms, whose number is found from the data.
 
-The idea: noise is coloured, so principal components show where waveforms vary most, which is often noise, and
-not where units differ. The covariance of the noise is therefore estimated from pairs of neighbours, which
-mostly belong to one unit whatever the units are (Art, Gnanadesikan & Kettenring 1982, Utilitas Math. 21A:75).
-Where noise is smooth, waveforms cut on whole samples differ by more than noise: a spike's place between two
-samples moves it along its slope, and that counts as noise too. The directions are kept in which all spikes
-vary more than this. There:
+Noise is coloured, so principal components show where waveforms vary most, which is often noise, and not where
+units differ. The covariance of the noise is therefore estimated from pairs of nearest neighbours, which
+mostly belong to one unit (Art, Gnanadesikan & Kettenring 1982, Utilitas Math. 21A:75). If the noise is
+smooth, waveforms cut on whole samples differ by more than noise: a spike begins between two samples, which
+shifts its waveform along its slope. This jitter is added to the noise. The directions in which the spikes
+vary clearly more than this noise are kept. In these directions:
 
-1. a Gaussian mixture is fitted to the spikes that have others near, its number of components chosen by the
-   Bayesian information criterion;
-2. components far wider than the others hold overlaps and artefacts, so their spikes get no label;
-3. a unit whose spikes are jittered or vary in amplitude is not Gaussian and takes several components: two are
-   merged if the density of their spikes, projected on the line that separates them best, has no clear valley;
-4. spikes far from the waveform of their unit, and those of units with too few spikes, get no label.
+1. A Gaussian mixture is fitted to the spikes, without isolated ones. The Bayesian information criterion
+chooses
+   its number of components.
+2. Components far wider than the others hold overlaps and artefacts; their spikes get no label.
+3. A unit whose spikes are jittered or vary in amplitude is not Gaussian and takes several components. Two
+   components are merged if the density of their spikes, projected on the line that separates them best, has
+   no clear valley.
+4. Spikes far from the waveform of their unit, and spikes of units with too few spikes, get no label.
 
 Conventions: waveforms are ``(num_spikes, num_samples)``; points are waveforms in directions in which the
-noise has variance 1, those in which units differ first; a label of -1 means "not labelled".
+noise has variance 1, sorted by how much the units differ in them; a label of -1 means "not labelled".
 """
 
 from __future__ import annotations
@@ -33,24 +35,40 @@ from sklearn.neighbors import NearestNeighbors
 from spikewise.core.errors import SettingError, WaveformsError
 from spikewise.core.seeds import stage_generator, stage_seed
 
-_LARGEST_FIT = 5000  # spikes
-_FEWEST_SPIKES = 20  # of a unit
-_MOST_COMPONENTS = 20  # principal components, before the noise is known
-_SEPARATING_VARIANCE = 1.8  # of a direction kept, in variances of the noise
+# All chosen by hand, unless a source stands beside them.
+_LARGEST_FIT = 5000
+"""Most spikes that are fitted; of more, so many are drawn."""
+_FEWEST_SPIKES = 20
+"""Fewest spikes of a unit, and fewest spikes to cluster."""
+_MOST_COMPONENTS = 20
+"""Most principal components that are kept before the noise is estimated."""
+_SEPARATING_VARIANCE = 1.8
+"""A direction is kept if the spikes vary in it by more than this, relative to the noise."""
 _MOST_DIRECTIONS = 5
-_ISOLATED = 2.0  # distance to the nearest spike, in usual ones: beyond it a spike is not fitted
-_BACKGROUND_WIDTH = 2.5  # of a component, in widths of the usual one
-_VALLEY = 0.6  # density between two components, relative to the lower peak: above it they are one
-_OUTLIERS = 1e-4  # of the spikes of a unit, were they Gaussian
+"""Most directions that are kept."""
+_ISOLATED = 2.0
+"""A spike farther from its nearest neighbour than this many median distances is not fitted."""
+_BACKGROUND_WIDTH = 2.5
+"""A component wider than this many typical widths holds overlaps and artefacts."""
+_VALLEY = 0.6
+"""Two components are merged if the lowest density between them exceeds this part of the lower peak."""
+_OUTLIERS = 1e-4
+"""Fraction of the spikes of a Gaussian unit that would be called outliers."""
 _NOISE_ROUNDS = 6
-_LEAST_VARIANCE = 1e-3  # of a component, in variances of the noise: spikes may be alike
-_JITTER_VARIANCE = 1 / 12  # of the place of a spike between two samples, in samples squared
-_NEAREST_PAIRS = 0.8  # fraction of the spikes: overlaps have no near neighbour
+"""Rounds in which neighbours and noise are found in turn."""
+_LEAST_VARIANCE = 1e-3
+"""Added to variances, in units of the noise, because spikes may be identical."""
+_JITTER_VARIANCE = 1 / 12
+"""Variance of the position of a spike between two samples: that of a uniform distribution."""
+_NEAREST_PAIRS = 0.8
+"""Fraction of the spikes, those with the nearest neighbours, that show the noise; overlaps have none near."""
+_PATIENCE = 3
+"""The search for the number of components ends after this many fits in a row that are not better."""
 
 
 @dataclass(frozen=True)
 class WaveformClusters:
-    """The units that were found.
+    """The clusters that were found.
 
     Attributes
     ----------
@@ -59,7 +77,8 @@ class WaveformClusters:
     num_units : int
         Number of units.
     facts : dict of str to int
-        How they came about: spikes and mixture components used, spikes left without a label.
+        Numbers of spikes, of fitted spikes, of directions, of components, of units, of spikes without a
+        label.
     """
 
     labels: np.ndarray
@@ -75,9 +94,9 @@ def cluster_waveforms(waveforms: np.ndarray, seed: int, max_units: int = 10) -> 
     waveforms : np.ndarray
         ``(num_spikes, num_samples)``, aligned, in any unit of amplitude.
     seed : int
-        Seed of the fit and, for more than 5000 spikes, of the draw of those that are fitted.
+        Seed of the fit and, with more than 5000 spikes, of the draw of those that are fitted.
     max_units : int
-        No more units than that: of more, those with the most spikes.
+        Largest number of units; those with the most spikes are kept.
 
     Returns
     -------
@@ -86,7 +105,7 @@ def cluster_waveforms(waveforms: np.ndarray, seed: int, max_units: int = 10) -> 
     Raises
     ------
     WaveformsError
-        If the waveforms are not a finite array of at least 20 spikes with two samples each.
+        If the waveforms are not a finite array of at least 20 spikes with at least two samples.
     SettingError
         If `max_units` is below 1.
     """
@@ -144,19 +163,17 @@ def _draw(num_spikes: int, seed: int) -> np.ndarray:
 
 
 def _near_others(waveforms: np.ndarray, drawn: np.ndarray) -> np.ndarray:
-    """Return the spikes drawn without those far from all others, which are artefacts or overlaps."""
+    """Return the drawn spikes without isolated ones, which are artefacts or overlaps."""
     distances, _ = NearestNeighbors(n_neighbors=1).fit(waveforms[drawn]).kneighbors()
     return drawn[distances[:, 0] <= _ISOLATED * np.median(distances)]
 
 
 def _noise_units(waveforms: np.ndarray, fitted: np.ndarray, seed: int) -> tuple[np.ndarray, int]:
-    """Return the waveforms as points in noise units, and in how many of their directions units may differ.
+    """Return the waveforms as points in noise units, and the number of directions in which units may differ.
 
-    That number is 0 where nothing varies.
-
-    The points have as many dimensions as there are principal components: 20, or fewer if the samples or a
-    tenth of the spikes are fewer. Half of these directions, at least, are
-    taken to show noise alone.
+    That number is 0 if nothing varies. The points have as many dimensions as there are principal components:
+    20, or fewer if the samples or a tenth of the spikes are fewer. The variance of the noise is the median
+    variance of the directions, so at least half of them are assumed to show only noise.
     """
     if not waveforms[fitted].var(axis=0).sum() > np.finfo(np.float32).eps * np.square(waveforms).mean():
         return waveforms, 0
@@ -175,9 +192,9 @@ def _noise_units(waveforms: np.ndarray, fitted: np.ndarray, seed: int) -> tuple[
 
 
 def _noise_covariance(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the covariances of the noise and of all spikes, both without those that have no near neighbour.
+    """Return the covariances of the noise and of the spikes, both without spikes that have no near neighbour.
 
-    Which spikes are neighbours depends on the noise, so the two are found in turn.
+    Which spikes are neighbours depends on the noise, so both are estimated in turn.
     """
     ridge = 1e-9 * np.trace(np.cov(points.T)) * np.eye(points.shape[1])
     noise = np.cov(points.T) + ridge
@@ -191,7 +208,7 @@ def _noise_covariance(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fit_mixture(points: np.ndarray, seed: int, most: int) -> GaussianMixture:
-    """Return the mixture with the best criterion; the search ends once three in a row are not better."""
+    """Return the mixture with the best criterion; stop after three fits in a row that are not better."""
     mixtures: list[GaussianMixture] = []
     criteria: list[float] = []
     for num_components in range(1, max(1, min(most, len(points) // _FEWEST_SPIKES)) + 1):
@@ -204,25 +221,25 @@ def _fit_mixture(points: np.ndarray, seed: int, most: int) -> GaussianMixture:
         ).fit(points)
         mixtures.append(mixture)
         criteria.append(mixture.bic(points))
-        if len(criteria) - np.argmin(criteria) > 3:
+        if len(criteria) - np.argmin(criteria) > _PATIENCE:
             break
     return mixtures[int(np.argmin(criteria))]
 
 
 def _background(mixture: GaussianMixture) -> np.ndarray:
-    """Return the components far wider than the usual one: the median, each spike with a vote.
+    """Return the components far wider than the typical one, which is the median over the spikes.
 
     The width is the geometric mean over the directions, so a unit that is long in one of them is kept.
     """
     num_directions = mixture.means_.shape[1]
     widths = np.linalg.det(mixture.covariances_) ** (0.5 / num_directions)
     order = np.argsort(widths)
-    usual = widths[order[np.searchsorted(np.cumsum(mixture.weights_[order]), 0.5)]]
-    return np.flatnonzero(widths > _BACKGROUND_WIDTH * usual)
+    typical = widths[order[np.searchsorted(np.cumsum(mixture.weights_[order]), 0.5)]]
+    return np.flatnonzero(widths > _BACKGROUND_WIDTH * typical)
 
 
 def _merge(points: np.ndarray, components: np.ndarray, num_components: int) -> np.ndarray:
-    """Return the group of each component: the two with the least valley are merged until all have one."""
+    """Return the group of each component; merge the pair with the shallowest valley until none is shallow."""
     groups = np.arange(num_components)
     valleys: dict[tuple[int, int], float] = {}
     while True:
@@ -241,9 +258,9 @@ def _merge(points: np.ndarray, components: np.ndarray, num_components: int) -> n
 def _valley(first: np.ndarray, second: np.ndarray) -> float:
     """Return the lowest density between two groups of points, relative to the lower of their two peaks.
 
-    The points are projected on the direction that separates the groups best (Fisher's), and the density is
-    that of a kernel as wide as Silverman's rule says for the narrower group. It is 1 where there is no
-    valley, and 0 between groups apart.
+    The points are projected on the direction that separates the groups best (Fisher's discriminant). The
+    density is a kernel estimate whose bandwidth follows Silverman's rule for the narrower group. The result
+    is 1 if there is no valley, and 0 between groups that are far apart.
     """
     if min(len(first), len(second)) <= first.shape[1]:
         return 0.0
@@ -261,9 +278,9 @@ def _valley(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _without_outliers(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Take the label from spikes that are far from the waveform of their unit, in all directions together.
+    """Remove the label of spikes that are far from the waveform of their unit, over all directions.
 
-    The squared distances of a unit's spikes are scaled by their median, which outliers do not move, and
+    The squared distances of a unit's spikes are divided by their median, which outliers hardly change, and
     compared with those of Gaussian noise.
     """
     labels = labels.copy()
@@ -277,7 +294,7 @@ def _without_outliers(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _largest_first(labels: np.ndarray, max_units: int) -> np.ndarray:
-    """Number the units by their spikes, those with the most first, and drop those with too few."""
+    """Number the units by their spike counts, largest first, and drop those with too few spikes."""
     units, counts = np.unique(labels[labels >= 0], return_counts=True)
     order = np.argsort(-counts, kind="stable")[:max_units]
     kept = units[order][counts[order] >= _FEWEST_SPIKES]

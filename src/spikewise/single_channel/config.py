@@ -1,4 +1,4 @@
-"""The settings of single-channel waveforms, each declared once.
+"""The settings of single-channel sorting, each declared once.
 
 Their conventions are those of :mod:`spikewise.core.settings`.
 """
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spikewise.core.errors import SettingError
-from spikewise.core.settings import Settings, setting
+from spikewise.core.settings import Settings, check_interval, setting
 
 
 @dataclass(frozen=True)
 class SnippetsConfig(Settings):
-    """How a file of waveforms is read. Most formats tell all of this themselves."""
+    """How a file of waveforms is read. Most formats hold all of this themselves."""
 
     sampling_frequency: float | None = setting(
-        None, "Sampling frequency, where the file does not tell it", unit="Hz", minimum=100.0
+        None, "Sampling frequency, if the file does not hold it", unit="Hz", minimum=100.0
     )
     waveforms_key: str | None = setting(
         None, "Name of the array that holds the waveforms in an .npz or .mat; default: waveforms or spikes"
@@ -26,7 +26,7 @@ class SnippetsConfig(Settings):
     labels_key: str | None = setting(
         None,
         "Name of the array that holds the labels in an .npz or .mat, or of the column in a table, "
-        "or its position in a table without names; default: labels",
+        "or its position, from 0, in a table without names; default: labels",
     )
     num_samples: int = setting(
         64, "Samples cut at each true spike of a Wave_Clus simulation, from its first sample on", minimum=8
@@ -35,29 +35,29 @@ class SnippetsConfig(Settings):
 
 @dataclass(frozen=True)
 class SpikeDetectionConfig(Settings):
-    """How spikes are found in a raw single channel: as wave_clus does (Quiroga et al. 2004)."""
+    """How spikes are found in the raw signal of one channel, as wave_clus does (Quiroga et al. 2004)."""
 
     freq_min_hz: float = setting(300.0, "Lower edge of the band-pass", unit="Hz", minimum=0.1)
     freq_max_hz: float = setting(
-        3000.0, "Upper edge of the band-pass; lowered to 0.45 of the sampling frequency if above", unit="Hz"
+        3000.0, "Upper edge of the band-pass; at most 0.45 of the sampling frequency is used", unit="Hz"
     )
     detection_threshold: float = setting(
         4.0, "Threshold, in standard deviations of the noise, median(|x|) / 0.6745", minimum=1.0, maximum=50.0
     )
     polarity: Literal["auto", "negative", "positive", "both"] = setting(
-        "auto", "Direction of the peaks; auto: that in which the larger ones point"
+        "auto", "Direction of the peaks; auto: the direction of most of the larger peaks"
     )
     refractory_ms: float = setting(
-        1.5, "Of peaks this close, keep the largest", unit="ms", minimum=0.0, maximum=10.0
+        1.5, "Among peaks closer than this, keep the largest", unit="ms", minimum=0.0, maximum=10.0
     )
     before_ms: float = setting(
         20 / 24, "Length of a waveform before its peak", unit="ms", minimum=0.1, maximum=5.0
     )
     after_ms: float = setting(
-        44 / 24, "Length of a waveform from its peak on", unit="ms", minimum=0.1, maximum=5.0
+        44 / 24, "Length of a waveform after its peak, the peak included", unit="ms", minimum=0.1, maximum=5.0
     )
     upsampling: int = setting(
-        5, "Points for each sample among which the peak is looked for", minimum=1, maximum=20
+        5, "Points per sample at which the exact peak is searched", minimum=1, maximum=20
     )
 
     def _check_together(self) -> None:
@@ -73,9 +73,12 @@ class SpikeDetectionConfig(Settings):
 class WaveClusConfig(Settings):
     """A single-channel simulation in the manner of Wave_Clus (Quiroga et al. 2004)."""
 
-    shapes: str | None = setting(None, "File of mean waveforms to draw from: an .npz or .npy, a row each")
+    shapes: str | None = setting(
+        None,
+        "File of mean waveforms to draw from: an .npz or .npy with a waveform per row",
+    )
     difficulty: Literal["easy1", "easy2", "difficult1", "difficult2"] | None = setting(
-        None, "How alike the units' shapes are; default: units drawn at random"
+        None, "How similar the units' shapes are; default: shapes drawn at random"
     )
     num_units: int = setting(3, "Number of units", minimum=2, maximum=20)
     noise_level: float = setting(
@@ -83,8 +86,8 @@ class WaveClusConfig(Settings):
     )
     noise_widening: float | None = setting(
         None,
-        "How many times longer the shapes are that the noise is made of; default: as many as give it the "
-        "spectrum of the public files, 2.2, or 1.2 with the shapes built in",
+        "How many times longer the shapes in the noise are than those of the units; default: the factor that "
+        "gives the noise the spectrum of the public files, 2.2, or 1.2 with the built-in shapes",
         minimum=1.0,
         maximum=10.0,
     )
@@ -108,35 +111,37 @@ class WaveClusConfig(Settings):
 
 @dataclass(frozen=True)
 class WaveformTrainingConfig(Settings):
-    """How the waveform classifier is trained. A value that is not given is that of the preset."""
+    """How the waveform classifier is trained. A value that is not given comes from the preset."""
 
     preset: Literal["default", "paper"] = setting(
         "default", "Named set of training settings; paper: the network as published (Li et al. 2020)"
     )
     features: tuple[int, int, int, int] | None = setting(
-        None, "Features of the four convolutions", minimum=1, maximum=1024
+        None, "Number of features of the four convolutions", minimum=1, maximum=1024
     )
     hidden: tuple[int, int] | None = setting(
         None, "Sizes of the two fully connected layers", minimum=1, maximum=10000
     )
     dropout: float | None = setting(
-        None, "Fraction of the features left out before the fully connected layers", minimum=0.0, maximum=0.9
+        None, "Fraction of the features dropped before the fully connected layers", minimum=0.0, maximum=0.9
     )
-    epochs: int | None = setting(None, "Number of passes", minimum=1)
+    epochs: int | None = setting(None, "Number of training epochs", minimum=1)
     windows_per_epoch: int | None = setting(
-        None, "Waveforms drawn in a pass; 0: each labelled one once", minimum=0
+        None, "Waveforms drawn per epoch; 0: each labelled waveform once", minimum=0
     )
     batch_size: int | None = setting(None, "Waveforms in a batch", minimum=2)
-    learning_rate: float | None = setting(None, "Largest step size of Adam", minimum=0.0)
+    learning_rate: float | None = setting(None, "Largest learning rate of Adam", minimum=0.0)
     schedule: Literal["constant", "one-cycle"] | None = setting(None, "Course of the learning rate")
     generated: float | None = setting(
         None,
-        "Fraction of the drawn waveforms that are made: a unit's mean on noise of the measured spectrum",
+        "Fraction of the drawn waveforms that are synthetic: a unit's mean plus noise like the measured",
         minimum=0.0,
         maximum=1.0,
     )
     generated_labels: int | None = setting(
-        None, "Labels of a unit from which on that fraction falls, in inverse proportion", minimum=1
+        None,
+        "A unit with more labels gets fewer synthetic waveforms, in inverse proportion",
+        minimum=1,
     )
     overlaps: float | None = setting(
         None, "Fraction of the drawn waveforms to which another unit is added", minimum=0.0, maximum=1.0
@@ -147,23 +152,15 @@ class WaveformTrainingConfig(Settings):
     amplitude_std: float | None = setting(
         None, "Spread of the amplitude of a drawn waveform, as a fraction", minimum=0.0, maximum=0.5
     )
-    whiten: bool | None = setting(None, "Let the network see waveforms whose noise is white")
-    label_smoothing: float | None = setting(
-        None, "Share of a label that is given to all units alike", minimum=0.0, maximum=0.5
-    )
+    whiten: bool | None = setting(None, "Whiten the noise of the waveforms before the first convolution")
     calibration_fraction: float = setting(
         0.2,
         "Fraction of each unit's labels, the last ones, that a first training leaves out to calibrate the "
-        "probabilities; 0 leaves them as they are",
+        "probabilities; 0: no calibration",
         minimum=0.0,
         maximum=0.5,
     )
     seed: int = setting(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
-
-    @property
-    def patience(self) -> int:
-        """Epochs without improvement after which training stops: never, since no loss is held out."""
-        return 0
 
     def resolved(self) -> WaveformTrainingConfig:
         """Return a copy in which every value that was not given is that of the preset."""
@@ -188,7 +185,6 @@ WAVEFORM_PRESETS: dict[str, dict[str, Any]] = {
         "shift": 1 / 256,
         "amplitude_std": 0.05,
         "whiten": True,
-        "label_smoothing": 0.0,
     },
     "paper": {
         "features": (32, 64, 64, 64),
@@ -205,7 +201,6 @@ WAVEFORM_PRESETS: dict[str, dict[str, Any]] = {
         "shift": 0.0,
         "amplitude_std": 0.0,
         "whiten": False,
-        "label_smoothing": 0.0,
     },
 }
 
@@ -222,19 +217,17 @@ class ChannelSortingConfig(Settings):
     )
     stretch_s: float = setting(
         60.0,
-        "Without labels: length of the first stretch, or as much as there is, whose spikes are clustered",
+        "Without labels: length of the first stretch of the signal, whose spikes are clustered",
         unit="s",
         minimum=1.0,
     )
-    max_units: int = setting(10, "Without labels: largest number of units", minimum=1, maximum=50)
+    max_units: int = setting(10, "Without labels: largest number of units to find", minimum=1, maximum=50)
     min_probability: float = setting(
-        0.0, "Leave a spike unsorted whose unit is less probable", minimum=0.0, maximum=1.0
+        0.0,
+        "Leave a spike unsorted if its unit is less probable than this",
+        minimum=0.0,
+        maximum=1.0,
     )
 
     def _check_together(self) -> None:
-        if self.label_interval is not None and not 0 <= self.label_interval[0] < self.label_interval[1]:
-            raise SettingError(
-                f"the label interval is {self.label_interval[0]:g} to {self.label_interval[1]:g} s",
-                "it must start at 0 or later and end after its start",
-                "give label_interval as START END in seconds",
-            )
+        check_interval(self.label_interval, "label_interval")

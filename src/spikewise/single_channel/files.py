@@ -1,7 +1,7 @@
-"""Files of single-channel waveforms and signals: what they hold, as plain arrays, and its checks.
+"""Files of single-channel waveforms and signals: their content as plain arrays, and the checks of it.
 
-Conventions: a signal is ``(num_samples,)``, its ``sample_index`` counts from 0. MATLAB counts from 1, and
-:func:`from_matlab` is the only place that knows. Nothing that is read here is unpickled.
+Conventions: a signal is ``(num_samples,)``, its ``sample_index`` counts from 0. MATLAB counts from 1; only
+:func:`from_matlab` converts. Nothing is unpickled.
 
 In the simulations of Wave_Clus (Quiroga et al. 2004, Neural Comput. 16:1661) the time of a spike is that of
 its first sample. Its peak follows about 22 samples later.
@@ -28,20 +28,23 @@ SNIPPET_FORMATS = {
     ".npz": "arrays waveforms (or spikes), labels, sampling_frequency (or fs), sample_index (or times); "
     "or a simulation: data (or traces), times, labels, fs",
     ".npy": "one array of waveforms",
-    ".csv": "table with a row for each spike; columns called label, unit_id, unit or cluster, and time_s or "
-    "sample_index, are no samples",
+    ".csv": "table with a row for each spike; all columns are samples, except label, unit_id, unit or "
+    "cluster, and time_s or sample_index",
     ".tsv": "the same with tabs",
     ".txt": "the same with tabs, commas, semicolons or spaces",
 }
+"""What a file of each ending may hold."""
 SIGNAL_KEYS = ("data", "traces", "signal", "array")
+"""Names of the array that holds a signal."""
 _RATE_KEYS = ("sampling_frequency", "fs", "sr")
+"""Names of the number that is the sampling frequency."""
 
 
 class RawChannel(NamedTuple):
-    """The signal of one electrode, with its true spikes where they are known.
+    """The signal of one electrode, with its true spikes if they are known.
 
     ``signal`` is (num_samples,) float32, ``sampling_frequency`` in Hz. ``sample_index`` (num_spikes,) int64,
-    ``labels`` (num_spikes,) and ``is_overlap`` (num_spikes,) bool tell the true spikes, or are None.
+    ``labels`` (num_spikes,) and ``is_overlap`` (num_spikes,) bool describe the true spikes, or are None.
     """
 
     signal: np.ndarray
@@ -52,14 +55,14 @@ class RawChannel(NamedTuple):
 
 
 def load_wave_clus_signal(path: str | Path, sampling_frequency: float | None = None) -> RawChannel:
-    """Read a simulation of Wave_Clus, .mat or .npz: the signal and its true spikes, none of them None.
+    """Read a simulation of Wave_Clus, .mat or .npz: the signal and its true spikes.
 
     Parameters
     ----------
     path : str or Path
         The file.
     sampling_frequency : float, optional
-        In Hz, used where the file does not tell it.
+        In Hz, used if the file does not hold it.
 
     Raises
     ------
@@ -73,22 +76,22 @@ def load_wave_clus_signal(path: str | Path, sampling_frequency: float | None = N
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Check that a file is there, and turn what goes wrong while it is read into a WaveformsError."""
+    """Check that a file exists, and turn every error while it is read into a WaveformsError."""
     suffix = path.suffix.lower()
     if not path.is_file():
         given = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
         raise WaveformsError(given, "a file of waveforms", "check the path")
     if suffix not in SNIPPET_FORMATS:
         known = "; ".join(f"{ending}: {text}" for ending, text in SNIPPET_FORMATS.items())
-        raise WaveformsError(f"the ending of {path} is not known", f"read are {known}", "convert the file")
+        raise WaveformsError(f"the ending of {path} is not known", f"allowed are {known}", "convert the file")
     if path.stat().st_size == 0:
         raise WaveformsError(f"{path} is empty", SNIPPET_FORMATS[suffix], "write or copy it again")
 
     def refuse(reason: str) -> WaveformsError:
         return WaveformsError(
             f"{path} cannot be read: {reason}",
-            f"a whole file of plain numbers, no Python objects: {SNIPPET_FORMATS[suffix]}",
-            "check that it was copied whole, or write it again",
+            f"a complete file of plain numbers, no Python objects: {SNIPPET_FORMATS[suffix]}",
+            "check that it was copied completely, or write it again",
         )
 
     with parsing(refuse):
@@ -96,9 +99,9 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def load_arrays(path: Path) -> dict[str, Any]:
-    """Return what a .mat, .npz or .npy holds: arrays, lists for MATLAB's cells, dictionaries for its structs.
+    """Return the content of a .mat, .npz or .npy: arrays, lists (MATLAB cells), dictionaries (structs).
 
-    The one array of an .npy is called ``array``.
+    The only array of an .npy is called ``array``.
     """
     if path.suffix.lower() == ".mat":
         if h5py.is_hdf5(path):
@@ -120,7 +123,7 @@ def _of_matlab(value: Any) -> Any:
 
 
 def _of_hdf5(item: Any, file: h5py.File) -> Any:
-    """Return a variable of a MATLAB 7.3 file likewise; HDF5 lists its axes the other way round."""
+    """Return a variable of a MATLAB 7.3 file in the same way; HDF5 stores the axes in reverse order."""
     if isinstance(item, h5py.Group):
         return {name: _of_hdf5(part, file) for name, part in item.items()}
     check_hdf5(item)
@@ -130,7 +133,7 @@ def _of_hdf5(item: Any, file: h5py.File) -> Any:
 
 
 def missing(arrays: dict[str, Any], path: Path, needed: str) -> WaveformsError:
-    """Return the error that tells what a file holds and what it would have to hold."""
+    """Return the error that says what a file holds and what it should hold."""
     held = ", ".join(
         f"{name} {value.shape}" if isinstance(value, np.ndarray) else name for name, value in arrays.items()
     )
@@ -142,7 +145,7 @@ def missing(arrays: dict[str, Any], path: Path, needed: str) -> WaveformsError:
 
 
 def channel_of(arrays: dict[str, Any], path: Path, sampling_frequency: float | None) -> RawChannel:
-    """Return the single channel among the arrays of a file, with its true spikes where they are there."""
+    """Return the single channel among the arrays of a file, with its true spikes if the file holds them."""
     key = next((name for name in SIGNAL_KEYS if name in arrays), None)
     if key is None:
         raise missing(arrays, path, f"a signal called {' or '.join(SIGNAL_KEYS)}")
@@ -150,7 +153,7 @@ def channel_of(arrays: dict[str, Any], path: Path, sampling_frequency: float | N
     frequency = frequency_of(arrays, sampling_frequency)
     if frequency is None:
         raise WaveformsError(
-            f"{path} does not tell its sampling frequency",
+            f"{path} does not hold its sampling frequency",
             "a number called samplingInterval (in ms), sr or fs",
             "give the sampling frequency in Hz",
         )
@@ -177,7 +180,7 @@ def channel_of(arrays: dict[str, Any], path: Path, sampling_frequency: float | N
 
 
 def with_truth(arrays: dict[str, Any], path: Path, sampling_frequency: float | None) -> RawChannel:
-    """Return the single channel and its true spikes; raise where they are not there."""
+    """Return the single channel and its true spikes; raise if the file holds none."""
     channel = channel_of(arrays, path, sampling_frequency)
     if channel.sample_index is None:
         raise missing(arrays, path, "data, spike_times and spike_class; in an .npz data, times and labels")
@@ -185,7 +188,7 @@ def with_truth(arrays: dict[str, Any], path: Path, sampling_frequency: float | N
 
 
 def _cell(value: Any, position: int) -> np.ndarray | None:
-    """Return the numbers at a position of a MATLAB cell, which may lie in further cells, or None."""
+    """Return the numbers at a position of a MATLAB cell, or None; cells may be nested."""
     while isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         value = value[0]
     parts = value if isinstance(value, list) else [value]
@@ -198,20 +201,20 @@ def _cell(value: Any, position: int) -> np.ndarray | None:
 
 
 def from_matlab(index: np.ndarray, name: str) -> np.ndarray:
-    """Return positions that MATLAB counts from 1, counted from 0."""
+    """Return indices that MATLAB counts from 1, counted from 0."""
     return as_whole(index, name) - 1
 
 
 def frequency_of(arrays: dict[str, Any], given: float | None) -> float | None:
-    """Return the sampling frequency that the arrays tell, or else that given."""
+    """Return the sampling frequency in the arrays, or else the given one."""
     parameters = arrays.get("par")
-    for place in (arrays, parameters if isinstance(parameters, dict) else {}):
+    for part in (arrays, parameters if isinstance(parameters, dict) else {}):
         for name in _RATE_KEYS:
-            if np.size(place.get(name, ())) == 1:
-                return float(np.ravel(place[name])[0])
+            if np.size(part.get(name, ())) == 1:
+                return float(np.ravel(part[name])[0])
     interval_ms = np.ravel(arrays.get("samplingInterval", ()))
-    told = interval_ms.size == 1 and interval_ms[0] > 0
-    return round(1000.0 / float(interval_ms[0]), 6) if told else given
+    has_interval = interval_ms.size == 1 and interval_ms[0] > 0
+    return round(1000.0 / float(interval_ms[0]), 6) if has_interval else given
 
 
 def single_channel(values: Any, name: str) -> np.ndarray:
@@ -221,7 +224,7 @@ def single_channel(values: Any, name: str) -> np.ndarray:
         raise WaveformsError(
             f"{name} is an array of {values.dtype} of the shape {values.shape}",
             "the samples of one channel, whole or floating-point numbers",
-            "choose one channel, or give the recording as a whole",
+            "choose one channel, or give the whole recording",
         )
     return values.reshape(-1)
 

@@ -1,10 +1,11 @@
-"""Which spikes of a single channel train its classifier, and how good the result is.
+"""Choice of the spikes that train the classifier of a single channel, and the score of its result.
 
-Labels name times; spikes are peaks that a threshold found. Some sources name the first sample of a spike,
-others its peak, so the usual distance of the two is found first: the one at which most labels meet a spike.
+Labels hold times; spikes are peaks above a threshold. Some files give the first sample of a spike as its
+time, others its peak. So the typical offset from label to peak is measured first: the one at which most
+labels match a spike.
 
-Conventions: times are samples, counted from 0. A label that is negative, an empty text or the text -1 names
-no unit.
+Conventions: times are samples, counted from 0. A label that is negative, an empty text or the text -1 means
+"no unit".
 """
 
 from __future__ import annotations
@@ -25,25 +26,27 @@ from spikewise.single_channel.scores import assign_clusters, classification_accu
 from spikewise.single_channel.snippets import Snippets
 
 _REACH_MS = 2.5
-"""Largest distance of a label and its spike's peak that is looked for."""
+"""Largest distance from a label to the peak of its spike that is searched; chosen by hand."""
 _MATCH_MS = 0.5
+"""Largest distance at which a label, moved by the typical offset, matches a peak; chosen by hand."""
 _MIN_BACKGROUND = 20
+"""Fewest background spikes that are trained on; with fewer there is no background. Chosen by hand."""
 
 
 @dataclass(frozen=True)
 class ChannelLabels:
-    """The examples of a channel.
+    """The labelled spikes of a channel, from which its classifier is trained.
 
     Attributes
     ----------
     spike_index : ndarray
         (num_examples,) index of each labelled spike.
     labels : ndarray
-        (num_examples,) unit id of each.
+        (num_examples,) unit id of each labelled spike.
     background_index : ndarray
         (num_background,) index of spikes that belong to no unit.
     interval : tuple of int
-        First sample of the time whose peaks train, and the one after its last.
+        First sample of the training interval, and the one after its last.
     facts : dict
         JSON types only.
     """
@@ -56,7 +59,7 @@ class ChannelLabels:
 
     @property
     def are_clusters(self) -> bool:
-        """Whether the units were found by clustering, so that their ids mean nothing."""
+        """Whether the units come from clustering, so that their ids have no meaning outside."""
         return self.facts["source"] == "clusters"
 
 
@@ -72,12 +75,12 @@ def label_spikes(
     channel: RawChannel,
     config: ChannelSortingConfig,
 ) -> ChannelLabels:
-    """Give labels to the spikes that were found within the label interval.
+    """Label the spikes that were found within the label interval.
 
     Parameters
     ----------
     spikes : Snippets
-        Found in the whole signal.
+        All spikes found in the signal.
     sample_index, unit_ids : ndarray
         (num_labels,) time and unit of each label.
     channel : RawChannel
@@ -86,12 +89,12 @@ def label_spikes(
     Returns
     -------
     ChannelLabels
-        Spikes within the interval that meet no label are background, where there are 20 or more.
+        Spikes within the interval that match no label are background, if there are 20 or more of them.
 
     Raises
     ------
     LabelsError
-        If no label lies in the interval, or none meets a spike.
+        If no label lies in the interval, or none matches a spike.
     """
     rate = channel.sampling_frequency
     if config.label_interval is not None:
@@ -112,7 +115,7 @@ def label_spikes(
     pairs = match_events(sample_index + offset, spikes.sample_index, tolerance)
     if not len(pairs):
         raise LabelsError(
-            f"none of the {len(sample_index)} labels lies at a spike that was found",
+            f"none of the {len(sample_index)} labels matches a spike that was found",
             f"labels within {_REACH_MS:g} ms of peaks",
             "lower --detection-threshold, or check that labels and signal belong together",
         )
@@ -135,12 +138,12 @@ def label_spikes(
 
 
 def labels_from_clusters(spikes: Snippets, config: ChannelSortingConfig, seed: int) -> ChannelLabels:
-    """Cluster the spikes of the first stretch.
+    """Make labels by clustering the spikes of the first stretch of the signal.
 
     Parameters
     ----------
     spikes : Snippets
-        Where they have no times, all are the first stretch.
+        Spikes without times are all clustered.
     config : ChannelSortingConfig
     seed : int
 
@@ -151,7 +154,7 @@ def labels_from_clusters(spikes: Snippets, config: ChannelSortingConfig, seed: i
     Raises
     ------
     LabelsError
-        If there is one unit only, or none.
+        If clustering finds fewer than two units.
     """
     index, stop = np.arange(len(spikes)), 0
     if spikes.sample_index is not None and spikes.sampling_frequency is not None:
@@ -162,33 +165,32 @@ def labels_from_clusters(spikes: Snippets, config: ChannelSortingConfig, seed: i
         raise LabelsError(
             f"the {len(index)} spikes of the first stretch make {clusters.num_units} "
             f"unit{'s' * (clusters.num_units != 1)}",
-            "two units or more, since a classifier tells units apart",
+            "two units or more, since a classifier separates units",
             "lower --detection-threshold, lengthen --stretch-s, or give labels",
         )
     known = clusters.labels >= 0
-    facts = {
-        "source": "clusters",
-        **clusters.facts,
-    }
+    facts = {"source": "clusters", **clusters.facts}
     return ChannelLabels(index[known], clusters.labels[known], index[:0], (0, stop), facts)
 
 
 def typical_offset(sample_index: np.ndarray, peaks: np.ndarray, sampling_frequency: float) -> int:
-    """Return how many samples after its label a spike's peak usually lies: the median of the fullest ms.
+    """Return the typical offset from a label to the peak of its spike, in samples.
+
+    Of all offsets up to 2.5 ms, the interval of 1 ms that holds the most is found; its median is returned.
 
     Parameters
     ----------
     sample_index : ndarray
         (num_labels,)
     peaks : ndarray
-        (num_spikes,) in order.
+        (num_spikes,) ascending.
     sampling_frequency : float
         In Hz.
 
     Returns
     -------
     int
-        0 where no peak lies within 2.5 ms of a label.
+        Positive if the peak is later than its label; 0 if no peak lies within 2.5 ms of a label.
     """
     reach = int(_REACH_MS * sampling_frequency / 1000)
     low = np.searchsorted(peaks, sample_index - reach)
@@ -205,18 +207,18 @@ def typical_offset(sample_index: np.ndarray, peaks: np.ndarray, sampling_frequen
     return int(np.median(distance[nearest]))
 
 
-def judge(
+def score_result(
     channel: RawChannel, spikes: Snippets, classification: Classification, examples: ChannelLabels
 ) -> dict[str, Any] | None:
-    """Compare with the spikes that the file holds outside of the time that trained; None if there are none.
+    """Compare the result with the true spikes of the file outside the training interval.
 
     Returns
     -------
     dict or None
-        ``detection_precision`` and ``detection_recall`` (within 0.5 ms of the usual place of the peak), and
-        of the true spikes that were found and have a unit ``classification_accuracy``: the share given to
-        it, None where there are none. Units are compared as text; clusters are assigned to units one to one
-        first, by the best assignment.
+        None if the file holds no such spikes. Otherwise ``detection_precision`` and ``detection_recall``
+        (within 0.5 ms of the true time plus the typical offset), and ``classification_accuracy``: the
+        fraction of the found true spikes with a unit that were assigned to it, None if there are none. Units
+        are compared as text; clusters are first assigned to units one to one, by the best assignment.
     """
     if channel.sample_index is None or channel.labels is None or spikes.sample_index is None:
         return None
@@ -225,15 +227,15 @@ def judge(
     times = channel.sample_index + offset
     start, stop = examples.interval
     if examples.are_clusters:
-        start = stop = 0  # no true label was used, so all of the time tests
+        start = stop = 0  # no true label was used for training, so the whole signal is tested
     is_test = (times < start) | (times >= stop)
     if not is_test.any():
         return None
     found = np.flatnonzero((spikes.sample_index < start) | (spikes.sample_index >= stop))
     pairs = match_events(times[is_test], spikes.sample_index[found], _MATCH_MS * rate / 1000)
-    true, sorted_as = channel.labels[is_test][pairs[:, 0]], classification.labels[found][pairs[:, 1]]
+    true, assigned = channel.labels[is_test][pairs[:, 0]], classification.labels[found][pairs[:, 1]]
     has_unit = is_unit(true)
-    accuracy = _accuracy(true[has_unit], sorted_as[has_unit], examples.are_clusters)
+    accuracy = _accuracy(true[has_unit], assigned[has_unit], examples.are_clusters)
     num_true = int(is_test.sum())
     return {
         "interval": "all" if examples.are_clusters else "outside of the label interval",
@@ -246,10 +248,10 @@ def judge(
     }
 
 
-def _accuracy(true: np.ndarray, sorted_as: np.ndarray, are_clusters: bool) -> float | None:
+def _accuracy(true: np.ndarray, assigned: np.ndarray, are_clusters: bool) -> float | None:
     if not len(true):
         return None
     if are_clusters:
         _, true = np.unique(true, return_inverse=True)  # units may be text
-        sorted_as = assign_clusters(true, sorted_as)
-    return round(classification_accuracy(true.astype(str), sorted_as.astype(str)), 4)
+        assigned = assign_clusters(true, assigned)
+    return round(classification_accuracy(true.astype(str), assigned.astype(str)), 4)

@@ -1,14 +1,15 @@
 """The waveform network (Li et al. 2020, Brain Sci. 10, 835): one waveform in, a score for each unit out.
 
-Four convolutions of three samples, each with batch norm and ReLU; the maximum of every two samples after the
-second and the third; two fully connected layers behind dropout. Where the paper is silent or says two things:
-the pooling takes two samples (its figure goes from 64 to 32 to 16), and the width of the last two
-convolutions, which it does not give, is that of the second.
+The network has four convolutions of three samples, each with batch norm and ReLU, max pooling after the
+second and the third, and two fully connected layers with dropout before them. Where the paper is unclear: the
+pooling takes two samples (its figure goes from 64 to 32 to 16), and the last two convolutions, whose width it
+does not give, are as wide as the second.
 
-Two things are ours. The first operation may be a fixed linear map that makes the noise white, learnt from
-labelled spikes and held as a buffer. And there may be two answers (`num_answers`): the unit whose spike the
-waveform is aligned to, one of all (softmax), and the units that are present, any number of them (sigmoid).
-Shapes in comments: B batch, S samples, F features, N units.
+Two things are added to the paper. The first operation may be a fixed linear map that makes the noise white;
+it is estimated from labelled spikes and stored as a buffer. The network may have two heads (`num_heads`): one
+for the unit whose spike the waveform is aligned to (softmax over the units), and one for the units that are
+present in the waveform, any number of them (sigmoid). Shapes in comments: B batch, S samples, F features, N
+units.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 MIN_SAMPLES = 8
+"""Shortest waveform in samples; two poolings leave two of them."""
 
 
 class WaveformNetwork(nn.Module):
-    """Scores of the units from one waveform.
+    """Network that computes a score for each unit from one waveform.
 
     Parameters
     ----------
@@ -35,9 +37,9 @@ class WaveformNetwork(nn.Module):
     hidden : tuple of int
         Sizes of the two fully connected layers.
     dropout : float
-        Fraction of the features left out in training before the fully connected layers.
-    num_answers : int
-        1: the unit of the spike; 2: also the units that are present.
+        Fraction of the features dropped in training before each fully connected layer but the last.
+    num_heads : int
+        1: the unit of the spike; 2: also the units that are present in the waveform.
     """
 
     front: Tensor
@@ -49,10 +51,10 @@ class WaveformNetwork(nn.Module):
         features: tuple[int, ...] = (32, 64, 64, 64),
         hidden: tuple[int, int] = (300, 100),
         dropout: float = 0.5,
-        num_answers: int = 1,
+        num_heads: int = 1,
     ):
         super().__init__()
-        self.num_samples, self.num_units, self.num_answers = num_samples, num_units, num_answers
+        self.num_samples, self.num_units, self.num_heads = num_samples, num_units, num_heads
         layers: list[nn.Module] = []
         for index, (before, after) in enumerate(zip((1, *features), features, strict=False)):
             layers += [nn.Conv1d(before, after, 3, padding=1), nn.BatchNorm1d(after), nn.ReLU()]
@@ -66,12 +68,12 @@ class WaveformNetwork(nn.Module):
             nn.Dropout(dropout),
             nn.Linear(hidden[0], hidden[1]),
             nn.ReLU(),
-            nn.Linear(hidden[1], num_answers * num_units),
+            nn.Linear(hidden[1], num_heads * num_units),
         )
         self.register_buffer("front", torch.eye(num_samples))
 
     def folded(self) -> WaveformNetwork:
-        """Return a copy for use after training, whose batch norms are folded into the convolutions."""
+        """Return a copy in evaluation mode, with the batch norms folded into the convolutions."""
         copied = copy.deepcopy(self).eval()
         folded: list[nn.Module] = []
         for layer in copied.convolutions:
@@ -85,6 +87,6 @@ class WaveformNetwork(nn.Module):
         return copied
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Return logits (batch, num_answers, num_units) of waveforms (batch, num_samples)."""
+        """Return logits (batch, num_heads, num_units) of waveforms (batch, num_samples)."""
         features = self.convolutions((waveforms @ self.front)[:, None])  # B, F, S // 4
-        return self.classifier(features.flatten(1)).unflatten(1, (self.num_answers, self.num_units))
+        return self.classifier(features.flatten(1)).unflatten(1, (self.num_heads, self.num_units))

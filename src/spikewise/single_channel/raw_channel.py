@@ -1,9 +1,10 @@
 """Spikes in the raw signal of one electrode: filter, threshold, align, cut; as wave_clus does.
 
-The signal is band-passed forward and backward, so that peaks stay where they are. A spike is a peak above a
-multiple of the noise's standard deviation, estimated from the median of the absolute signal, which spikes
-hardly change (Quiroga et al. 2004, Neural Comput. 16:1661). A spike falls between samples; its waveform is
-read from the cubic spline through the filtered signal, so that all peaks lie at the same place.
+The signal is band-passed forward and backward, so that peaks do not move. A spike is a peak above a multiple
+of the noise's standard deviation. The standard deviation is estimated from the median of the absolute signal,
+which spikes hardly change (Quiroga et al. 2004, Neural Comput. 16:1661). The true peak of a spike lies
+between two samples; its waveform is read from the cubic spline through the filtered signal, so that all
+waveforms have their peak at the same sample.
 
 Conventions: a signal is ``(num_samples,)``, ``sample_index`` counts from 0 and is the sample of the peak, and
 the peak is sample ``round(before_ms * sampling_frequency / 1000)`` of its waveform.
@@ -32,21 +33,27 @@ from spikewise.single_channel.snippets import Snippets
 
 logger = logging.getLogger(__name__)
 
-_SEARCH_MS = 0.5  # how far from a given time its peak is looked for
-_NORMAL_MEDIAN = 0.6745  # the median of |x| of a normal distribution of standard deviation 1
+_NORMAL_MEDIAN = 0.6745
+"""Median of |x| of a normal distribution with standard deviation 1."""
+_HIGHEST_EDGE = 0.45
+"""Highest upper edge of the band-pass, as a fraction of the sampling frequency; chosen by hand."""
+_FILTER_ORDER, _RIPPLE_DB, _STOPBAND_DB = 2, 0.1, 40
+"""The elliptic filter of wave_clus."""
+_FEWEST_SAMPLES = 32
+"""Shortest signal that the filter accepts, because of its edges."""
 
 
 def load_raw_channel(path: str | Path, config: SnippetsConfig | None = None) -> RawChannel:
-    """Read the signal of one electrode, with its true spikes where the file holds them.
+    """Read the signal of one electrode, with its true spikes if the file holds them.
 
-    Read are simulations of Wave_Clus (.mat, .npz), a .mat or .npz whose signal is called data, traces or
-    signal, and an .npy of one dimension.
+    The file is a simulation of Wave_Clus (.mat, .npz), a .mat or .npz whose signal is called data, traces or
+    signal, or an .npy of one dimension.
 
     Raises
     ------
     WaveformsError
-        If the file cannot be read, holds more than one channel, or does not tell its sampling frequency and
-        the settings do not either.
+        If the file cannot be read or holds more than one channel, or neither the file nor the settings give
+        the sampling frequency.
     """
     path, config = Path(path), config or SnippetsConfig()
     with reading(path):
@@ -59,7 +66,7 @@ def bandpass(signal: np.ndarray, sampling_frequency: float, config: SpikeDetecti
     Parameters
     ----------
     signal : ndarray
-        (num_samples,), whole or floating-point numbers; one row or one column is taken too.
+        (num_samples,), whole or floating-point numbers; an array of one row or one column is accepted too.
     sampling_frequency : float
         In Hz.
     config : SpikeDetectionConfig
@@ -77,23 +84,25 @@ def bandpass(signal: np.ndarray, sampling_frequency: float, config: SpikeDetecti
         values, or if the band lies above what the sampling frequency allows.
     """
     signal = _checked_signal(signal, sampling_frequency, config)
-    highest = min(config.freq_max_hz, 0.45 * sampling_frequency)
+    highest = min(config.freq_max_hz, _HIGHEST_EDGE * sampling_frequency)
     if highest <= config.freq_min_hz:
         raise WaveformsError(
             f"the band-pass begins at {config.freq_min_hz:g} Hz, the signal has {sampling_frequency:g} Hz",
-            f"an edge below {highest:g} Hz, 0.45 of the sampling frequency",
+            f"an edge below {highest:g} Hz, {_HIGHEST_EDGE:g} of the sampling frequency",
             "lower freq_min_hz, or correct the sampling frequency",
         )
     band = (config.freq_min_hz, highest)
-    sections = ellip(2, 0.1, 40, band, btype="bandpass", output="sos", fs=sampling_frequency)
+    sections = ellip(
+        _FILTER_ORDER, _RIPPLE_DB, _STOPBAND_DB, band, btype="bandpass", output="sos", fs=sampling_frequency
+    )
     signal = signal.astype(np.float64)
-    return sosfiltfilt(sections, signal - np.median(signal))  # of an offset, 0.01 % would pass
+    return sosfiltfilt(sections, signal - np.median(signal))  # else 0.01 % of the offset would pass
 
 
 def find_spikes(signal: np.ndarray, sampling_frequency: float, config: SpikeDetectionConfig) -> Snippets:
     """Find the spikes of a signal and cut their filtered, aligned waveforms.
 
-    Spikes whose waveform would leave the signal are left out. There may be none.
+    Spikes whose waveform would extend beyond the signal are left out. The result may be empty.
 
     Parameters
     ----------
@@ -119,8 +128,8 @@ def find_spikes(signal: np.ndarray, sampling_frequency: float, config: SpikeDete
     if noise <= np.finfo(np.float64).eps * np.abs(filtered).max():
         raise WaveformsError(
             "the filtered signal is zero most of the time",
-            "a signal with noise, from which the threshold follows",
-            "choose another channel, or a part without blanked stretches",
+            "a signal with noise, from which the threshold is computed",
+            "choose another channel, or a part that is not blanked",
         )
     threshold = config.detection_threshold * noise
     distance = max(1, round(config.refractory_ms * sampling_frequency / 1000.0))
@@ -130,65 +139,11 @@ def find_spikes(signal: np.ndarray, sampling_frequency: float, config: SpikeDete
         polarity = _direction(filtered[peaks])
     peaks, _ = find_peaks(_upward(filtered, polarity), height=threshold, distance=distance)
     logger.info("%d peaks above %.4g, %s", len(peaks), threshold, polarity)
-    return _aligned(filtered, peaks, polarity, sampling_frequency, config, None)
-
-
-def cut_at(
-    signal: np.ndarray,
-    sampling_frequency: float,
-    sample_index: np.ndarray,
-    config: SpikeDetectionConfig,
-    labels: np.ndarray | None = None,
-) -> Snippets:
-    """Cut filtered waveforms at known times, each aligned to the largest peak within 0.5 ms.
-
-    Spikes whose waveform would leave the signal are left out, with their labels.
-
-    Parameters
-    ----------
-    signal : ndarray
-        (num_samples,), whole or floating-point numbers.
-    sampling_frequency : float
-        In Hz.
-    sample_index : ndarray
-        (num_spikes,) whole numbers: about where the peaks are.
-    config : SpikeDetectionConfig
-        Band, direction of the peaks and length of the waveforms.
-    labels : ndarray, optional
-        (num_spikes,) whole numbers or text.
-
-    Returns
-    -------
-    Snippets
-        In the order given; its ``sample_index`` is where the peaks really are.
-
-    Raises
-    ------
-    WaveformsError
-        What :func:`bandpass` raises, or if a time lies outside the signal or is not whole, or if the
-        labels do not fit.
-    """
-    filtered = bandpass(signal, sampling_frequency, config)
-    near = _checked_times(sample_index, len(filtered))
-    if labels is not None and len(labels) != len(near):
-        raise WaveformsError(
-            f"there are {len(near)} spikes and {len(labels)} labels",
-            "one for each spike",
-            "correct the labels",
-        )
-    reach = max(1, round(_SEARCH_MS * sampling_frequency / 1000.0))
-    window = np.clip(near[:, None] + np.arange(-reach, reach + 1), 0, len(filtered) - 1)
-    polarity: str = config.polarity
-    if polarity == "auto":
-        largest = np.abs(filtered[window]).argmax(axis=1, keepdims=True)
-        polarity = _direction(filtered[np.take_along_axis(window, largest, axis=1)[:, 0]])
-    largest = _upward(filtered, polarity)[window].argmax(axis=1, keepdims=True)
-    peaks = np.take_along_axis(window, largest, axis=1)[:, 0]
-    return _aligned(filtered, peaks, polarity, sampling_frequency, config, labels)
+    return _aligned(filtered, peaks, polarity, sampling_frequency, config)
 
 
 def _direction(peak_values: np.ndarray) -> str:
-    """Return where most of the larger half of the peaks point; negative if there are none."""
+    """Return the direction of most of the larger half of the peaks; negative if there are none."""
     if not len(peak_values):
         return "negative"
     larger = peak_values[np.abs(peak_values) >= np.median(np.abs(peak_values))]
@@ -196,7 +151,7 @@ def _direction(peak_values: np.ndarray) -> str:
 
 
 def _upward(filtered: np.ndarray, polarity: str) -> np.ndarray:
-    """Return the signal in which the peaks that count point upward."""
+    """Return the signal turned so that the peaks of this polarity point upward."""
     return {"positive": np.positive, "negative": np.negative, "both": np.abs}[polarity](filtered)
 
 
@@ -206,11 +161,10 @@ def _aligned(
     polarity: str,
     sampling_frequency: float,
     config: SpikeDetectionConfig,
-    labels: np.ndarray | None,
 ) -> Snippets:
     """Return the waveforms around the peaks of the spline through the filtered signal."""
     before, after = _num_samples(sampling_frequency, config)
-    # The waveform and one sample more on each side, since it is shifted by up to one.
+    # One sample more on each side, because the waveform is shifted by up to one sample.
     inside = (peaks > before) & (peaks < len(filtered) - after)
     if not inside.all():
         logger.info("%d spikes lie too near the ends and are left out", (~inside).sum())
@@ -229,7 +183,7 @@ def _aligned(
     exact = peaks + shifts[near_peaks.argmax(axis=1)]
     return Snippets(
         at(exact[:, None] + np.arange(-before, after)),
-        None if labels is None else np.asarray(labels)[inside],
+        None,
         sampling_frequency,
         peaks,
         name="raw channel",
@@ -247,11 +201,11 @@ def _checked_signal(
 ) -> np.ndarray:
     signal = single_channel(signal, "the signal")
     checked_frequency(sampling_frequency, "the signal")
-    needed = sum(_num_samples(sampling_frequency, config)) + 2
-    if len(signal) < max(needed, 32):  # 32: what the filter's edges need
+    needed = max(sum(_num_samples(sampling_frequency, config)) + 2, _FEWEST_SAMPLES)
+    if len(signal) < needed:
         raise WaveformsError(
             f"the signal has {len(signal)} samples",
-            f"at least {max(needed, 32)}: a waveform and a sample on each side",
+            f"at least {needed}: a waveform and a sample on each side",
             "give a longer signal",
         )
     bad = np.flatnonzero(~np.isfinite(signal))
@@ -259,23 +213,10 @@ def _checked_signal(
         raise WaveformsError(
             f"{len(bad)} samples of the signal are NaN or infinite, first sample {bad[0]}",
             "finite numbers",
-            "cut out or repair these stretches",
+            "cut out or repair these samples",
         )
     if signal.min() == signal.max():
         raise WaveformsError(
             f"the signal is {signal[0]} throughout", "a signal that changes", "choose another channel"
         )
     return signal
-
-
-def _checked_times(sample_index: np.ndarray, num_samples: int) -> np.ndarray:
-    times = np.ravel(sample_index)
-    outside = (times < 0) | (times >= num_samples) if times.dtype.kind in "iu" else np.ones(len(times), bool)
-    if outside.any():
-        raise WaveformsError(
-            f"{outside.sum()} of {len(times)} spike times do not lie in the signal, the first is "
-            f"{times[outside][0]}",
-            f"whole numbers from 0 to {num_samples - 1}",
-            "give the samples of the spikes in this signal",
-        )
-    return times.astype(np.int64)

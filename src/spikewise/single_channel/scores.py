@@ -1,8 +1,8 @@
-"""How well spikes were assigned to units: accuracy and Macro_F, as in Li et al. 2020.
+"""Scores of the assignment of spikes to units: accuracy and Macro_F, as in Li et al. 2020.
 
-A clustering names its clusters as it likes, so :func:`assign_clusters` gives each the unit that fits best
-before it is scored. Conventions: labels are ``(num_spikes,)`` int64; -1 as a prediction is wrong, and spikes
-whose true unit is not known are left out by the caller.
+The numbers of clusters are arbitrary, so :func:`assign_clusters` assigns clusters to units before they are
+scored. Conventions: labels are ``(num_spikes,)`` int64; a predicted -1 counts as wrong; the caller leaves out
+spikes whose true unit is unknown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from spikewise.core.errors import LabelsError
 
 
 def classification_accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Return the fraction of spikes that got their true unit.
+    """Return the fraction of spikes that were assigned to their true unit.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def classification_accuracy(true: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def macro_f(true: np.ndarray, predicted: np.ndarray) -> float:
-    """Return the mean over the true units of 2PR / (P + R), 0 for a unit that is never predicted.
+    """Return the mean F1 score, 2PR / (P + R), over the true units; it is 0 for a unit never predicted.
 
     Raises
     ------
@@ -40,15 +40,15 @@ def macro_f(true: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def confusion(true: np.ndarray, predicted: np.ndarray, unit_ids: np.ndarray) -> np.ndarray:
-    """Return how many spikes of each unit were assigned to each.
+    """Return the confusion matrix: how many spikes of each true unit were assigned to each unit.
 
     Parameters
     ----------
     true, predicted : np.ndarray
         ``(num_spikes,)`` labels.
     unit_ids : np.ndarray
-        The units, in the order of rows and columns. Spikes of other units, or assigned to them, are left
-        out.
+        The units, in the order of rows and columns. Spikes of other units, or assigned to other units, are
+        not counted.
 
     Returns
     -------
@@ -68,10 +68,10 @@ def confusion(true: np.ndarray, predicted: np.ndarray, unit_ids: np.ndarray) -> 
 
 
 def assign_clusters(true: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Return the clusters renamed to units: one unit each, so that most spikes agree.
+    """Replace clusters by units, one unit for each cluster, so that as many spikes as possible agree.
 
-    A cluster without a partner, when there are more clusters than units, gets the label -1; so do spikes of
-    the cluster -1, which are outliers and have no partner ever.
+    If there are more clusters than units, the remaining clusters get the label -1. Outliers, which have the
+    cluster -1, keep it.
 
     Raises
     ------

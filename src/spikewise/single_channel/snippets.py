@@ -1,8 +1,8 @@
-"""Waveforms of single-channel spikes: their container, and its readers, which look at what a file holds.
+"""Waveforms of single-channel spikes: their container, and its readers, which recognise what a file holds.
 
 Conventions: waveforms are ``(num_spikes, num_samples)``; ``sample_index`` counts from 0. A spike that belongs
-to no unit has a negative label, or an empty one where labels are text. From a simulation, waveforms are cut
-from the true times on, which are those of the spikes' first samples.
+to no unit has a negative label, or an empty one if labels are text. The waveforms of a simulation are cut at
+its true spike times, which are those of the spikes' first samples.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
-from spikewise.core.errors import OutputError, WaveformsError
-from spikewise.core.files import replacing
+from spikewise.core.errors import WaveformsError
 from spikewise.single_channel.config import SnippetsConfig
 from spikewise.single_channel.files import (
     SIGNAL_KEYS,
@@ -40,6 +39,7 @@ from spikewise.single_channel.files import (
 logger = logging.getLogger(__name__)
 
 _FEWEST_SAMPLES = 8
+"""Shortest waveform in samples; the network needs as many."""
 _TABLES = (".csv", ".tsv", ".txt")
 _WAVEFORMS_KEYS = ("waveforms", "spikes", "array")
 _LABEL_COLUMNS = ("label", "labels", "unit_id", "unit", "cluster")
@@ -48,27 +48,27 @@ _OTHER_COLUMNS = (*_LABEL_COLUMNS, "sample_index", "time_s", "index", "unnamed: 
 
 @dataclass(frozen=True, eq=False)
 class Snippets:
-    """Waveforms of single-channel spikes, with what is known of them. Checked when made.
+    """Waveforms of single-channel spikes, with what is known about them. All arrays are checked.
 
     Parameters
     ----------
     waveforms : ndarray
         (num_spikes, num_samples) float32, finite, at least 8 samples.
     labels : ndarray, optional
-        (num_spikes,) int64 or text: the unit of each spike; a negative number or an empty text is none.
+        (num_spikes,) int64 or text: the unit of each spike; a negative number or an empty text: no unit.
     sampling_frequency : float, optional
         In Hz.
     sample_index : ndarray, optional
-        (num_spikes,) int64: where the spike is in its recording, counted from 0.
+        (num_spikes,) int64: sample of the spike in its recording, counted from 0.
     is_overlap : ndarray, optional
         (num_spikes,) bool: whether another spike overlaps it.
     name : str
-        For messages and tables.
+        Name in messages and tables.
 
     Raises
     ------
     WaveformsError
-        If the waveforms are no finite table of numbers, or another array does not fit them.
+        If the waveforms are not a finite table of numbers, or another array has not one value per waveform.
     """
 
     waveforms: np.ndarray
@@ -79,7 +79,7 @@ class Snippets:
     name: str = "waveforms"
 
     def __post_init__(self) -> None:
-        """Check all arrays and give them their types."""
+        """Check all arrays and convert them to their types."""
         waveforms = _checked_waveforms(self.waveforms, self.name)
         set_ = object.__setattr__
         set_(self, "waveforms", waveforms)
@@ -129,23 +129,23 @@ class Snippets:
 
 
 def load_snippets(path: str | Path, config: SnippetsConfig | None = None) -> Snippets:
-    """Read waveforms from any of :data:`SNIPPET_FORMATS`, found from what the file holds.
+    """Read waveforms from any of :data:`SNIPPET_FORMATS`; the arrays of the file show which it is.
 
-    From a simulation with true spike times, waveforms of ``config.num_samples`` are cut from each spike's
-    first sample on; spikes whose cut leaves the signal are left out.
+    From a simulation with true spike times, waveforms of ``config.num_samples`` are cut, beginning with the
+    first sample of each spike. Spikes whose waveform would extend beyond the signal are left out.
 
     Parameters
     ----------
     path : str or Path
         The file.
     config : SnippetsConfig, optional
-        What the file does not tell itself; the file's own sampling frequency goes before that given here.
-        For a table, `labels_key` is the name of a column, or without a header its position, from 0.
+        What the file does not hold itself; the sampling frequency in the file takes precedence over the one
+        here. For a table, `labels_key` is the name of a column or, without a header, its position from 0.
 
     Raises
     ------
     WaveformsError
-        If the file is missing, empty, damaged or of no known kind, or holds no valid waveforms.
+        If the file is missing, empty, damaged or of an unknown kind, or holds no valid waveforms.
     """
     path, config = Path(path), config or SnippetsConfig()
     with reading(path):
@@ -156,25 +156,6 @@ def load_snippets(path: str | Path, config: SnippetsConfig | None = None) -> Sni
     if not len(snippets):
         raise WaveformsError(f"{path} holds no spikes", "at least one", "check how it was written")
     return snippets
-
-
-def write_snippets(snippets: Snippets, path: str | Path) -> None:
-    """Write waveforms as an .npz of plain arrays, whole or not at all; :func:`load_snippets` reads it.
-
-    Raises
-    ------
-    OutputError
-        If the name does not end in .npz, or the file cannot be written.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".npz":
-        raise OutputError(
-            f"the waveforms were to go to {path}", "a name that ends in .npz", "change the name"
-        )
-    names = ("waveforms", "labels", "sampling_frequency", "sample_index", "is_overlap")
-    contents = {name: getattr(snippets, name) for name in names if getattr(snippets, name) is not None}
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, **contents)
 
 
 def _snippets_of(arrays: dict[str, Any], path: Path, config: SnippetsConfig) -> Snippets:
@@ -203,7 +184,7 @@ def _snippets_of(arrays: dict[str, Any], path: Path, config: SnippetsConfig) -> 
 
 
 def _checked_classes(classes: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the classes and the times in ms that wave_clus assigned."""
+    """Return the class and the time in ms that wave_clus assigned to each spike."""
     if np.ndim(classes) != 2 or np.shape(classes)[1] < 2:
         raise WaveformsError(
             f"cluster_class of {path} has the shape {np.shape(classes)}",
@@ -214,24 +195,24 @@ def _checked_classes(classes: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _index_of(arrays: dict[str, Any], num_spikes: int, path: Path) -> np.ndarray | None:
-    """Return where the spikes are, if an array tells it for each of them."""
+    """Return the sample index of each spike, if an array holds it."""
     for name in ("sample_index", "times"):
         values = np.ravel(arrays.get(name, ()))
         if name == "times" and values.dtype.kind == "f" and (values % 1 != 0).any():
-            logger.warning("%s: times are not used, since they are no positions of samples", path)
+            logger.warning("%s: times are ignored, since they are not sample indices", path)
         elif len(values) == num_spikes:
             return values
     return None
 
 
 def _cut(channel: RawChannel, path: Path, num_samples: int) -> Snippets:
-    """Return the waveforms from the true first samples on."""
+    """Return the waveforms, cut at the true first samples."""
     assert channel.sample_index is not None
     assert channel.labels is not None
     first = channel.sample_index
     inside = (first >= 0) & (first <= len(channel.signal) - num_samples)
     if not inside.all():
-        logger.info("%s: %d spikes lie too near its ends and are left out", path, (~inside).sum())
+        logger.info("%s: %d spikes are too near its ends and are left out", path, (~inside).sum())
     return Snippets(
         channel.signal[first[inside, None] + np.arange(num_samples)],
         channel.labels[inside],
@@ -246,8 +227,8 @@ def _read_table(path: Path, config: SnippetsConfig) -> Snippets:
     """Read a table of text with a row for each spike."""
     if config.waveforms_key:
         raise WaveformsError(
-            f"the waveforms of the table {path} were to be called {config.waveforms_key}",
-            "all columns but those of labels and times are samples",
+            f"waveforms_key is {config.waveforms_key}, and {path} is a table",
+            "no waveforms_key for a table: all columns except labels and times are samples",
             "leave out waveforms_key",
         )
     separator, has_header = _layout(path, config.labels_key)
@@ -285,9 +266,10 @@ def _read_table(path: Path, config: SnippetsConfig) -> Snippets:
 
 
 def _layout(path: Path, labels_key: str | None) -> tuple[str, bool]:
-    """Return what separates the columns of a table, and whether its first line names them.
+    """Return the separator of the columns of a table, and whether its first line holds their names.
 
-    It does if some of it is no number, unless the labels are said to be at a position that it does not name.
+    The first line holds names if some cell is not a number, unless `labels_key` is a position that is not
+    among the cells.
     """
     with path.open(encoding="utf-8-sig") as lines:
         first = next((line.strip() for line in lines if line.strip()), "")
@@ -309,13 +291,13 @@ def _label_column(table: pd.DataFrame, path: Path, config: SnippetsConfig) -> st
     found = [name for name in map(str, table) if name.lower() in _LABEL_COLUMNS]
     if len(found) > 1:
         raise WaveformsError(
-            f"{path} has the columns {', '.join(found)}", "one column of labels", "name it (labels_key)"
+            f"{path} has the columns {', '.join(found)}", "one column of labels", "choose it with labels_key"
         )
     return found[0] if found else None
 
 
 def _cells(table: pd.DataFrame, column: str | None) -> np.ndarray | None:
-    """Return the labels in a column, empty where the cell is."""
+    """Return the labels in a column; an empty cell gives an empty label."""
     if column is None:
         return None
     cells = table[column]
@@ -328,7 +310,7 @@ def _checked_waveforms(values: Any, name: str) -> np.ndarray:
         raise WaveformsError(
             f"the waveforms of {name} are an array of {values.dtype} of the shape {values.shape}",
             "numbers in two dimensions, (num_spikes, num_samples)",
-            "save a row for each spike; find spikes in a raw signal first",
+            "save a row for each spike; for a raw signal, find its spikes first",
         )
     if values.shape[1] < _FEWEST_SAMPLES:
         raise WaveformsError(

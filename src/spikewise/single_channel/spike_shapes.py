@@ -1,9 +1,9 @@
-"""The spike shapes that simulated units are drawn from, and how alike they are.
+"""The spike shapes of simulated units, and their similarity.
 
-A data base of shapes is a file of measured mean waveforms, or the one built in. The harder a simulation is to
-be, the more alike the shapes that are drawn for its units.
+Shapes come from a file of measured mean waveforms, or from the built-in data base. The more difficult a
+simulation is, the more similar are the shapes that are drawn for its units.
 
-Conventions: shapes are ``(num_shapes, num_samples)``, a row each.
+Conventions: shapes are ``(num_shapes, num_samples)``, one per row.
 """
 
 from __future__ import annotations
@@ -17,56 +17,62 @@ from spikewise.core.errors import SettingError, WaveformsError
 from spikewise.core.seeds import stage_generator
 from spikewise.single_channel.files import load_arrays, reading
 
-#: Lowest and highest similarity of any pair of units, for each difficulty, on :func:`shape_similarity`.
-#:
-#: Where they come from: with three principal components and fuzzy c-means the public sets give, at the noise
-#: levels 0.05, 0.1 and 0.2, in percent: Easy1 99, 100, 99; Easy2 98, 97, 85; Difficult2 99, 99, 85; and
-#: Difficult1 96, 90, 63 (Li et al. 2020, Brain Sci. 10:835). With these bands, 625 shapes measured in macaque
-#: cortex (WaveMAP) give 99, 99, 97; 99, 98, 84; 99, 98, 86; and 98, 94, 62 (means over 8 seeds). The
-#: similarities of the public units themselves are larger (C_Easy1 0.10 to 0.34, C_Difficult2 0.80 to 0.97),
-#: since their shapes have more energy for their peak.
 SIMILARITY_BANDS = {
     "easy1": (-1.0, 0.35),
     "easy2": (0.45, 0.63),
     "difficult2": (0.50, 0.66),
     "difficult1": (0.72, 0.84),
 }
+"""Lowest and highest similarity (:func:`shape_similarity`) of any pair of units, for each difficulty.
+
+The bands were chosen so that clustering reaches the accuracies of the public sets. With three principal
+components and fuzzy c-means the public sets give, at the noise levels 0.05, 0.1 and 0.2, in percent: Easy1
+99, 100, 99; Easy2 98, 97, 85; Difficult2 99, 99, 85; and Difficult1 96, 90, 63 (Li et al. 2020, Brain Sci.
+10:835). With these bands, 625 shapes measured in macaque cortex (WaveMAP) give 99, 99, 97; 99, 98, 84; 99,
+98, 86; and 98, 94, 62 (means over 8 seeds). The similarities of the public units themselves are larger
+(C_Easy1 0.10 to 0.34, C_Difficult2 0.80 to 0.97), since their shapes have more energy relative to their peak.
+"""
 NUM_BUILT_IN_SHAPES = 300
-SHAPES_KEYS = ("waves", "mean", "waveforms")
-FREQUENCY_KEYS = ("fs", "sampling_frequency")
 BUILT_IN_HZ = 100_000.0
+SHAPES_KEYS = ("waves", "mean", "waveforms")
+"""Names of the array that holds the shapes in a file."""
+FREQUENCY_KEYS = ("fs", "sampling_frequency")
+"""Names of the number that is their sampling frequency."""
 
 _BUILT_IN_SEED = 2004
 _LEAST_HZ = 100.0
+"""Lowest sampling frequency that a file may hold; chosen by hand."""
 _ATTEMPTS = 5_000
+"""Groups of shapes that are drawn before none is said to exist; chosen by hand."""
 _FEWEST_SAMPLES = 4
+"""Shortest shape in samples: a cubic spline needs four points."""
 
 
 def load_shapes(path: Path | str) -> tuple[np.ndarray, float | None]:
-    """Read mean waveforms to draw from.
+    """Read the mean waveforms that shapes are drawn from.
 
     Parameters
     ----------
     path : path
         An .npz with an array `waves`, `mean` or `waveforms` and a number `fs` or `sampling_frequency`, or an
-        .npy. Pickled arrays stay closed.
+        .npy. Pickled arrays are refused.
 
     Returns
     -------
     shapes : ndarray
         (num_shapes, num_samples) float64.
     sampling_frequency : float or None
-        In Hz; None where the file does not tell it.
+        In Hz; None if the file does not hold it.
 
     Raises
     ------
     WaveformsError
-        If the file cannot be read, or does not hold a finite row for each of two or more shapes.
+        If the file cannot be read, or does not hold two or more shapes of finite numbers, one per row.
     """
     path = Path(path)
     allowed = f"an .npy, or an .npz with {' or '.join(SHAPES_KEYS)}, and {' or '.join(FREQUENCY_KEYS)}"
     if path.suffix.lower() not in (".npy", ".npz"):
-        raise WaveformsError(f"the shapes are to come from {path}", allowed, "convert the file")
+        raise WaveformsError(f"the file of shapes is {path}", allowed, "convert the file")
     with reading(path):
         arrays = load_arrays(path)
     key = next((name for name in ("array", *SHAPES_KEYS) if name in arrays), None)
@@ -88,7 +94,7 @@ def _check_shapes(shapes: np.ndarray, name: str) -> None:
     else:
         return
     allowed = f"two rows or more, each a waveform of {_FEWEST_SAMPLES} samples or more"
-    raise WaveformsError(given, allowed, "correct the array, or leave shapes out for those built in")
+    raise WaveformsError(given, allowed, "correct the array, or leave out shapes for the built-in ones")
 
 
 def _read_frequency(arrays: dict[str, np.ndarray], path: Path | str) -> float | None:
@@ -104,11 +110,11 @@ def _read_frequency(arrays: dict[str, np.ndarray], path: Path | str) -> float | 
 
 
 def built_in_shapes() -> np.ndarray:
-    """Return the data base of shapes that needs no file: (NUM_BUILT_IN_SHAPES, 500) at 100 kHz.
+    """Return the built-in data base of shapes: (NUM_BUILT_IN_SHAPES, 500) at 100 kHz.
 
-    Each is a peak with an after-potential and, in half of them, a potential before the peak, as spikes
-    outside a cell have: Gaussians whose flanks differ, with widths from those of narrow interneurons to those
-    of broad pyramidal cells. The data base is always the same.
+    Each shape is a peak with an after-potential and, in half of the shapes, a potential before the peak, as
+    extracellular spikes have. All are Gaussians with two different flanks; their widths range from those of
+    narrow interneurons to those of broad pyramidal cells. The data base is always the same.
     """
     rng = np.random.default_rng(_BUILT_IN_SEED)
 
@@ -126,17 +132,17 @@ def built_in_shapes() -> np.ndarray:
 
 
 def _bump(time: np.ndarray, centre: Any, rise: np.ndarray, fall: np.ndarray) -> np.ndarray:
-    """Return a Gaussian of height 1 with a standard deviation for either flank."""
-    away = time - centre
-    return np.exp(-0.5 * (away / np.where(away < 0, rise, fall)) ** 2)
+    """Return a Gaussian of height 1 with one standard deviation for each flank."""
+    distance = time - centre
+    return np.exp(-0.5 * (distance / np.where(distance < 0, rise, fall)) ** 2)
 
 
 def shape_similarity(shapes: np.ndarray) -> np.ndarray:
-    """Return how alike shapes are, as they stand in time: 1 for the same, 0 where none tells of another.
+    """Return the similarity of each pair of shapes, without shifting them: 1 for identical, 0 for orthogonal.
 
-    The similarity of a and b is 2 a.b / (a.a + b.b) = 1 - |a - b|^2 / (|a|^2 + |b|^2): unlike a correlation
-    it falls with a difference in size too, since a sorter can use that. Shapes should have their peaks at
-    the same sample.
+    The similarity of a and b is 2 a.b / (a.a + b.b) = 1 - |a - b|^2 / (|a|^2 + |b|^2): unlike a correlation,
+    it also falls if the sizes differ, which a sorter can use. Shapes should have their peaks at the same
+    sample.
 
     Parameters
     ----------
@@ -154,7 +160,7 @@ def shape_similarity(shapes: np.ndarray) -> np.ndarray:
 
 
 def choose_shapes(shapes: np.ndarray, num_units: int, difficulty: str | None, seed: int) -> np.ndarray:
-    """Draw the units' shapes; with a difficulty, such that each pair's similarity lies in its band.
+    """Draw the shapes of the units; with a difficulty, the similarity of each pair lies in its band.
 
     The bands are those of :data:`SIMILARITY_BANDS`, on the measure of :func:`shape_similarity`.
 
@@ -190,10 +196,10 @@ def choose_shapes(shapes: np.ndarray, num_units: int, difficulty: str | None, se
     np.fill_diagonal(fits, False)
     for _ in range(_ATTEMPTS):
         chosen: list[int] = []
-        open_to = np.arange(len(shapes))
-        while len(open_to) and len(chosen) < num_units:
-            chosen.append(int(rng.choice(open_to)))
-            open_to = open_to[fits[chosen[-1], open_to]]
+        candidates = np.arange(len(shapes))
+        while len(candidates) and len(chosen) < num_units:
+            chosen.append(int(rng.choice(candidates)))
+            candidates = candidates[fits[chosen[-1], candidates]]
         if len(chosen) == num_units:
             return np.array(chosen)
     raise SettingError(

@@ -1,17 +1,17 @@
-"""Single-channel signals in the manner of Wave_Clus: real spike shapes in noise made of spike shapes.
+"""Simulated single-channel signals like those of Wave_Clus: spike shapes in noise made of spike shapes.
 
-The idea is that of Quiroga, Nadasdy and Ben-Shaul (Neural Computation 16:1661, 2004). Far-away neurons are
-what noise is made of, so the noise is a superposition of spike shapes drawn from a data base at random
-times and amplitudes: it lies in the spikes' own frequencies and cannot be filtered away. A few of the shapes
-are then the units: normalised to a peak of 1, they are added at random times. The noise's shapes are longer
-than the units', by as much as gives it the spectrum of the public files.
+The method is that of Quiroga, Nadasdy and Ben-Shaul (Neural Computation 16:1661, 2004). The noise of a
+recording comes from distant neurons. So the noise is a superposition of spike shapes, drawn from a data base
+at random times and amplitudes: it has the frequencies of the spikes, and no filter can remove it. A few of
+the shapes are the units: normalised to a peak of 1, they are added at random times. The shapes of the noise
+are longer than those of the units, by the factor that gives the noise the spectrum of the public files.
 
-Spikes fall between samples, since the signal is made at :data:`OVERSAMPLING` times its sampling frequency and
-then decimated. Decimation is linear, so it is the shapes that are decimated, once for each place between two
-samples at which a spike can begin; the signal is their sum, and the dense signal is never stored.
+The signal is simulated at :data:`OVERSAMPLING` times its sampling frequency and then decimated, so that
+spikes begin between samples. Decimation is linear, so the shapes are decimated instead of the signal, once
+for each phase between two samples at which a spike can begin. The dense signal is never stored.
 
-Conventions: a spike is told by its first sample, counted from 0; its peak is :func:`peak_sample` samples
-later. A unit's label counts from 1. Amplitudes are relative to the spikes' peak.
+Conventions: the time of a spike is its first sample, counted from 0; its peak is :func:`peak_sample` samples
+later. Labels of units count from 1. Amplitudes are relative to the peak of the spikes.
 """
 
 from __future__ import annotations
@@ -40,27 +40,34 @@ from spikewise.single_channel.spike_shapes import (
 )
 
 OVERSAMPLING = 4
+"""Phases between two samples at which a spike can begin (Quiroga et al. 2004: a quarter of a sample)."""
 MEASURED_WIDENING, BUILT_IN_WIDENING = 2.2, 1.2
-"""How much longer the shapes of the noise are than those of the units.
+"""How many times longer the shapes of the noise are than those of the units.
 
 The noise of the public C_Easy1_noise015 has the autocorrelation 0.98, 0.91, 0.83 and 0.73 at 1 to 4 samples,
-and 57 % of its power lies below 500 Hz. Made of 625 shapes measured in macaque cortex as they are it would
-have 0.90, 0.68, 0.44 and 0.25, and 18 %; made of shapes 2.2 times longer it has 0.98, 0.92, 0.83 and 0.72,
-and 53 %. That far-away spikes are broader has a cause, since dendrites and distance take high frequencies
-away (Linden, Pettersen & Einevoll 2010, J. Comput. Neurosci. 29:423).
+and 57 % of its power lies below 500 Hz. Noise of 625 shapes measured in macaque cortex, not stretched, has
+0.90, 0.68, 0.44 and 0.25, and 18 %. With shapes 2.2 times longer it has 0.98, 0.92, 0.83 and 0.72, and 53 %.
+Distant spikes are in fact broader, since dendrites and distance remove high frequencies (Linden, Pettersen &
+Einevoll 2010, J. Comput. Neurosci. 29:423).
 """
 
-_PEAK_POSITION = 20 / 64  # of a spike's length
-_TAPERED = 0.3  # part of a spike's length over which it fades, half of it at either end
-_NOISE_EVENTS_HZ = 50_000.0  # so many that the noise is nearly Gaussian, as in the public files
+_PEAK_POSITION = 20 / 64
+"""Position of the peak, as a fraction of the length of a spike: sample 20 of 64, as wave_clus cuts spikes."""
+_TAPERED = 0.3
+"""Fraction of the length of a spike over which it fades to 0, half of it at each end; chosen by hand."""
+_NOISE_EVENTS_HZ = 50_000.0
+"""Rate of the shapes in the noise: so high that the noise is nearly Gaussian, as in the public files."""
 _NOISE_BLOCK_S = 10.0
+"""Length of the signal whose noise is made at once; a change changes the random numbers."""
 _VALUES_AT_ONCE = 4_000_000
-_FILTER_SAMPLES = 12  # more than the 10 that the decimation's filter reaches, and the place between two
+"""Samples of pieces that are added at once, which limits the memory."""
+_FILTER_SAMPLES = 12
+"""Margin of a piece on either side: the decimation filter reaches 10 samples, and the phase adds one."""
 
 
 @dataclass(frozen=True, eq=False)
 class WaveClusSimulation:
-    """A simulated channel and the truth about it.
+    """A simulated channel with its true spikes.
 
     Attributes
     ----------
@@ -77,7 +84,7 @@ class WaveClusSimulation:
     shapes : ndarray
         (num_units, num_samples) float64 with a peak of 1: a spike that begins on a sample.
     facts : dict
-        JSON types: `settings`, `seed`, `shapes` (where they come from), `shape_indices` (the rows there),
+        JSON types: `settings`, `seed`, `shapes` (their source), `shape_indices` (rows in the source),
         `similarity` of the units (:func:`shape_similarity`).
     """
 
@@ -93,13 +100,13 @@ class WaveClusSimulation:
 def simulate_wave_clus(config: WaveClusConfig) -> WaveClusSimulation:
     """Simulate a single channel with known spikes.
 
-    Noise, spike trains and the choice of shapes each have a random stage of their own: a change of the
-    noise level leaves the spikes where they are.
+    Noise, spike trains and the choice of shapes have random stages of their own, so a change of the noise
+    level does not move the spikes.
 
     Parameters
     ----------
     config : WaveClusConfig
-        Its `shapes`, where that file does not tell their sampling frequency, are taken to have the result's.
+        If the file of `shapes` does not hold their sampling frequency, that of the result is assumed.
 
     Returns
     -------
@@ -108,7 +115,7 @@ def simulate_wave_clus(config: WaveClusConfig) -> WaveClusSimulation:
     Raises
     ------
     SettingError
-        If the rates do not fit the units or the refractory period, or the shapes hold no such units.
+        If the rates do not match the units or the refractory period, or the shapes hold no suitable units.
     WaveformsError
         If the file of shapes cannot be used.
     """
@@ -120,10 +127,10 @@ def simulate_wave_clus(config: WaveClusConfig) -> WaveClusSimulation:
     chosen = choose_shapes(shapes, config.num_units, config.difficulty, config.seed)
 
     num_signal = round(config.duration_s * config.sampling_frequency)
-    places, units = _draw_spike_trains(rates, num_signal, config)
+    dense_index, units = _draw_spike_trains(rates, num_signal, config)
     signal = _make_noise(base, base_hz, num_signal, config)
-    _add_pieces(signal, pieces, places, chosen[units], np.ones(len(places)))
-    sample_index = places // OVERSAMPLING
+    _add_pieces(signal, pieces, dense_index, chosen[units], np.ones(len(dense_index)))
+    sample_index = dense_index // OVERSAMPLING
     return WaveClusSimulation(
         signal=signal[_FILTER_SAMPLES : _FILTER_SAMPLES + num_signal],
         sampling_frequency=float(config.sampling_frequency),
@@ -142,11 +149,11 @@ def simulate_wave_clus(config: WaveClusConfig) -> WaveClusSimulation:
 
 
 def save_wave_clus(simulation: WaveClusSimulation, path: Path | str) -> None:
-    """Write a simulation as a MATLAB file in the layout of the public ones, whole or not at all.
+    """Write a simulation as a MATLAB file in the layout of the public files, completely or not at all.
 
     The file holds ``data`` (1 x N), ``samplingInterval`` in ms, ``spike_times{1}`` (the first samples,
     counted from 1 as MATLAB counts), ``spike_class{1}`` (the units) and ``spike_class{2}`` (1 where spikes
-    overlap); and beyond them ``shapes`` and ``facts``, a text of JSON. A file of that name is replaced.
+    overlap), and in addition ``shapes`` and ``facts``, a JSON text. An existing file is replaced.
 
     Raises
     ------
@@ -170,34 +177,34 @@ def save_wave_clus(simulation: WaveClusSimulation, path: Path | str) -> None:
 
 
 def peak_sample(num_samples: int) -> int:
-    """Return where a spike of `num_samples` samples has its peak, counted from its first."""
+    """Return the sample of the peak in a spike of `num_samples` samples, counted from 0."""
     return round(_PEAK_POSITION * num_samples)
 
 
 def _make_pieces(base: np.ndarray, base_hz: float, num_samples: int, sampling_frequency: float) -> np.ndarray:
-    """Return all shapes as they are in the signal, for each place between two samples to begin at.
+    """Return all shapes at the sampling frequency of the signal, for each phase at which a spike can begin.
 
     Returns
     -------
     ndarray
-        (OVERSAMPLING, num_shapes, num_samples and _FILTER_SAMPLES on either side); the shapes of the first
-        place have a peak of 1.
+        (OVERSAMPLING, num_shapes, num_samples plus _FILTER_SAMPLES on either side); the shapes of the first
+        phase have a peak of 1.
     """
     dense = _fit_shapes(base, base_hz, sampling_frequency * OVERSAMPLING, num_samples)
     margin = _FILTER_SAMPLES * OVERSAMPLING
     pieces = np.stack(
         [
-            resample_poly(np.pad(dense, ((0, 0), (margin + place, margin - place))), 1, OVERSAMPLING, axis=1)
-            for place in range(OVERSAMPLING)
+            resample_poly(np.pad(dense, ((0, 0), (margin + phase, margin - phase))), 1, OVERSAMPLING, axis=1)
+            for phase in range(OVERSAMPLING)
         ]
     )
     return pieces / pieces[0].max(axis=1, keepdims=True)
 
 
 def _fit_shapes(base: np.ndarray, base_hz: float, dense_hz: float, num_samples: int) -> np.ndarray:
-    """Resample shapes, turn and place their peaks, and fade both ends to 0.
+    """Resample shapes, turn their peaks upward, align the peaks, and fade both ends to 0.
 
-    Where a shape is shorter than a spike its first and last values are held, and fade.
+    A shape shorter than a spike is extended by its first and last values, which fade.
     """
     upward = base * np.sign(np.take_along_axis(base, np.abs(base).argmax(axis=1)[:, None], axis=1))
     times = np.arange(base.shape[1]) / base_hz
@@ -212,9 +219,9 @@ def _fit_shapes(base: np.ndarray, base_hz: float, dense_hz: float, num_samples: 
 
 
 def find_overlaps(sample_index: np.ndarray, num_samples: int) -> np.ndarray:
-    """Return which spikes share a sample with another, of whatever unit.
+    """Return which spikes share a sample with another spike, of any unit.
 
-    Two spikes do where their first samples are less than `num_samples` apart.
+    Two spikes overlap if their first samples are less than `num_samples` apart.
 
     Parameters
     ----------
@@ -239,7 +246,7 @@ def _firing_rates(config: WaveClusConfig) -> np.ndarray:
     if len(rates) not in (1, config.num_units):
         raise SettingError(
             f"firing_rates_hz has {len(rates)} rates, and there are {config.num_units} units",
-            "one rate for all, or one for each unit",
+            "one rate for all units, or one for each",
             "change firing_rates_hz or num_units",
         )
     shortest_ms = 1000 * _refractory_samples(config) / config.sampling_frequency
@@ -261,13 +268,13 @@ def _draw_spike_trains(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw Poisson trains with a refractory period, at the dense sampling frequency.
 
-    Only whole spikes are drawn, and from the first sample on at the full rate: the time to the first spike is
-    that of a train which has long been firing.
+    Only spikes that lie completely in the signal are drawn. The trains are stationary: the time to the first
+    spike is drawn as in a train that started long ago.
 
     Returns
     -------
-    places : ndarray
-        (num_spikes,) int64, ascending dense samples at which spikes begin.
+    dense_index : ndarray
+        (num_spikes,) int64, ascending: first sample of each spike at the dense sampling frequency.
     units : ndarray
         (num_spikes,) int64 from 0.
     """
@@ -283,19 +290,21 @@ def _draw_spike_trains(
             more = rng.exponential(pause, 1 + int((end - times[-1]) / interval)) + refractory
             times = np.append(times, times[-1] + np.cumsum(more))
         trains.append(times[times < end].astype(np.int64))
-    places = np.concatenate(trains)
-    order = np.argsort(places, kind="stable")
-    return places[order], np.repeat(np.arange(len(trains)), list(map(len, trains)))[order]
+    dense_index = np.concatenate(trains)
+    order = np.argsort(dense_index, kind="stable")
+    return dense_index[order], np.repeat(np.arange(len(trains)), list(map(len, trains)))[order]
 
 
 def _make_noise(base: np.ndarray, base_hz: float, num_signal: int, config: WaveClusConfig) -> np.ndarray:
-    """Return the noise with _FILTER_SAMPLES more on either side, its level exact between those."""
+    """Return the noise, with _FILTER_SAMPLES more on either side; its level is exact between these."""
     rng = stage_generator(config.seed, "wave_clus noise")
-    usual = MEASURED_WIDENING if config.shapes else BUILT_IN_WIDENING
-    widening = config.noise_widening or usual
+    default = MEASURED_WIDENING if config.shapes else BUILT_IN_WIDENING
+    widening = config.noise_widening or default
     length = int(np.ceil(widening * config.num_samples))
     pieces = _make_pieces(base, base_hz / widening, length, config.sampling_frequency)
-    margins = pieces.shape[2]  # as many samples before and after, so that noise is as dense at the ends
+    margins = pieces.shape[
+        2
+    ]  # as many samples before and after, so that the noise is as dense at the ends as elsewhere
     noise = np.zeros(num_signal + 3 * margins)
     if not config.noise_level:
         return noise[margins:-margins]
@@ -304,9 +313,9 @@ def _make_noise(base: np.ndarray, base_hz: float, num_signal: int, config: WaveC
     for begin in range(0, num_signal + 2 * margins, block):
         end = min(begin + block, num_signal + 2 * margins)
         num_events = rng.poisson((end - begin) / fs * _NOISE_EVENTS_HZ)
-        places = np.sort(rng.integers(begin * OVERSAMPLING, end * OVERSAMPLING, num_events))
+        dense_index = np.sort(rng.integers(begin * OVERSAMPLING, end * OVERSAMPLING, num_events))
         shapes = rng.integers(pieces.shape[1], size=num_events)
-        _add_pieces(noise, pieces, places, shapes, rng.uniform(size=num_events))
+        _add_pieces(noise, pieces, dense_index, shapes, rng.uniform(size=num_events))
     noise = noise[margins:-margins]
     inside = noise[_FILTER_SAMPLES : _FILTER_SAMPLES + num_signal]
     noise -= inside.mean()
@@ -315,18 +324,23 @@ def _make_noise(base: np.ndarray, base_hz: float, num_signal: int, config: WaveC
 
 
 def _add_pieces(
-    signal: np.ndarray, pieces: np.ndarray, places: np.ndarray, shapes: np.ndarray, amplitudes: np.ndarray
+    signal: np.ndarray,
+    pieces: np.ndarray,
+    dense_index: np.ndarray,
+    shapes: np.ndarray,
+    amplitudes: np.ndarray,
 ) -> None:
-    """Add the piece of each event to the signal, in place; a signal's sample is OVERSAMPLING places.
+    """Add the piece of each event to the signal, in place.
 
-    `places`, ascending, `shapes` (rows) and `amplitudes` are (num_events,).
+    `dense_index` (ascending, OVERSAMPLING per sample of the signal), `shapes` (rows of the pieces) and
+    `amplitudes` are (num_events,).
     """
     width = np.arange(pieces.shape[2])
     at_once = _VALUES_AT_ONCE // len(width)
-    for first in range(0, len(places), at_once):
+    for first in range(0, len(dense_index), at_once):
         events = slice(first, first + at_once)
-        samples, phases = np.divmod(places[events], OVERSAMPLING)
+        samples, phases = np.divmod(dense_index[events], OVERSAMPLING)
         values = pieces[phases, shapes[events]] * amplitudes[events, None]
-        where = (samples - samples[0])[:, None] + width
-        total = np.bincount(where.ravel(), weights=values.ravel())
+        index = (samples - samples[0])[:, None] + width
+        total = np.bincount(index.ravel(), weights=values.ravel())
         signal[samples[0] : samples[0] + len(total)] += total

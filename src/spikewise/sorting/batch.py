@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.data.recordings.reader import Traces
-from spikewise.sorting.detect import Detector, Spikes
-from spikewise.sorting.sparse import Asked
+from spikewise.sorting.detector import Detector, SegmentSearch
+from spikewise.sorting.spikes import Spikes
 
 
 def detect_in_chunks(
@@ -21,15 +21,15 @@ def detect_in_chunks(
 
     Parameters
     ----------
-    detector : SpikeDetector
+    detector : Detector
     traces : Traces
         Preprocessed traces of the detector's channels.
     chunk_s : float
         Length of the chunks; the spikes are the same for any length.
     progress : callable
-        Told the seconds done, of the seconds in all.
+        Called with the seconds done and the seconds in all.
     stage : str
-        Name under which progress is told.
+        Name of the stage in the progress.
 
     Returns
     -------
@@ -40,45 +40,42 @@ def detect_in_chunks(
     total = sum(traces.num_samples(index) for index in range(traces.num_segments)) / rate
     done, found, segments = 0.0, 0, []
 
-    def tell(num_samples: int, num_spikes: int) -> None:
+    def report(num_samples: int, num_spikes: int) -> None:
         nonlocal done, found
         done, found = done + num_samples / rate, found + num_spikes
         progress(stage, done, total, f"{found} spikes")
 
     for segment_index in range(traces.num_segments):
-        stretch = (segment_index, 0, traces.num_samples(segment_index))
-        segments.append(find_in_stretch(detector, traces, stretch, chunk_s, {}, tell))
+        search = detector.search(traces, segment_index)
+        chunk = chunk_samples(chunk_s, rate)
+        segments.append(find_in_stretch(search, 0, traces.num_samples(segment_index), chunk, report))
     return segments
 
 
+def chunk_samples(chunk_s: float, sampling_frequency: float) -> int:
+    """Return the samples of a chunk, one at least."""
+    return max(1, round(chunk_s * sampling_frequency))
+
+
 def find_in_stretch(
-    detector: Detector,
-    traces: Traces,
-    stretch: tuple[int, int, int],
-    chunk_s: float,
-    known: dict[int, Asked],
-    tell: Callable[[int, int], None],
+    search: SegmentSearch, start: int, stop: int, chunk: int, report: Callable[[int, int], None]
 ) -> Spikes:
-    """Find the spikes of a stretch of a segment; they are the same whatever was found before.
+    """Find the spikes of a stretch of a segment, chunk by chunk.
 
     Parameters
     ----------
-    detector : SpikeDetector
-    traces : Traces
-    stretch : (int, int, int)
-        Segment, first sample, and the sample after the last.
-    chunk_s : float
-        Length of the chunks.
-    known : dict
-        Tiles of this segment that are computed already: see :meth:`SparseDetector.find`. They only save time.
-    tell : callable
-        Told the samples and the spikes of each chunk.
+    search : SegmentSearch
+        What it has computed before only saves time.
+    start, stop : int
+        The stretch, in samples.
+    chunk : int
+        Samples of a chunk.
+    report : callable
+        Called with the samples and the spikes of each chunk.
     """
-    segment_index, first, last = stretch
-    chunk = max(1, round(chunk_s * traces.sampling_frequency))
     parts = []
-    for start in range(first, last, chunk):
-        stop = min(start + chunk, last)
-        parts.append(detector.find(traces, segment_index, start, stop, known))
-        tell(stop - start, len(parts[-1]))
+    for begin in range(start, stop, chunk):
+        end = min(begin + chunk, stop)
+        parts.append(search.find(begin, end))
+        report(end - begin, len(parts[-1]))
     return Spikes.concatenate(parts)

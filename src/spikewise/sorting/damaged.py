@@ -16,7 +16,7 @@ from spikewise.data.recordings.damage import ALL_CHANNELS, KINDS, STRETCH, clip_
 from spikewise.data.recordings.reader import Traces
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.models.windowed import WindowedNetwork
-from spikewise.sorting.detect import Spikes
+from spikewise.sorting.spikes import Spikes
 
 MOST = 0.75
 MAX_LISTED = 10_000

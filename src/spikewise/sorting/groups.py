@@ -1,13 +1,14 @@
-"""The groups of channels of a recording, each of one probe, shank or tetrode: prepared once, then handed on."""
+"""The groups of channels of a recording: one for each probe, shank or tetrode, prepared once, then handed on."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from spikeinterface.core import BaseRecording
 
-from spikewise.core.config import Config, NetworkConfig
+from spikewise.core.config import Config, NetworkConfig, PreprocessingConfig, SortingConfig
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import RecordingError
 from spikewise.data.recordings.device_reader import make_reader
@@ -39,25 +40,65 @@ class Group:
     reader: TraceReader
 
 
-def prepare_groups(recording: BaseRecording, config: Config, model: Model | None = None) -> list[Group]:
-    """Split a recording into groups and preprocess each, as a model was trained if one is given."""
-    settings = config.preprocessing if model is None else model.preprocessing_config
-    _check_length(recording, config.network if model is None else model.network_config)
-    recordings = split_groups(recording, settings.group_by)
-    known = {} if model is None else {group.name: group for group in model.groups}
-    device = choose_device(config.sorting.device)
+@dataclass(frozen=True)
+class Preparation:
+    """How the groups of a recording are prepared.
+
+    Attributes
+    ----------
+    preprocessing : PreprocessingConfig
+    network : NetworkConfig
+        Its window must fit into the recording.
+    sorting : SortingConfig
+        Its `damage`, `artefact_noise` and `device`.
+    seed : int
+        Of the pieces of the recording that measure noise and damage.
+    silenced : dict of str to tuple of str, or None
+        With a model: the silenced channels of each group that it knows. Other groups are left out.
+    """
+
+    preprocessing: PreprocessingConfig
+    network: NetworkConfig
+    sorting: SortingConfig
+    seed: int
+    silenced: Mapping[str, tuple[str, ...]] | None = None
+
+    @classmethod
+    def of(cls, config: Config, model: Model | None = None) -> Preparation:
+        """Prepare as the settings ask for; with a model, as its recording was prepared when it was trained."""
+        if model is None:
+            return cls(config.preprocessing, config.network, config.sorting, config.training.seed)
+        return cls.of_model(model, config.sorting, config.training.seed)
+
+    @classmethod
+    def of_model(cls, model: Model, sorting: SortingConfig, seed: int) -> Preparation:
+        """Prepare as the recording of a model was prepared when it was trained."""
+        silenced = {group.name: group.silenced_channel_ids for group in model.groups}
+        return cls(model.preprocessing_config, model.network_config, sorting, seed, silenced)
+
+
+def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[Group]:
+    """Split a recording into groups and preprocess each.
+
+    Raises
+    ------
+    RecordingError
+        If the recording is too short, or its channels cannot be used.
+    """
+    _check_length(recording, preparation.network)
+    silenced = preparation.silenced
+    device = choose_device(preparation.sorting.device)
     groups = []
-    for name, part in recordings.items():
-        if model is not None and name not in known:
+    for name, part in split_groups(recording, preparation.preprocessing.group_by).items():
+        if silenced is not None and name not in silenced:
             logger.warning("the model knows no group %s: its channels are not sorted", name)
             continue
-        silenced = known[name].silenced_channel_ids if model is not None else None
         preprocessed = preprocess_recording(
             part,
-            settings,
-            silenced_channel_ids=silenced,
-            seed=config.training.seed,
-            damage=config.sorting,
+            preparation.preprocessing,
+            silenced_channel_ids=None if silenced is None else silenced[name],
+            seed=preparation.seed,
+            damage=preparation.sorting,
         )
         for step in preprocessed.steps:
             logger.info("group %s: %s", name, step)

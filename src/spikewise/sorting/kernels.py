@@ -1,9 +1,9 @@
 """Products that the network is made of, compiled: layers of a few rows, and the sums of second gates.
 
-All the arithmetic of the sparse path that counts is products of a few rows with a small matrix. It is written
-here in vectors of sixteen numbers that stay in a processor's registers, straight from the traces, without
-copies: a library's product of this size spends as much again on cutting out what goes into it. LLVM turns the
-vectors into what a processor has. The loops take no lock, and a result depends on nothing but its inputs.
+Most of the arithmetic of the sparse path is products of a few rows with a small matrix. They are written here
+with vectors of sixteen numbers that stay in a processor's registers. They read the traces without copies:
+a library's product of this size spends as much time again on cutting out its inputs. LLVM translates the
+vectors into the instructions of the processor. The loops take no lock, and a result depends on its inputs only.
 
 Shapes: C channels, B blocks of a tile, N units, M channels of a unit, W samples of a window. Features
 come in panels of sixteen: weights (panels, inputs, 16), with zeros where there are fewer.
@@ -12,7 +12,7 @@ come in panels of sixteen: weights (panels, inputs, 16), with zeros where there 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -125,6 +125,21 @@ _positive_products: Any = intrinsic(_write_positive_products)
 _weighted_sum: Any = intrinsic(_write_weighted_sum)
 
 
+class Samples(NamedTuple):
+    """Samples of some channels: sample s of channel c is ``values[c * step + s]``.
+
+    Attributes
+    ----------
+    values : ndarray of float32
+        One-dimensional.
+    step : int
+        Values from one channel to the next.
+    """
+
+    values: np.ndarray
+    step: int
+
+
 def panels(weight: np.ndarray) -> np.ndarray:
     """Return weights (..., inputs, features) as panels (..., panels, inputs, 16) of float32."""
     *outer, num_inputs, num_features = weight.shape
@@ -151,8 +166,7 @@ def overlapping(weight: np.ndarray) -> np.ndarray:
 
 @compiled()
 def close_gates(
-    values: np.ndarray,
-    step: int,
+    samples: Samples,
     block: int,
     channel_index: np.ndarray,
     weight: np.ndarray,
@@ -160,12 +174,12 @@ def close_gates(
     level: np.ndarray,
     is_open: np.ndarray,
 ) -> None:
-    """Close the gates in the blocks at whose first output the second gate is closed.
+    """Close the gates in the blocks where the second gate is closed at the first output.
 
     Parameters
     ----------
-    values, step
-        Sample s of channel c is ``values[c * step + s]``; the window of block b begins at sample b * block.
+    samples : Samples
+        The window of block b begins at sample b * block.
     channel_index : ndarray
         (N, M)
     weight : ndarray
@@ -187,9 +201,9 @@ def close_gates(
             if is_open[unit, index]:
                 for row in range(num_rows):
                     near = row if row < num_near else 0
-                    starts[row] = channel_index[unit, near] * step + index * block
+                    starts[row] = channel_index[unit, near] * samples.step + index * block
                 score: np.float32 = _weighted_sum(
-                    np.int64(values.ctypes.data),
+                    np.int64(samples.values.ctypes.data),
                     np.int64(starts.ctypes.data),
                     np.int64(num_rows),
                     np.int64(weight[unit].ctypes.data),
@@ -205,8 +219,8 @@ def layer(
 ) -> None:
     """Fill the positive features of rows, whole ROWS, whose inputs and outputs lie at the given addresses.
 
-    The arrays that lie there must not be the calling loop's own: it gives one back as soon as it names it no
-    more.
+    The arrays at these addresses must not be made by the calling loop: the loop frees an array as soon as it
+    does not name it any more.
     """
     for panel in range(weight.shape[0]):
         offset, length = np.int64(4 * LANES * panel), np.int64(weight.shape[1])

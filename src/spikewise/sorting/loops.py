@@ -1,8 +1,8 @@
 """Compiled loops of the sparse path: gates, and peaks among few samples.
 
-What they compute and why is told in :mod:`spikewise.sorting.sparse`. All loops are free of locks and of
-anything that depends on the number of threads. Where a loop copies, its indices are unsigned: that a negative
-one counts from the end would keep the compiler from copying many values at once.
+:mod:`spikewise.sorting.sparse` explains what they compute and why. No loop takes a lock or depends on the
+number of threads. Where a loop copies, its indices are unsigned: an index that may be negative, and then counts
+from the end, keeps the compiler from copying many values at once.
 
 Shapes: C channels, S samples, B blocks of a tile, N units, M channels of a unit, Q outputs of a block,
 R rows.
@@ -11,7 +11,7 @@ R rows.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -86,7 +86,7 @@ def open_gates(
     level: np.ndarray,
     is_open: np.ndarray,
 ) -> None:
-    """Tell in which blocks the gates of units are open, or are in a block beside.
+    """Find the blocks in which the gates of units, or their gates in a neighbouring block, are open.
 
     Parameters
     ----------
@@ -110,9 +110,8 @@ def open_gates(
             before, here, after = weight[unit, near, 0]
             before2, here2, after2 = weight[unit, near, 1]
             one, two = np.uint64(1), np.uint64(2)
-            for index in range(
-                np.uint64(num_blocks + 2)
-            ):  # all six at once: a score is read and written once
+            # All six products at once, so that a score is read and written once.
+            for index in range(np.uint64(num_blocks + 2)):
                 scores[index] += (
                     before * low[index]
                     + here * low[index + one]
@@ -130,12 +129,12 @@ def open_gates(
 def keep_promising(
     is_open: np.ndarray, is_known: np.ndarray, probabilities: np.ndarray, least: np.float32
 ) -> None:
-    """Close the gates (N, B) of units where nothing at the first moment says that there may be a spike.
+    """Close the gates (N, B) of units where the first outputs show that there is no spike.
 
-    A block is shorter than the plateau of a spike, so that the first output of a block falls on it: a block
-    stays open where its `probabilities` (N, B), if it `is_known`, or those of one of the two blocks to either
-    side, as far as a plateau reaches, are above `least`. At the ends of the tile, whose neighbours are not
-    seen, all that was open stays.
+    A block is shorter than the plateau of a spike, so the plateau holds the first output of a block. A block
+    stays open if its first output is above `least`, or that of one of the two blocks to either side, which is
+    as far as a plateau reaches. The first outputs are `probabilities` (N, B), where they are computed
+    (`is_known`). At the ends of the tile, whose neighbours are not seen, open blocks stay open.
     """
     num_units, num_blocks = is_open.shape
     seen = np.empty(num_blocks + 4, np.bool_)
@@ -150,6 +149,26 @@ def keep_promising(
             )
 
 
+class PeakRule(NamedTuple):
+    """How probabilities become peaks.
+
+    Attributes
+    ----------
+    block : int
+        Samples of a block.
+    levels : int
+        Whole numbers that a probability of 1 becomes.
+    label_radius, triangle_radius, merge_radius : int
+        In samples.
+    """
+
+    block: int
+    levels: int
+    label_radius: int
+    triangle_radius: int
+    merge_radius: int
+
+
 @compiled()
 def peaks_of_units(
     first_entry: np.ndarray,
@@ -157,16 +176,13 @@ def peaks_of_units(
     probabilities: np.ndarray,
     thresholds: np.ndarray,
     limits: tuple[int, int],
-    block: int,
-    levels: int,
-    label_radius: int,
-    triangle_radius: int,
-    merge_radius: int,
+    rule: PeakRule,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find the peaks of all units; the probability is 0 in the blocks that are not listed.
 
-    The same arithmetic as in :mod:`spikewise.sorting.peaks`: linear between the outputs, in whole
-    `levels`, convolved with the triangle, the highest within the merge radius, of equals the first.
+    The arithmetic is that of :mod:`spikewise.sorting.peaks`: probabilities are interpolated linearly between
+    the outputs, rounded to whole levels, and convolved with the triangle. Of the peaks within the merge radius
+    the highest counts, of equal ones the first.
 
     Parameters
     ----------
@@ -179,20 +195,17 @@ def peaks_of_units(
     thresholds : ndarray
         (N,)
     limits : (int, int)
-        Samples from which and up to before which peaks are wanted.
+        First sample, and the sample after the last, of the stretch in which peaks are wanted.
+    rule : PeakRule
 
     Returns
     -------
     sample_index, unit_index, response : ndarray
         In the order of unit, then time.
     """
-    stride = block // probabilities.shape[1]
-    plateau = np.float32(0)
-    for offset in range(-label_radius, label_radius + 1):
-        plateau += np.float32(triangle_radius + 1 - abs(offset))
-    scale = np.float32(plateau * np.float32(levels))
-    reach = triangle_radius + merge_radius
-    together = 2 * reach // block + 2  # blocks further apart do not meet
+    merge_radius, reach = rule.merge_radius, rule.triangle_radius + rule.merge_radius
+    scale = _perfect_height(rule)
+    together = 2 * reach // rule.block + 2  # blocks further apart do not meet
     capacity = 64 + len(blocks)
     sample_index = np.empty(capacity, np.int64)
     unit_index = np.empty(capacity, np.int64)
@@ -204,20 +217,11 @@ def peaks_of_units(
             last = entry
             while last + 1 < first_entry[unit + 1] and blocks[last + 1] - blocks[last] <= together:
                 last += 1
-            begin = blocks[entry] * block - 2 * reach
-            length = (blocks[last] - blocks[entry] + 1) * block + 4 * reach
+            begin = blocks[entry] * rule.block - 2 * reach
+            length = (blocks[last] - blocks[entry] + 1) * rule.block + 4 * reach
             level = np.zeros(length, np.int32)
-            for row in range(entry, last + 1):
-                _fill_levels(level, blocks[row] * block - begin, probabilities, row, stride, levels)
-                if row < last and blocks[row + 1] == blocks[row] + 1:
-                    after = probabilities[row + 1, 0]
-                else:
-                    after = np.float32(0)
-                end = probabilities[row, probabilities.shape[1] - 1]
-                at = (blocks[row] + 1) * block - stride - begin
-                for offset in range(1, stride):
-                    level[at + offset] = _between(end, after, offset, stride, levels)
-            heights = _smoothed(level, triangle_radius)
+            _fill_rows(level, begin, blocks[entry : last + 1], probabilities[entry : last + 1], rule)
+            heights = _smoothed(level, rule.triangle_radius)
             lowest = thresholds[unit]
             for at in range(merge_radius, len(heights) - merge_radius):
                 height = np.float32(heights[at]) / scale
@@ -237,10 +241,38 @@ def peaks_of_units(
 
 
 @compiled()
+def _perfect_height(rule: PeakRule) -> np.float32:
+    """Return the height of the peak of a perfect spike, in levels times weights of the triangle."""
+    plateau = np.float32(0)
+    for offset in range(-rule.label_radius, rule.label_radius + 1):
+        plateau += np.float32(rule.triangle_radius + 1 - abs(offset))
+    return np.float32(plateau * np.float32(rule.levels))
+
+
+@compiled()
+def _fill_rows(
+    level: np.ndarray, begin: int, blocks: np.ndarray, probabilities: np.ndarray, rule: PeakRule
+) -> None:
+    """Write the levels of blocks (R,) with outputs (R, Q), interpolated; `level` begins at sample `begin`."""
+    num_outputs = probabilities.shape[1]
+    stride = rule.block // num_outputs
+    for row in range(len(blocks)):
+        _fill_levels(level, blocks[row] * rule.block - begin, probabilities, row, stride, rule.levels)
+        if row + 1 < len(blocks) and blocks[row + 1] == blocks[row] + 1:
+            after = probabilities[row + 1, 0]
+        else:
+            after = np.float32(0)
+        end = probabilities[row, num_outputs - 1]
+        at = (blocks[row] + 1) * rule.block - stride - begin
+        for offset in range(1, stride):
+            level[at + offset] = _between(end, after, offset, stride, rule.levels)
+
+
+@compiled()
 def _fill_levels(
     level: np.ndarray, at: int, probabilities: np.ndarray, row: int, stride: int, levels: int
 ) -> None:
-    """Write the outputs of a block, and what lies between them, from sample `at` on."""
+    """Write the outputs of a block, and the values interpolated between them, from sample `at` on."""
     num_outputs = probabilities.shape[1]
     for output in range(num_outputs):
         here = probabilities[row, output]
@@ -264,7 +296,7 @@ def _between(here: np.float32, after: np.float32, offset: int, stride: int, leve
 
 @compiled()
 def _smoothed(level: np.ndarray, radius: int) -> np.ndarray:
-    """Convolve with the triangle, as two running sums: whole numbers, exact."""
+    """Convolve with the triangle, as two running sums of whole numbers, which are exact."""
     return _running_sum(_running_sum(level, radius + 1), radius + 1)[radius:]
 
 
@@ -283,7 +315,7 @@ def _running_sum(values: np.ndarray, width: int) -> np.ndarray:
 
 @compiled()
 def _is_highest(heights: np.ndarray, at: int, radius: int) -> bool:
-    """Tell whether a sample is higher than those before and not lower than those after, within a radius."""
+    """Return whether a sample is higher than those before and not lower than those after, within a radius."""
     height = heights[at]
     for offset in range(1, radius + 1):
         if heights[at - offset] >= height or heights[at + offset] > height:

@@ -1,20 +1,20 @@
-"""The network of the neighbourhood design, computed only where something happens.
+"""The network of the neighbourhood design, computed only where its units may fire.
 
-Most units are silent most of the time, so nearly all of what the dense path computes is the probability 0.
-Here each unit's gate (:mod:`spikewise.models.gates`) says in which short blocks of time its network is asked:
-the temporal features are computed for the channels and blocks that an asked unit sees, its hidden features
-and its probability for those blocks alone, first for one moment of each, then, where that says that there may
-be more, for all; and peaks are looked for among them. Elsewhere the probability is 0. The dense path remains
-the reference; tests bound what the gates lose.
+Most units are silent most of the time, so nearly every probability that the dense path computes is 0. Here the
+gate of each unit (:mod:`spikewise.models.gates`) selects short blocks of time. In these blocks the network of
+the unit is computed: first for one output of each block, then, where that output is promising, for all
+outputs. Temporal features are computed only for the channels that the unit sees. Elsewhere the probability is
+0. The dense path remains the reference; tests bound how many spikes the gates lose.
 
-As in the dense path, the work is done on tiles of a fixed grid of the recording, so that the same numbers
-come out to the bit however a recording is cut. A tile is worked through by one thread, in compiled loops
-(:mod:`spikewise.sorting.tiles`), channels that lie near each other one after the other, so that they stay in
-its cache; threads take different tiles.
+As in the dense path, the work is done on tiles of a fixed grid of the recording, so the numbers are the same
+to the bit however a recording is cut. One thread works through a tile, in compiled loops
+(:mod:`spikewise.sorting.tiles`). Channels that lie near each other follow one another, so that they stay in its
+cache. Threads take different tiles.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,23 +26,26 @@ from torch import Tensor
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.sorting import kernels, tiles
 
-_NOT_TIMED = np.zeros(0, np.int64)
-_GLIMPSE = 0.02
-"""Probability at one moment of a block from which on all its moments are looked at."""
+_PROMISING = 0.02
+"""Probability at the first output of a block from which on all its outputs are computed. With it the tests lose
+less than one spike in a thousand."""
+
+Loop = Callable[[kernels.Samples, tiles.Weights, tiles.Grid, tiles.Space], None]
+"""Computes a tile: :func:`spikewise.sorting.tiles.evaluate_tile`, or a loop that is timed as well."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Probabilities of the units that were asked in a tile, in the order of unit, then block.
+class Evaluated:
+    """Probabilities of the units in the open blocks of a tile, in the order of unit, then block.
 
     Attributes
     ----------
     unit_index : ndarray
-        (num_asked,)
+        (num_open,)
     block : ndarray
-        (num_asked,) number of the block; from the tile's first or, of several tiles, the recording's.
+        (num_open,) number of the block: from the tile's first or, of several tiles, from the recording's.
     probabilities : ndarray
-        (num_asked, outputs of a block) float32
+        (num_open, outputs of a block) float32
     """
 
     unit_index: np.ndarray
@@ -79,7 +82,7 @@ class Tile:
 
 
 class SparseNetwork:
-    """Runs a network on tiles, where gates are open; several threads may ask at the same time.
+    """Runs a network on tiles, where gates are open; several threads may call it at the same time.
 
     Parameters
     ----------
@@ -107,49 +110,53 @@ class SparseNetwork:
         self.num_blocks = tile_samples // block
         self.num_outputs = block // stride
         window = network.window_samples
-        self._grid = tiles.Grid(network.left_margin - 2 * block, block, stride, window)
-        can_glimpse = stride < block <= plateau and window >= kernels.SUM_LANES
-        self._glimpse = np.float32(_GLIMPSE if can_glimpse else -1)
+        first_output_suffices = stride < block <= plateau and window >= kernels.SUM_LANES
+        promising = np.float32(_PROMISING if first_output_suffices else -1)
+        self._grid = tiles.Grid(network.left_margin - 2 * block, block, stride, window, promising)
         order = _side_by_side(_array(network.channel_index), network.num_channels)
         self._place = np.argsort(order)
         self._weights = _weights_of(network, order)
         self._size = network.num_channels, network.num_units
-        weights = self._weights
-        num_near, at_once = weights.channel_index.shape[1], tiles.AT_ONCE
-        self._shapes = (
-            (at_once * num_near, weights.first[1].size),
-            (at_once, weights.hidden[0].shape[2]),
-            (at_once, weights.hidden[1][0].size),
-        )
         self._spare: list[tiles.Space] = []
 
-    def ask(self, tile: Tile, ticks: np.ndarray = _NOT_TIMED) -> tuple[Asked, np.ndarray]:
+    def evaluate(self, tile: Tile, loop: Loop = tiles.evaluate_tile) -> tuple[Evaluated, np.ndarray]:
         """Compute the probabilities of a tile, which is given with the network's margins.
 
-        Returns them and what was counted (:data:`spikewise.sorting.tiles.OPENED`); adds to `ticks` where they
-        are given (:data:`spikewise.sorting.tiles.GATES`).
+        Returns
+        -------
+        Evaluated
+        ndarray
+            (4,) what was counted: see :data:`spikewise.sorting.tiles.OPENED`.
         """
         space = self._spare.pop() if self._spare else self._new_space()
-        counts = np.zeros(4, np.int64)
-        tiles.answer_tile(
-            tile.values, tile.step, self._weights, self._grid, self._glimpse, space, counts, ticks
-        )
-        asked = Asked(*tiles.asked_of(space.is_open, space.probabilities, self._place))
+        space.counts[:] = 0
+        loop(kernels.Samples(tile.values, tile.step), self._weights, self._grid, space)
+        evaluated = Evaluated(*tiles.evaluated_of(space.is_open, space.probabilities, self._place))
+        counts = space.counts.copy()
         self._spare.append(space)
-        return asked, counts
+        return evaluated, counts
 
     def _new_space(self) -> tiles.Space:
-        """Return memory to work in."""
+        """Return memory for the results of a tile."""
         num_channels, num_units = self._size
+        weights, num_blocks, at_once = self._weights, self.num_blocks, tiles.AT_ONCE
+        num_near = weights.channel_index.shape[1]
         return tiles.Space(
-            np.empty((num_channels, 2, self.num_blocks + 4), np.float32),
-            np.empty((num_units, self.num_blocks), np.bool_),
-            np.empty((self.num_outputs, num_units, self.num_blocks), np.float32),
-            *(np.zeros(shape, np.float32) for shape in self._shapes),
+            extremes=np.empty((num_channels, 2, num_blocks + 4), np.float32),
+            is_open=np.empty((num_units, num_blocks), np.bool_),
+            probabilities=np.empty((self.num_outputs, num_units, num_blocks), np.float32),
+            between=np.zeros((at_once * num_near, weights.first[1].size), np.float32),
+            inputs=np.zeros((at_once, weights.hidden[0].shape[2]), np.float32),
+            made=np.zeros((at_once, weights.hidden[1][0].size), np.float32),
+            is_seen=np.empty(num_channels, np.bool_),
+            is_known=np.empty((1, num_blocks), np.bool_),
+            none=np.zeros((1, num_blocks), np.bool_),
+            outputs=np.empty((self.num_outputs * num_blocks, 2), np.int64),
+            counts=np.zeros(4, np.int64),
         )
 
 
-def _weights_of(network: NeighbourhoodNetwork, order: np.ndarray) -> tiles.Network:
+def _weights_of(network: NeighbourhoodNetwork, order: np.ndarray) -> tiles.Weights:
     """Return the weights of a network, its units in some order."""
     backbone, units = network.backbone, network.units
     first, second = backbone.filter1, backbone.filter2
@@ -161,7 +168,7 @@ def _weights_of(network: NeighbourhoodNetwork, order: np.ndarray) -> tiles.Netwo
     padded = _with_rows(of_channels, num_features).reshape(len(weight), -1, weight.shape[2])
     hidden = kernels.panels(padded), kernels.panels(_array(units.hidden_bias)[order])[:, :, 0]
     num_hidden = kernels.LANES * hidden[0].shape[1]
-    return tiles.Network(
+    return tiles.Weights(
         _array(network.channel_index)[order],
         (_array(network.gate_weight)[order], _array(network.gate_level)[order]),
         (kernels.overlapping(_array(network.closer_weight)[order]), _array(network.closer_level)[order]),
@@ -173,9 +180,9 @@ def _weights_of(network: NeighbourhoodNetwork, order: np.ndarray) -> tiles.Netwo
 
 
 def _side_by_side(channel_index: np.ndarray, num_channels: int) -> np.ndarray:
-    """Return the units in an order in which those that see the same channels come one after the other.
+    """Return the units in an order in which units that see the same channels follow one another.
 
-    What one has brought into a processor's cache is there for the next.
+    The samples that one unit has brought into a processor's cache are there for the next.
     """
     rows = np.repeat(np.arange(len(channel_index)), channel_index.shape[1])
     sees = csr_array(
@@ -195,10 +202,10 @@ def _with_rows(weight: np.ndarray, num_rows: int) -> np.ndarray:
     return padded
 
 
-def join(asked: dict[int, Asked], num_blocks: int) -> Asked:
-    """Join tiles, by rising number, to one: in the order of unit, then block."""
-    unit_index = np.concatenate([tile.unit_index for tile in asked.values()])
-    block = np.concatenate([tile.block + number * num_blocks for number, tile in asked.items()])
+def join(evaluated: dict[int, Evaluated], num_blocks: int) -> Evaluated:
+    """Join tiles, given by rising number, in the order of unit, then block."""
+    unit_index = np.concatenate([tile.unit_index for tile in evaluated.values()])
+    block = np.concatenate([tile.block + number * num_blocks for number, tile in evaluated.items()])
     order = np.argsort(unit_index, kind="stable")  # tiles, and the blocks of each, are in order
-    probabilities = np.concatenate([tile.probabilities for tile in asked.values()])
-    return Asked(unit_index[order], block[order], probabilities[order])
+    probabilities = np.concatenate([tile.probabilities for tile in evaluated.values()])
+    return Evaluated(unit_index[order], block[order], probabilities[order])

@@ -1,36 +1,30 @@
 """The network on one tile, where gates are open: one compiled loop over the units.
 
-Unit after unit goes through all the steps. Units come in an order in which those that see the same channels
-follow each other, so that the samples that one has read are still in a processor's cache for the next. Of the
-features of a channel at a moment nine in ten are asked for by one unit only (384 channels, 200 units): each
-computes its own, in rows that stay in the innermost cache, instead of looking up what others have computed.
+Unit after unit goes through all the steps. Units that see the same channels follow each other, so the samples
+that one unit has read are still in a processor's cache for the next. Nine in ten features of a channel at one
+output are needed by one unit only (384 channels, 200 units). So each unit computes its own features, in rows
+that stay in the innermost cache, instead of looking up what other units have computed.
 
 Shapes: C channels, B blocks of a tile, N units, M channels of a unit, Q outputs of a block, F features.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
-from spikewise.core import vectors
 from spikewise.core.compiling import compiled
-from spikewise.sorting.kernels import ROWS, close_gates, layer, product
+from spikewise.sorting.kernels import ROWS, Samples, close_gates, layer, product
 from spikewise.sorting.loops import block_extremes, keep_promising, open_gates
 
 AT_ONCE = 8
-"""Moments of a unit that are computed together, whole ROWS."""
-GATES, TEMPORAL, ALL = 0, 1, 2
-"""What is timed, in ticks of the processor: gates, features of channels, and the whole."""
-OPENED, LOOKED_CLOSER, CHANNEL_OUTPUTS, UNIT_OUTPUTS = 0, 1, 2, 3
-"""What is counted: blocks behind first gates, behind them second gates, and what is computed."""
+"""Outputs of a unit that are computed together, whole ROWS."""
+OPENED, SECOND_GATES, CHANNEL_OUTPUTS, UNIT_OUTPUTS = 0, 1, 2, 3
+"""What is counted: blocks behind open first gates, second gates computed, outputs of channels and of units."""
 
 
-class Network(NamedTuple):
+class Weights(NamedTuple):
     """Weights of a network as the loop reads them.
 
     Attributes
@@ -64,32 +58,44 @@ class Grid(NamedTuple):
     Attributes
     ----------
     begin : int
-        Sample at which begins what the first gates look at: two blocks before the first.
+        First sample that the first gates see: two blocks before the first block.
     block, stride, window : int
         Samples of a block, from one output to the next, and of a window.
+    promising : float
+        Probability at the first output of a block from which on all outputs of the block are computed. Below 0
+        all are computed anyway.
     """
 
     begin: int
     block: int
     stride: int
     window: int
+    promising: np.float32
 
 
 class Space(NamedTuple):
-    """Memory to work in.
+    """Memory for the results of a tile.
 
     Attributes
     ----------
     extremes : ndarray of float32
         (C, 2, B + 4)
     is_open : ndarray of bool
-        (N, B) where units are asked, in the end.
+        (N, B) where the outputs of units are computed.
     probabilities : ndarray of float32
         (Q, N, B), filled where they are.
     between : ndarray of float32
         (AT_ONCE * M, ...) features of the first filter of a channel.
     inputs, made : ndarray of float32
         (AT_ONCE, ...) features of all channels that a unit sees, and its hidden features.
+    is_seen : ndarray of bool
+        (C,) channels whose extremes are computed.
+    is_known, none : ndarray of bool
+        (1, B) blocks whose first output is computed, and no blocks.
+    outputs : ndarray of int64
+        (Q * B, 2) outputs to compute: their number within the block, and the block.
+    counts : ndarray of int64
+        (4,) see :data:`OPENED`; added to.
     """
 
     extremes: np.ndarray
@@ -98,150 +104,146 @@ class Space(NamedTuple):
     between: np.ndarray
     inputs: np.ndarray
     made: np.ndarray
-
-
-def _write_ticks(typing_context):  # type: ignore[no-untyped-def]
-    """Return a clock of the processor."""
-
-    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
-        return vectors.ticks(builder)
-
-    return types.int64(), write
-
-
-_ticks: Any = intrinsic(_write_ticks)
+    is_seen: np.ndarray
+    is_known: np.ndarray
+    none: np.ndarray
+    outputs: np.ndarray
+    counts: np.ndarray
 
 
 @compiled()
-def answer_tile(
-    values: np.ndarray,
-    step: int,
-    network: Network,
-    grid: Grid,
-    glimpse: np.float32,
-    space: Space,
-    counts: np.ndarray,
-    ticks: np.ndarray,
-) -> None:
-    """Compute the probabilities of a tile in the blocks in which its units are asked.
+def evaluate_tile(samples: Samples, weights: Weights, grid: Grid, space: Space) -> None:
+    """Compute the probabilities of a tile in the blocks in which gates are open.
 
     Parameters
     ----------
-    values, step
-        Sample s of channel c is ``values[c * step + s]``.
-    network, grid, space
-    glimpse : float
-        Probability at the first moment of a block from which on all its moments are looked at; below 0 where
-        all are looked at anyway.
-    counts : ndarray of int64
-        (4,) see :data:`OPENED`; added to.
-    ticks : ndarray of int64
-        (3,) see :data:`GATES`, added to; or none, where it is not timed.
+    samples : Samples
+    weights : Weights
+    grid : Grid
+    space : Space
+        Filled: `is_open`, `probabilities` and `counts`.
     """
-    num_outputs, num_units, num_blocks = space.probabilities.shape
-    is_timed = len(ticks) > 0
-    begun = _now(is_timed)
-    is_seen = np.zeros(len(space.extremes), np.bool_)
-    is_known, is_none = np.empty((1, num_blocks), np.bool_), np.zeros(num_blocks, np.bool_)
-    moments = np.empty((num_outputs * num_blocks, 2), np.int64)
-    for unit in range(num_units):
-        started = _now(is_timed)
-        one = slice(unit, unit + 1)
-        channels, is_open = network.channel_index[one], space.is_open[one]
-        for channel in channels[0]:
-            if not is_seen[channel]:
-                is_seen[channel] = True
-                extremes = space.extremes[channel : channel + 1]
-                block_extremes(values[channel * step :], step, grid.begin, grid.block, extremes)
-        weight, level = network.gate
-        open_gates(space.extremes, channels, weight[one], level[one], is_open)
-        num_open = 0
-        for index in range(num_blocks):
-            num_open += is_open[0, index]
-            is_known[0, index] = glimpse >= 0 and is_open[0, index]
-        counts[OPENED] += num_open
-        if num_open and glimpse >= 0:
-            weight, level = network.closer_gate
-            close_gates(values, step, grid.block, channels, weight[one], grid.window, level[one], is_known)
-            counts[LOOKED_CLOSER] += num_open
-        if is_timed:
-            ticks[GATES] += _now(is_timed) - started
-        if num_open == 0:
+    space.is_seen[:] = False
+    for unit in range(space.probabilities.shape[1]):
+        if not open_blocks(samples, weights, grid, unit, space):
             continue
-        if glimpse >= 0:
-            count = _add_moments(is_known[0], is_none, 0, moments, 0)
-            _answer(values, step, network, grid, unit, moments[:count], space, counts, ticks)
-            keep_promising(is_open, is_known, space.probabilities[0, one], glimpse)
-        count = _add_moments(is_open[0], is_known[0], 0, moments, 0)
-        for output in range(1, num_outputs):
-            count = _add_moments(is_open[0], is_none, output, moments, count)
-        _answer(values, step, network, grid, unit, moments[:count], space, counts, ticks)
-    if is_timed:
-        ticks[ALL] += _now(is_timed) - begun
+        if grid.promising >= 0:
+            evaluate_outputs(samples, weights, grid, unit, first_outputs(space), space)
+            close_blocks(unit, grid, space)
+        evaluate_outputs(samples, weights, grid, unit, missing_outputs(unit, space), space)
 
 
 @compiled()
-def _now(is_timed: bool) -> int:
-    return int(_ticks()) if is_timed else 0
+def open_blocks(samples: Samples, weights: Weights, grid: Grid, unit: int, space: Space) -> int:
+    """Find the blocks in which the gates of a unit are open; return how many they are.
+
+    `is_known` tells where its second gate is open too, if first outputs are to be computed there.
+    """
+    one = slice(unit, unit + 1)
+    channels, is_open = weights.channel_index[one], space.is_open[one]
+    for channel in channels[0]:
+        if not space.is_seen[channel]:
+            space.is_seen[channel] = True
+            extremes = space.extremes[channel : channel + 1]
+            block_extremes(
+                samples.values[channel * samples.step :], samples.step, grid.begin, grid.block, extremes
+            )
+    weight, level = weights.gate
+    open_gates(space.extremes, channels, weight[one], level[one], is_open)
+    num_open = 0
+    for index in range(is_open.shape[1]):
+        num_open += is_open[0, index]
+        space.is_known[0, index] = grid.promising >= 0 and is_open[0, index]
+    space.counts[OPENED] += num_open
+    if num_open and grid.promising >= 0:
+        weight, level = weights.closer_gate
+        close_gates(samples, grid.block, channels, weight[one], grid.window, level[one], space.is_known)
+        space.counts[SECOND_GATES] += num_open
+    return num_open
 
 
 @compiled()
-def _add_moments(
-    is_asked: np.ndarray, is_known: np.ndarray, output: int, moments: np.ndarray, count: int
+def close_blocks(unit: int, grid: Grid, space: Space) -> None:
+    """Close the blocks of a unit whose first outputs, and those of the blocks around, are not promising."""
+    one = slice(unit, unit + 1)
+    keep_promising(space.is_open[one], space.is_known, space.probabilities[0, one], grid.promising)
+
+
+@compiled()
+def first_outputs(space: Space) -> np.ndarray:
+    """Return the first outputs (count, 2) of the blocks in which both gates are open."""
+    return space.outputs[: _add_outputs(space.is_known[0], space.none[0], 0, space.outputs, 0)]
+
+
+@compiled()
+def missing_outputs(unit: int, space: Space) -> np.ndarray:
+    """Return the outputs (count, 2) of the open blocks of a unit that are not computed yet."""
+    is_open = space.is_open[unit]
+    count = _add_outputs(is_open, space.is_known[0], 0, space.outputs, 0)
+    for output in range(1, space.probabilities.shape[0]):
+        count = _add_outputs(is_open, space.none[0], output, space.outputs, count)
+    return space.outputs[:count]
+
+
+@compiled()
+def _add_outputs(
+    is_open: np.ndarray, is_known: np.ndarray, output: int, outputs: np.ndarray, count: int
 ) -> int:
-    """Add an output of the blocks (B,) asked and not known after `count` moments; return their number."""
-    for block in range(len(is_asked)):
-        if is_asked[block] and not is_known[block]:
-            moments[count, 0], moments[count, 1] = output, block
+    """Add one output of the blocks (B,) that are open and not known after `count` others; return the number."""
+    for block in range(len(is_open)):
+        if is_open[block] and not is_known[block]:
+            outputs[count, 0], outputs[count, 1] = output, block
             count += 1
     return count
 
 
 @compiled()
-def _answer(
-    values: np.ndarray,
-    step: int,
-    network: Network,
-    grid: Grid,
-    unit: int,
-    moments: np.ndarray,
-    space: Space,
-    counts: np.ndarray,
-    ticks: np.ndarray,
+def evaluate_outputs(
+    samples: Samples, weights: Weights, grid: Grid, unit: int, outputs: np.ndarray, space: Space
 ) -> None:
-    """Compute the probabilities of a unit at moments (count, 2): output and block."""
-    is_timed = len(ticks) > 0
-    channels = network.channel_index[unit]
-    num_near, num_features = len(channels), network.second[1].size
-    weight, bias = network.last[0][unit], network.last[1][unit]
+    """Compute the probabilities of a unit at some outputs (count, 2)."""
+    for begin in range(0, len(outputs), AT_ONCE):
+        together = outputs[begin : begin + AT_ONCE]
+        fill_features(samples, weights, grid, unit, together, space)
+        fill_probabilities(weights, unit, together, space)
+
+
+@compiled()
+def fill_features(
+    samples: Samples, weights: Weights, grid: Grid, unit: int, outputs: np.ndarray, space: Space
+) -> None:
+    """Compute the features of the channels of a unit at no more than AT_ONCE outputs."""
+    channels = weights.channel_index[unit]
+    num_near, num_features = len(channels), weights.second[1].size
     sources, targets = np.empty(AT_ONCE * num_near, np.int64), np.empty(AT_ONCE * num_near, np.int64)
-    of_between = _addresses(space.between)
+    of_between, of_inputs = _addresses(space.between), _addresses(space.inputs)
+    for row in range(len(outputs)):
+        output, block = outputs[row, 0], outputs[row, 1]
+        start = np.int64(samples.values.ctypes.data) + 4 * (output * grid.stride + block * grid.block)
+        for near in range(num_near):
+            sources[row * num_near + near] = start + 4 * channels[near] * samples.step
+            targets[row * num_near + near] = of_inputs[row] + 4 * near * num_features
+    num_rows = len(outputs) * num_near
+    while num_rows % ROWS:  # the last row once more
+        sources[num_rows], targets[num_rows] = sources[num_rows - 1], targets[num_rows - 1]
+        num_rows += 1
+    layer(sources, of_between, num_rows, weights.first[0], weights.first[1])
+    layer(of_between, targets, num_rows, weights.second[0], weights.second[1])
+    space.counts[CHANNEL_OUTPUTS] += len(outputs) * num_near
+
+
+@compiled()
+def fill_probabilities(weights: Weights, unit: int, outputs: np.ndarray, space: Space) -> None:
+    """Compute the probabilities of a unit at no more than AT_ONCE outputs, from the features of its channels."""
+    weight, bias = weights.last[0][unit], weights.last[1][unit]
+    whole = -(-len(outputs) // ROWS) * ROWS  # rows after the last output are computed and not used
     of_inputs, of_made = _addresses(space.inputs), _addresses(space.made)
-    for begin in range(0, len(moments), AT_ONCE):
-        started = _now(is_timed)
-        together = min(AT_ONCE, len(moments) - begin)
-        for row in range(together):
-            output, block = moments[begin + row, 0], moments[begin + row, 1]
-            start = np.int64(values.ctypes.data) + 4 * (output * grid.stride + block * grid.block)
-            for near in range(num_near):
-                sources[row * num_near + near] = start + 4 * channels[near] * step
-                targets[row * num_near + near] = of_inputs[row] + 4 * near * num_features
-        num_rows = together * num_near
-        while num_rows % ROWS:  # the last once more
-            sources[num_rows], targets[num_rows] = sources[num_rows - 1], targets[num_rows - 1]
-            num_rows += 1
-        layer(sources, of_between, num_rows, network.first[0], network.first[1])
-        layer(of_between, targets, num_rows, network.second[0], network.second[1])
-        if is_timed:
-            ticks[TEMPORAL] += _now(is_timed) - started
-        whole = -(-together // ROWS) * ROWS  # of those that are too many the answer is left
-        layer(of_inputs, of_made, whole, network.hidden[0][unit], network.hidden[1][unit])
-        for row in range(together):
-            logit = bias + product(space.made[row], weight)
-            output, block = moments[begin + row, 0], moments[begin + row, 1]
-            space.probabilities[output, unit, block] = np.float32(1) / (np.float32(1) + np.exp(-logit))
-    counts[CHANNEL_OUTPUTS] += len(moments) * num_near
-    counts[UNIT_OUTPUTS] += len(moments)
+    layer(of_inputs, of_made, whole, weights.hidden[0][unit], weights.hidden[1][unit])
+    for row in range(len(outputs)):
+        logit = bias + product(space.made[row], weight)
+        output, block = outputs[row, 0], outputs[row, 1]
+        space.probabilities[output, unit, block] = np.float32(1) / (np.float32(1) + np.exp(-logit))
+    space.counts[UNIT_OUTPUTS] += len(outputs)
 
 
 @compiled()
@@ -254,12 +256,12 @@ def _addresses(rows: np.ndarray) -> np.ndarray:
 
 
 @compiled()
-def asked_of(
+def evaluated_of(
     is_open: np.ndarray, probabilities: np.ndarray, place: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return unit, block and probabilities (count, Q) where units are asked, by unit, then block.
+    """Return unit, block and probabilities (count, Q) of the open blocks, by unit, then block.
 
-    `place` (N,) tells which row of `is_open` (N, B) and `probabilities` (Q, N, B) is a unit's.
+    `place` (N,) holds the row of each unit in `is_open` (N, B) and `probabilities` (Q, N, B).
     """
     count = 0
     for row in range(len(is_open)):

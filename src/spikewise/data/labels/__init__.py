@@ -1,1 +1,1 @@
-"""Spike trains that are given: label files, label sets and their intervals, curation."""
+"""Given spike trains: label files, label sets and their intervals, curation, matching of events."""

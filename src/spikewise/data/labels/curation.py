@@ -1,7 +1,7 @@
-"""What a person decided about the units of a sorting: merges, splits, removals and labels by hand.
+"""Manual curation of a sorting: merges, splits, removals and labels of units.
 
 The file is in SpikeInterface's curation format (JSON), which spikeinterface-gui and other tools write.
-A unit that is removed, or labelled as noise, is left out; merged and split units get new ids.
+Units that are removed or labelled as noise are left out. Merged and split units get new ids.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ def load_curation(file: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        Of JSON types, as :class:`spikeinterface.curation.curation_model.Curation` holds it.
+        In JSON types, with the fields of :class:`spikeinterface.curation.curation_model.Curation`.
 
     Raises
     ------
     LabelsError
-        If it cannot be read or is no curation.
+        If the file cannot be read or is no curation.
     """
     from spikeinterface.curation.curation_model import Curation
 
@@ -50,7 +50,7 @@ def load_curation(file: Path) -> dict[str, Any]:
 
 
 def apply_curation_file(sorting: BaseSorting, file: Path) -> BaseSorting:
-    """Return a sorting with what a curation decided.
+    """Return a sorting with a curation applied.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def apply_curation_file(sorting: BaseSorting, file: Path) -> BaseSorting:
     Raises
     ------
     LabelsError
-        If the file cannot be read, or is of other units or spikes.
+        If the file cannot be read, or belongs to other units or spikes.
     """
     from spikeinterface.curation import apply_curation
 

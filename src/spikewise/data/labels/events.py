@@ -1,8 +1,8 @@
-"""Which events of two series are the same: the largest one-to-one matching of times.
+"""Match the events of two series one to one, as many as possible.
 
-Two events can match if they lie at most `delta` apart, the limit included. Each event matches at most
-once, and as many match as possible. For trains of several units this holds within every pair of units: a
-spike may match with one spike of each unit of the other sorting.
+Two events can match if they are at most `delta` apart, the limit included. Each event matches at most once.
+For trains of several units this holds within every pair of units: a spike may match one spike of each unit
+of the other sorting.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from spikewise.core.errors import SettingError
 
 CANDIDATES_PER_BLOCK = 4_000_000
-"""Candidate pairs after which a block ends; a block exceeds it by less than its last unit's."""
+"""A block ends after the unit that reaches this number of candidate pairs: it bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class SpikeTrains:
 def match_events(times_a: np.ndarray, times_b: np.ndarray, delta: float) -> np.ndarray:
     """Match the events of two series one to one.
 
-    As many events are matched as possible. Of several such matches the one is taken in which each event
-    of the first series, in order of time, takes the earliest free event of the second.
+    As many events as possible are matched. Of several such matchings, the result is the one in which each
+    event of the first series, in order of time, takes the earliest free event of the second.
 
     Parameters
     ----------
     times_a, times_b : numpy.ndarray
         Times, shapes (num_a,) and (num_b,), in any order and one unit.
     delta : float
-        Largest distance of a match, included.
+        Largest distance of a match, inclusive.
 
     Returns
     -------
@@ -55,11 +55,11 @@ def match_events(times_a: np.ndarray, times_b: np.ndarray, delta: float) -> np.n
             raise SettingError(
                 f"{name} is an array of shape {times.shape} and type {times.dtype}",
                 "it must hold finite numbers in one dimension",
-                "pass the times of one series of events",
+                "give the times of one series of events",
             )
     if not delta >= 0:
         raise SettingError(f"delta is {delta!r}", "it must be at least 0", "change it")
-    # Unsigned times would wrap around where delta is subtracted.
+    # Unsigned times would wrap around when delta is subtracted.
     times_a, times_b = (t.astype(np.int64) if t.dtype.kind == "u" else t for t in (times_a, times_b))
     order_a, order_b = np.argsort(times_a, kind="stable"), np.argsort(times_b, kind="stable")
     low = np.searchsorted(times_b[order_b], times_a[order_a] - delta, side="left")
@@ -72,8 +72,8 @@ def match_events(times_a: np.ndarray, times_b: np.ndarray, delta: float) -> np.n
 def match_spike_trains(a: SpikeTrains, b: SpikeTrains, delta: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the matched spikes of every pair of units, a block of units of `a` at a time.
 
-    A spike may match with several units, but within a pair of units only once. Both arrays index into
-    the segment's spikes.
+    A spike may match several units, but only once within a pair of units. Both arrays hold indices of the
+    segment's spikes.
     """
     low = np.searchsorted(b.frame, a.frame - delta, side="left")
     high = np.searchsorted(b.frame, a.frame + delta, side="right")
@@ -99,7 +99,7 @@ def match_spike_trains(a: SpikeTrains, b: SpikeTrains, delta: int) -> Iterator[t
 
 
 def _expand_ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return for ranges ``low[k]:high[k]`` the pairs (k, every index of the range), in order."""
+    """Return the pairs (k, i) for every index i of the ranges ``low[k]:high[k]``, in order."""
     length = high - low
     which = np.repeat(np.arange(low.size), length)
     first = np.repeat(low - (np.cumsum(length) - length), length)
@@ -107,12 +107,12 @@ def _expand_ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _select_one_to_one(key: np.ndarray, index_a: np.ndarray, index_b: np.ndarray) -> np.ndarray:
-    """Select from candidate pairs the most that share no spike; return a mask.
+    """Select as many candidate pairs as possible that share no spike; return a mask.
 
-    Candidates are in order of `key` (the pair of units), then `index_a`, then `index_b`, both in order
-    of time. The candidates of one spike are a range of the other train, and both ends of that range grow
-    with time, so taking for each spike the earliest free one is best. Candidates that share no spike with
-    a neighbour are taken at once; only runs of three and more are gone through one by one.
+    Candidates are sorted by `key` (the pair of units), then `index_a`, then `index_b`, both in order of time.
+    The candidates of one spike are a range of the other train, and both ends of that range grow with time.
+    So the earliest free candidate of each spike is the best choice. Candidates that share no spike with a
+    neighbour are taken at once; only runs of three and more are processed one by one.
     """
     kept = np.zeros(key.size, dtype=bool)
     if key.size == 0:

@@ -1,6 +1,6 @@
-"""Reading labels, or any sorting, from files and folders; the format is found from the path alone.
+"""Read labels, or any sorting, from files and folders; the path alone decides the format.
 
-Nothing that is read here is unpickled or run: pickled arrays and the code in Phy's ``params.py`` stay closed.
+Nothing is unpickled or run: pickled arrays are refused, and Phy's ``params.py`` is only searched as text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spikeinterface.core.zarrextractors import ZarrSortingExtractor
 from spikewise.core.errors import LabelsError, MissingExtraError
 from spikewise.core.untrusted import check_npz, load_npy, parsing, read_json
 from spikewise.data.labels.curation import CURATION_FILE, apply_curation_file
-from spikewise.data.labels.label_set import check_labels, make_sorting, segment_starts
+from spikewise.data.labels.label_set import check_labels, make_sorting, segment_starts, segments_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +38,19 @@ LABEL_FORMATS = {
     "MEArec": "MEArec recording (.h5): its true spike trains",
     "CSV": f"file (.csv) with the columns {CSV_COLUMNS}",
 }
-_LARGEST_TIME = 1e15  # more than any recording has samples; beyond, numbers of 64 bits overflow
-_MOST_SEGMENTS = 10_000
+_LARGEST_TIME = 1e15
+"""Upper limit of times and samples: above it 64-bit integers could overflow; no recording is that long."""
+_MAX_SEGMENTS = 10_000
+"""Most segments that a file may claim; chosen by hand."""
 
 Reader = Callable[[Path, BaseRecording | None], BaseSorting]
 
 
 def load_labels(path: str | Path, recording: BaseRecording) -> BaseSorting:
-    """Read labels of any of :data:`LABEL_FORMATS`, found from the path alone, and check them.
+    """Read labels in any of :data:`LABEL_FORMATS`, and check them.
 
-    Times in seconds (CSV, NWB) are those of the recording and go to its nearest sample. Unit ids of a CSV
-    become whole numbers where all are.
+    Times in seconds (CSV, NWB) are times of the recording and become its nearest sample. Unit ids of a CSV
+    become whole numbers if all are whole numbers.
 
     Parameters
     ----------
@@ -65,7 +67,7 @@ def load_labels(path: str | Path, recording: BaseRecording) -> BaseSorting:
     Raises
     ------
     LabelsError
-        If the path is missing, of no known format or unreadable, or what :func:`check_labels` raises.
+        If the path is missing, of no known format or unreadable; and what :func:`check_labels` raises.
     MissingExtraError
         If the package that reads the format is not installed.
     """
@@ -78,7 +80,7 @@ def _read(path: Path, recording: BaseRecording | None) -> BaseSorting:
             raise LabelsError(
                 f"there are no labels at {path}", "a file or folder that exists", "check the path"
             )
-        name, read, place = _find_format(path)
+        name, read, source = _find_format(path)
     except OSError as error:
         raise LabelsError(
             f"the labels {path} cannot be opened: {error.strerror}",
@@ -94,8 +96,8 @@ def _read(path: Path, recording: BaseRecording | None) -> BaseSorting:
         )
 
     with parsing(refuse):
-        sorting = read(place, recording)
-        sorting.to_spike_vector()  # some readers read only now
+        sorting = read(source, recording)
+        sorting.to_spike_vector()  # some readers read the spikes only now
     return sorting
 
 
@@ -107,18 +109,18 @@ def load_sorting(path: str | Path, recording: BaseRecording | None = None) -> Ba
     path : str or Path
         File or folder, of any of :data:`LABEL_FORMATS`.
     recording : BaseRecording, optional
-        Its recording, which a CSV and an NWB file need: they do not tell the sampling frequency.
+        Its recording. A CSV and an NWB file need it: they do not contain the sampling frequency.
 
     Raises
     ------
     LabelsError
-        If it is missing or cannot be read, or if only the recording can tell its sampling frequency.
+        If it is missing or cannot be read, or if the recording is needed and not given.
     """
     return _read(Path(path), recording)
 
 
 def _find_format(path: Path) -> tuple[str, Reader, Path]:
-    """Return the name of the format, its reader, and the file or folder in which the labels really are."""
+    """Return the name of the format, its reader, and the file or folder that contains the labels."""
     if path.is_dir():
         if (path / "spike_times.npy").is_file():
             return "Phy", _read_phy, path
@@ -153,8 +155,8 @@ def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
     clusters_file = next((folder / name for name in names if (folder / name).is_file()), None)
     if clusters_file is None:
         raise LabelsError(
-            f"the folder {folder} holds no units of its spikes",
-            f"beside spike_times.npy one of {' and '.join(names)}",
+            f"the folder {folder} has no file with the units of its spikes",
+            f"besides spike_times.npy one of {' and '.join(names)}",
             "export the folder again",
         )
     times = load_npy(folder / "spike_times.npy").reshape(-1)
@@ -169,19 +171,19 @@ def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
     kept = ~np.isin(clusters, noise)
     frequency = _phy_sampling_frequency(folder)
     if frequency is None:
-        logger.warning("%s has no params.py with sample_rate: the recording's frequency is assumed", folder)
-        frequency = _needed(recording, folder).sampling_frequency
+        logger.warning("%s has no params.py with sample_rate: the recording's frequency is used", folder)
+        frequency = _required(recording, folder).sampling_frequency
     spikes = np.zeros(kept.sum(), dtype=minimum_spike_dtype)
     starts = np.array([0] if recording is None else segment_starts(recording))
-    frames = np.rint(times[kept]).astype(np.int64)  # segments lie end to end
-    spikes["segment_index"] = np.maximum(0, np.searchsorted(starts, frames, side="right") - 1)
+    frames = np.rint(times[kept]).astype(np.int64)  # global frames
+    spikes["segment_index"] = np.maximum(0, segments_of(frames, starts))
     spikes["sample_index"] = frames - starts[spikes["segment_index"]]
     unit_ids, spikes["unit_index"] = np.unique(clusters[kept].astype(np.int64), return_inverse=True)
     return make_sorting(spikes, frequency, unit_ids, len(starts))
 
 
 def _phy_groups(folder: Path) -> dict[int, str]:
-    """Return the group of each unit; what a person curated overrides Kilosort's own label."""
+    """Return the group of each unit; manual curation overrides Kilosort's own label."""
     groups: dict[int, str] = {}
     for stem, column in (
         ("cluster_KSLabel", "KSLabel"),
@@ -199,7 +201,7 @@ def _phy_groups(folder: Path) -> dict[int, str]:
 
 
 def _phy_sampling_frequency(folder: Path) -> float | None:
-    """Return ``sample_rate`` of params.py, which is not run, or None."""
+    """Return ``sample_rate`` of params.py, or None; the file is not run."""
     file = folder / "params.py"
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     found = re.search(r"^\s*sample_rate\s*=\s*([0-9.eE+-]+)", text, re.MULTILINE)
@@ -212,8 +214,8 @@ def _read_numpy_folder(folder: Path, recording: BaseRecording | None) -> BaseSor
     spikes = load_npy(folder / "spikes.npy").astype(minimum_spike_dtype)
     unit_ids, num_segments = np.array(info["unit_ids"]), int(info["num_segments"])
     if unit_ids.ndim != 1 or unit_ids.dtype.kind not in "iuSU":
-        raise ValueError("its unit ids are not a list of whole numbers or text")
-    if not 1 <= num_segments <= _MOST_SEGMENTS:
+        raise ValueError("its unit ids are not a list of whole numbers or texts")
+    if not 1 <= num_segments <= _MAX_SEGMENTS:
         raise ValueError(f"its number of segments is {num_segments}")
     for name, count in (("unit_index", len(unit_ids)), ("segment_index", num_segments)):
         if len(spikes) and not 0 <= spikes[name].min() <= spikes[name].max() < count:
@@ -222,9 +224,9 @@ def _read_numpy_folder(folder: Path, recording: BaseRecording | None) -> BaseSor
 
 
 def _read_curated(folder: Path, recording: BaseRecording | None) -> BaseSorting:
-    """Read a result with what was decided by hand; the sorting itself is never changed."""
-    _, read, place = _find_format(folder / "sorting")
-    return apply_curation_file(read(place, recording), folder / CURATION_FILE)
+    """Read a result and apply its manual curation; the sorting on disk does not change."""
+    _, read, source = _find_format(folder / "sorting")
+    return apply_curation_file(read(source, recording), folder / CURATION_FILE)
 
 
 def _read_npz(file: Path, recording: BaseRecording | None) -> BaseSorting:
@@ -238,7 +240,7 @@ def _read_zarr(folder: Path, recording: BaseRecording | None) -> BaseSorting:
             if "pickle" in file.read_text(encoding="utf-8"):
                 raise LabelsError(
                     f"{folder} holds pickled arrays ({file.relative_to(folder)})",
-                    "arrays without pickles, since a pickle can run any code",
+                    "arrays without pickles: a pickle can run any code",
                     "save the sorting with sorting.save(folder=...)",
                 )
     return ZarrSortingExtractor(folder, zarr_group="sorting" if (folder / "sorting").is_dir() else None)
@@ -251,7 +253,7 @@ def _read_nwb(file: Path, recording: BaseRecording | None) -> BaseSorting:
         raise MissingExtraError("h5py", "nwb", "reading labels from NWB") from error
     from spikeinterface.extractors.nwbextractors import NwbSortingExtractor
 
-    recording = _needed(recording, file)
+    recording = _required(recording, file)
     units = NwbSortingExtractor(file, sampling_frequency=recording.sampling_frequency, t_start=0.0)
     trains = [units.segments[0].get_unit_spike_train_in_seconds(unit_id) for unit_id in units.unit_ids]
     spikes = np.zeros(sum(map(len, trains)), dtype=minimum_spike_dtype)
@@ -294,7 +296,7 @@ def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
     named = ~table["unit_id"].str.lower().isin(["", "nan"]).to_numpy()
     _check_lines(file, table["unit_id"], named, "a unit id")
     spikes = np.zeros(len(table), dtype=minimum_spike_dtype)
-    recording = _needed(recording, file)
+    recording = _required(recording, file)
     num_segments = recording.get_num_segments()
     if "segment_index" in table:
         segments = pd.to_numeric(table["segment_index"], errors="coerce")
@@ -319,7 +321,7 @@ def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
 
 
 def _check_header(file: Path, columns: list[str]) -> str:
-    """Return which column holds the times; warn of columns that are not used."""
+    """Return the name of the column with the times; warn about unused columns."""
     times = [name for name in ("sample_index", "time_s") if name in columns]
     if not times or "unit_id" not in columns:
         raise LabelsError(
@@ -334,7 +336,7 @@ def _check_header(file: Path, columns: list[str]) -> str:
 
 
 def _check_lines(file: Path, cells: pd.Series, good: np.ndarray, allowed: str) -> None:
-    """Raise at the first of the cells that is not good; their index counts lines after the header."""
+    """Raise for the first cell that is not good; the index of the cells counts lines after the header."""
     if good.all():
         return
     bad = cells[~good]
@@ -345,22 +347,22 @@ def _check_lines(file: Path, cells: pd.Series, good: np.ndarray, allowed: str) -
     )
 
 
-def _needed(recording: BaseRecording | None, path: Path) -> BaseRecording:
+def _required(recording: BaseRecording | None, path: Path) -> BaseRecording:
     if recording is None:
         raise LabelsError(
-            f"{path} does not tell the sampling frequency of its spikes",
-            "its recording, which does",
+            f"{path} does not contain the sampling frequency of its spikes",
+            "the recording, which has it",
             "give the recording too (--recording)",
         )
     return recording
 
 
 def _nearest_samples(times_s: np.ndarray, recording: BaseRecording, segment_index: int) -> np.ndarray:
-    """Return the sample nearest to each time of the recording's clock; outside stays outside."""
+    """Return the sample nearest to each time of the recording's clock; times outside stay outside."""
     samples = np.asarray(recording.time_to_sample_index(times_s, segment_index))
     if not recording.has_time_vector(segment_index):
         return samples  # SpikeInterface rounds to the nearest
-    # With a time for each sample, it gives the last sample that is not later.
+    # With a vector of times, SpikeInterface returns the last sample that is not later.
     clock = recording.get_times(segment_index)
     last = len(clock) - 1
     following = np.minimum(samples + 1, last)

@@ -3,8 +3,8 @@
 Labels are a SpikeInterface sorting, with spike times in samples of each segment and unit ids as in their
 source, and the interval in which they are complete.
 
-Conventions: a global frame counts samples from 0 over all segments laid end to end, and global seconds are
-global frames over the sampling frequency; intervals are half open.
+Conventions: a global frame counts the samples of all segments, one after the other, from 0. Global seconds
+are global frames divided by the sampling frequency. Intervals are half open.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from spikewise.data.recordings.reader import Traces
 
 logger = logging.getLogger(__name__)
 
-# A header may round the sampling frequency (30000 for 29999.84 Hz); another frequency differs by far more.
 _FREQUENCY_TOLERANCE = 1e-3
+"""Relative difference of two sampling frequencies that are the same: a header may round 29999.84 to 30000 Hz;
+chosen by hand."""
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """Labels and the interval in which they are complete.
+    """Labels, and the interval in which they are complete.
 
     Attributes
     ----------
@@ -55,7 +56,7 @@ class LabelSet:
     segment_starts: tuple[int, ...] = (0,)
 
     def seconds(self, sampling_frequency: float | None = None) -> tuple[float, float]:
-        """Return start and end of the interval in global seconds, by default at the sorting's frequency."""
+        """Return start and end of the interval in global seconds; by default at the sorting's frequency."""
         frequency = sampling_frequency or self.sorting.sampling_frequency
         return self.start_frame / frequency, self.stop_frame / frequency
 
@@ -68,7 +69,7 @@ class KeptSpikes:
     ----------
     global_frame, unit_index : ndarray of int64
     is_positive : ndarray of bool
-        True for the first K spikes of each unit: the examples that train.
+        True for the first K spikes of each unit: the positive examples of training.
     unit_ids : ndarray
         (num_units,) id of each unit index.
     """
@@ -82,7 +83,7 @@ class KeptSpikes:
 def make_sorting(
     spikes: np.ndarray, sampling_frequency: float, unit_ids: np.ndarray, num_segments: int
 ) -> BaseSorting:
-    """Return an in-memory sorting of spikes in any order, with segments that hold no spike too."""
+    """Return a sorting in memory of spikes in any order; segments without spikes are kept."""
     order = np.lexsort((spikes["unit_index"], spikes["sample_index"], spikes["segment_index"]))
     return make_ordered_sorting(spikes[order], sampling_frequency, unit_ids, num_segments)
 
@@ -90,16 +91,16 @@ def make_sorting(
 def make_ordered_sorting(
     spikes: np.ndarray, sampling_frequency: float, unit_ids: np.ndarray, num_segments: int
 ) -> BaseSorting:
-    """Return a sorting of spikes in order, which are not copied, with segments that hold no spike too."""
+    """Return a sorting of ordered spikes, without a copy; segments without spikes are kept."""
     sorting = NumpySorting(spikes, sampling_frequency, unit_ids)
-    # NumpySorting ends with the last segment that holds a spike.
+    # NumpySorting ends with the last segment that has a spike.
     for segment_index in range(sorting.get_num_segments(), num_segments):
         sorting.add_sorting_segment(SpikeVectorSortingSegment(spikes[:0], segment_index, unit_ids))
     return sorting
 
 
 def check_labels(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
-    """Check that labels fit the recording, and take out rows that repeat unit and sample of another.
+    """Check that labels fit the recording, and remove labels that repeat the unit and sample of another.
 
     Parameters
     ----------
@@ -116,8 +117,8 @@ def check_labels(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
     Raises
     ------
     LabelsError
-        If the sampling frequency or the number of segments differs, if there is no label or only one, or if
-        one lies outside the recording.
+        If the sampling frequency or the number of segments differs, if there are fewer than two labels, or
+        if a label lies outside the recording.
     """
     frequency, expected = sorting.sampling_frequency, recording.sampling_frequency
     if abs(frequency - expected) > _FREQUENCY_TOLERANCE * expected:
@@ -138,7 +139,7 @@ def check_labels(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
         raise LabelsError(
             "there is only one label" if len(spikes) else "there are no labels",
             "at least two labelled spikes, better 30 for each unit",
-            "label more spikes, or leave the labels out to have a sorter make them",
+            "label more spikes, or leave the labels out: then a sorter makes them",
         )
     _check_inside(spikes, sorting.unit_ids, recording)
     distinct = np.unique(spikes)
@@ -158,7 +159,7 @@ def _check_inside(spikes: np.ndarray, unit_ids: np.ndarray, recording: BaseRecor
         f"{outside.sum()} of {len(spikes)} labels lie outside the recording, the first at sample "
         f"{first['sample_index']} of segment {first['segment_index']} (unit {unit_ids[first['unit_index']]})",
         f"samples 0 to {length - 1}, since the segment lasts {length / recording.sampling_frequency:.3f} s",
-        "give the labels of this recording, or take these out",
+        "give the labels of this recording, or remove these labels",
     )
 
 
@@ -171,15 +172,15 @@ def segment_starts(recording: BaseRecording) -> tuple[int, ...]:
 def make_label_set(
     sorting: BaseSorting, recording: BaseRecording, config: LabelsConfig, source: str
 ) -> LabelSet:
-    """Check labels and fix the interval in which they are complete.
+    """Check labels and set the interval in which they are complete.
 
-    The interval is ``config.label_interval``, or goes from the first label to the last.
+    The interval is ``config.label_interval``, or reaches from the first label to the last.
 
     Raises
     ------
     LabelsError
-        What :func:`check_labels` raises; if the interval leaves the recording or holds no label; if a unit
-        has none in it, since nothing of it could be learnt while its spikes would count as noise.
+        What :func:`check_labels` raises; if the interval leaves the recording or has no label; if a unit has
+        no label in it: the network could not learn it, and its spikes would count as noise.
     """
     sorting = check_labels(sorting, recording)
     whole = LabelSet(sorting, 0, recording.get_total_samples(), source, segment_starts(recording))
@@ -194,7 +195,7 @@ def make_label_set(
 
 def _frames_of(interval_s: tuple[float, float], whole: LabelSet) -> tuple[int, int]:
     frames = [second * whole.sorting.sampling_frequency for second in interval_s]
-    start, stop = (round(min(frame, whole.stop_frame + 1)) for frame in frames)  # also of infinity
+    start, stop = (round(min(frame, whole.stop_frame + 1)) for frame in frames)  # infinity is allowed
     if stop > whole.stop_frame or start >= stop:
         raise LabelsError(
             f"the label interval is {interval_s[0]:g} to {interval_s[1]:g} s",
@@ -227,9 +228,9 @@ def _check_units(label_set: LabelSet) -> None:
 
 
 def kept_spikes(label_set: LabelSet, labels_per_unit: int | None) -> KeptSpikes:
-    """Return the spikes inside the interval, of which the first `labels_per_unit` of each unit are positive.
+    """Return the spikes inside the interval; the first `labels_per_unit` of each unit are positive.
 
-    With None all are.
+    With None, all spikes are positive.
     """
     spikes = label_set.sorting.to_spike_vector()
     frames = spikes["sample_index"] + np.array(label_set.segment_starts)[spikes["segment_index"]]
@@ -244,31 +245,61 @@ def kept_spikes(label_set: LabelSet, labels_per_unit: int | None) -> KeptSpikes:
     return KeptSpikes(frames, units, is_positive, label_set.sorting.unit_ids)
 
 
-def relabelled(label_set: LabelSet, trains: Sequence[np.ndarray]) -> LabelSet:
-    """Return the label set with other units: their global frames, one array for each; ids count from 0."""
-    frames = np.concatenate(trains) if len(trains) else np.empty(0, np.int64)
-    starts = np.array(label_set.segment_starts)
+def segments_of(frames: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """Return the segment index of global frames; `starts` are the first global frames of the segments."""
+    return np.searchsorted(starts, frames, side="right") - 1
+
+
+def sorting_of_frames(
+    frames: np.ndarray,
+    unit_index: np.ndarray,
+    unit_ids: np.ndarray,
+    starts: Sequence[int],
+    sampling_frequency: float,
+) -> BaseSorting:
+    """Return a sorting of spikes at global frames.
+
+    Parameters
+    ----------
+    frames, unit_index : ndarray of int, shape (num_spikes,)
+        In any order.
+    unit_ids : ndarray, shape (num_units,)
+    starts : sequence of int
+        First global frame of each segment.
+    sampling_frequency : float
+        In Hz.
+    """
     spikes = np.zeros(len(frames), dtype=minimum_spike_dtype)
-    spikes["segment_index"] = np.searchsorted(starts, frames, side="right") - 1
-    spikes["sample_index"] = frames - starts[spikes["segment_index"]]
-    spikes["unit_index"] = np.repeat(np.arange(len(trains)), [len(train) for train in trains])
+    spikes["segment_index"] = segments_of(frames, starts)
+    spikes["sample_index"] = frames - np.asarray(starts)[spikes["segment_index"]]
+    spikes["unit_index"] = unit_index
+    return make_sorting(spikes, sampling_frequency, unit_ids, len(starts))
+
+
+def relabelled(label_set: LabelSet, trains: Sequence[np.ndarray]) -> LabelSet:
+    """Return the label set with other units: the global frames of each; ids count from 0."""
+    frames = np.concatenate(trains) if len(trains) else np.empty(0, np.int64)
+    unit_ids = np.arange(len(trains))
+    units = np.repeat(unit_ids, [len(train) for train in trains])
     rate = label_set.sorting.sampling_frequency
-    return replace(label_set, sorting=make_sorting(spikes, rate, np.arange(len(trains)), len(starts)))
+    return replace(
+        label_set, sorting=sorting_of_frames(frames, units, unit_ids, label_set.segment_starts, rate)
+    )
 
 
 def mean_waveforms(label_set: LabelSet, traces: Traces, max_spikes: int, radius_ms: float) -> np.ndarray:
-    """Return the mean waveform of each unit over at most `max_spikes` labels spread over the interval.
+    """Return the mean waveform of each unit over at most `max_spikes` labels, spread over the interval.
 
     Parameters
     ----------
     label_set : LabelSet
         The units and their spikes.
     traces : Traces
-        Preprocessed traces; they are read in order of time.
+        Preprocessed traces, which are read in order of time.
     max_spikes : int
-        Largest number of spikes of a unit that are read.
+        Most spikes of a unit that are read.
     radius_ms : float
-        How far the waveform goes before and after the spike.
+        Length of the waveform before and after the spike.
 
     Returns
     -------
@@ -279,22 +310,22 @@ def mean_waveforms(label_set: LabelSet, traces: Traces, max_spikes: int, radius_
     num_units = len(kept.unit_ids)
     chosen = []
     for unit_index in range(num_units):
-        places = np.flatnonzero(kept.unit_index == unit_index)
-        spread = np.linspace(0, len(places) - 1, min(len(places), max_spikes))
-        chosen.append(places[np.rint(spread).astype(np.int64)])
-    starts = np.array(label_set.segment_starts)
+        own = np.flatnonzero(kept.unit_index == unit_index)
+        spread = np.linspace(0, len(own) - 1, min(len(own), max_spikes))
+        chosen.append(own[np.rint(spread).astype(np.int64)])
+    starts = label_set.segment_starts
     radius = max(1, round(radius_ms * traces.sampling_frequency / 1000))
     sums: list[np.ndarray | int] = [0] * num_units
-    for place in np.sort(np.concatenate(chosen)):
-        frame, unit_index = kept.global_frame[place], kept.unit_index[place]
-        segment_index = int(np.searchsorted(starts, frame, side="right")) - 1
+    for spike in np.sort(np.concatenate(chosen)):
+        frame, unit_index = kept.global_frame[spike], kept.unit_index[spike]
+        segment_index = int(segments_of(frame, starts))
         sample = int(frame - starts[segment_index])
         sums[unit_index] = sums[unit_index] + traces.read(segment_index, sample - radius, sample + radius + 1)
-    return np.stack([total / max(1, len(places)) for total, places in zip(sums, chosen, strict=True)])
+    return np.stack([total / max(1, len(spikes)) for total, spikes in zip(sums, chosen, strict=True)])
 
 
 def split_labels_by_group(label_set: LabelSet, readers: Mapping[str, Traces]) -> dict[str, LabelSet]:
-    """Give each unit to the group on which its mean waveform has the largest peak.
+    """Assign each unit to the group on which its mean waveform has the largest peak.
 
     Parameters
     ----------
@@ -306,7 +337,7 @@ def split_labels_by_group(label_set: LabelSet, readers: Mapping[str, Traces]) ->
     Returns
     -------
     dict of str to LabelSet
-        The labels of each group that has any; with one group nothing is read.
+        The labels of each group that has any. With one group, no traces are read.
     """
     if len(readers) == 1:
         return {name: label_set for name in readers}

@@ -1,1 +1,1 @@
-"""Any recording: formats, probes, channels, damage and its repair, filtering, readers of traces."""
+"""Recordings of any format: probes, channels, damage and its repair, filtering, readers of traces."""

@@ -1,7 +1,7 @@
 """Raw binary files and NumPy arrays as recordings.
 
-Files hold nothing but numbers: frames of all channels, one after the other, or an array of which the
-longer axis is time. Python objects (pickles) are refused.
+A raw binary file has the frames of all channels, one after the other; the longer axis of an array is time.
+Python objects (pickles) are refused.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _RATE_KEYS = ("sampling_frequency", "fs")
 
 
 def read_binary(path: Path, config: RecordingConfig) -> BaseRecording:
-    """Read a raw binary file; the settings say what it holds."""
+    """Read a raw binary file; the settings give its layout."""
     needed = ("sampling_frequency", "num_channels", "dtype")
     missing = [name for name in needed if getattr(config, name) is None]
     if config.sampling_frequency is None or config.num_channels is None or config.dtype is None:
         raise RecordingError(
-            f"the raw binary file {path} does not tell its {', '.join(missing)}",
-            f"a raw binary file is read with {', '.join(needed)}",
+            f"the raw binary file {path} does not contain its {', '.join(missing)}",
+            f"a raw binary file needs {', '.join(needed)}",
             "give " + " ".join(f"--{name.replace('_', '-')}" for name in missing),
         )
     try:
@@ -50,7 +50,7 @@ def _scaling(config: RecordingConfig) -> dict[str, float]:
 
 
 def check_whole_frames(path: Path, num_channels: int, dtype: np.dtype, offset: int) -> None:
-    """Raise unless the file holds whole frames after `offset` bytes."""
+    """Raise unless the file has whole frames after `offset` bytes."""
     frame, size = num_channels * dtype.itemsize, path.stat().st_size - offset
     if size % frame:
         raise RecordingError(
@@ -61,7 +61,7 @@ def check_whole_frames(path: Path, num_channels: int, dtype: np.dtype, offset: i
 
 
 def read_numpy(path: Path, config: RecordingConfig) -> BaseRecording:
-    """Read a .npy or .npz file, several segments of the latter."""
+    """Read a .npy or .npz file; a .npz may have several segments."""
     sampling_frequency = config.sampling_frequency
     try:
         if path.suffix.lower() == ".npz":
@@ -81,15 +81,15 @@ def read_numpy(path: Path, config: RecordingConfig) -> BaseRecording:
         ) from error
     if sampling_frequency is None:
         raise RecordingError(
-            f"the array {path} does not tell its sampling frequency",
-            f"it is given, or a number called {' or '.join(_RATE_KEYS)} in the .npz",
+            f"the array {path} does not contain its sampling frequency",
+            f"it is given as an option, or is a number called {' or '.join(_RATE_KEYS)} in the .npz",
             "give --sampling-frequency in Hz",
         )
     return _from_arrays([_time_major(array, path) for array in arrays], sampling_frequency, config, path)
 
 
 def _trace_keys(archive: Any, path: Path) -> list[str]:
-    """Return the names of the arrays that hold the traces, one for each segment."""
+    """Return the names of the arrays with the traces, one for each segment."""
     names = archive.files
     if "traces" in names:
         return ["traces"]
@@ -104,7 +104,7 @@ def _trace_keys(archive: Any, path: Path) -> list[str]:
         return two_dimensional
     listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
     raise RecordingError(
-        f"{path} does not tell which array holds the traces: {listing or 'it is empty'}",
+        f"it is not clear which array of {path} holds the traces: {listing or 'it is empty'}",
         "the traces are called 'traces', or 'traces_0', 'traces_1', ... for segments, or are the only "
         "array of two dimensions",
         "save the traces under the name 'traces'",
@@ -133,11 +133,11 @@ def _from_arrays(
         raise RecordingError(
             f"the segments in {path} differ: " + ", ".join(f"{a.shape} {a.dtype}" for a in arrays),
             "all have the same number of channels and type, and more samples than channels",
-            "save them alike",
+            "save them with one layout",
         )
     traces = arrays[0]
     if isinstance(traces, np.memmap) and traces.flags.c_contiguous and traces.size:
-        # a plain file with a header: unlike an array it can be sent to other processes
+        # a plain file with a header, which unlike an array can be opened by other processes
         return BinaryRecordingExtractor(
             [path],
             sampling_frequency,
@@ -154,7 +154,7 @@ def _from_arrays(
 
 
 def check_dtype(dtype: np.dtype, path: Path) -> None:
-    """Raise unless samples of this type can be sorted."""
+    """Raise unless samples have a type that can be sorted."""
     if dtype.kind not in "iuf" or dtype.names:
         raise RecordingError(
             f"the samples of {path} have the type {dtype}",

@@ -1,8 +1,7 @@
-"""Which channels can be used, which are bad, and how noisy each is.
+"""Find unusable and bad channels, and measure the noise of each channel.
 
-Nothing here reads a whole recording: chunks are drawn with a seed, and a recording of any length costs
-the same time and memory. A channel is named by its id as text. Channels that are found are returned as a
-dictionary from name to reason.
+Only chunks that are drawn with a seed are read, so a recording of any length takes the same time and memory.
+The name of a channel is its id as text. Found channels are returned as a dictionary from name to reason.
 """
 
 from __future__ import annotations
@@ -19,22 +18,28 @@ from spikewise.data.recordings.conditioning import medians
 from spikewise.data.recordings.formats import reading_errors
 
 MAD_TO_SD = 1.482602218505602
+"""Standard deviation over the median absolute deviation, for normally distributed noise."""
 NUM_CHUNKS = 10
-"""Chunks of the recording that are read for each measurement."""
+"""Chunks of the recording that are read for each measurement; chosen by hand."""
 NOISE_CHUNK_S = 0.5
+"""Length of a chunk in which noise is measured; chosen by hand."""
 DETECTION_CHUNK_S = 0.3
+"""Shortest recording in which bad channels are detected; chosen by hand."""
 NOISE_RATIO = 5.0
-"""A channel is noisy whose noise is so many times the median of all channels, and dead below the inverse."""
+"""A channel is noisy above so many times the median noise of all channels, and dead below the inverse; chosen
+by hand."""
 MAX_BAD_FRACTION = 1 / 3
-"""Detection that finds a larger fraction of the channels bad is not believed."""
+"""Detection that finds a larger fraction of bad channels is ignored; chosen by hand."""
+MIN_COMPARED_CHANNELS = 3
+"""Fewest channels among which bad ones are detected: of two, either could be the bad one."""
 
 
 Usable = Callable[[int, int, int], np.ndarray]
-"""Tells of a chunk (segment, start, stop) which channels (num_channels,) are not damaged for most of it."""
+"""Returns which channels (num_channels,) are undamaged in most of a chunk (segment, start, stop)."""
 
 
 class SilencedRecording(BasePreprocessor):
-    """A view of a recording in which some channels are zero, whatever they held: even NaN.
+    """A view of a recording in which some channels are zero, even where they were NaN.
 
     Parameters
     ----------
@@ -58,7 +63,7 @@ class _SilencedSegment(BasePreprocessorSegment):
         self.channel_indices = channel_indices
 
     def get_traces(self, start_frame: int, end_frame: int, channel_indices: Any) -> np.ndarray:
-        """Return the traces (num_samples, num_channels) of the asked channels."""
+        """Return the traces (num_samples, num_channels) of the given channels."""
         wanted = slice(None) if channel_indices is None else channel_indices
         traces = self.parent_recording_segment.get_traces(start_frame, end_frame, wanted)
         if self.channel_indices.size == 0:
@@ -72,7 +77,7 @@ class _SilencedSegment(BasePreprocessorSegment):
 
 
 def list_channels(channels: dict[str, str]) -> str:
-    """Write channels with their reasons, at most ten and then a count."""
+    """Return channels with their reasons as text, at most ten and then a count."""
     shown = [f"{name} ({why})" if why else name for name, why in list(channels.items())[:10]]
     more = len(channels) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
@@ -85,7 +90,7 @@ def ids_of(recording: BaseRecording, names: Iterable[str], *, others: bool = Fal
 
 
 def check_channel_names(recording: BaseRecording, names: Sequence[str]) -> None:
-    """Raise RecordingError if a channel is not in the recording, nor in the one that it is a group of."""
+    """Raise RecordingError if a channel is neither in the recording nor in the recording it is a group of."""
     whole = recording
     while whole.get_annotation("split_by_property") and whole.get_parent() is not None:
         whole = whole.get_parent()
@@ -107,7 +112,7 @@ def draw_chunks(recording: BaseRecording, chunk_s: float, seed: int) -> list[tup
     recording : BaseRecording
         The recording.
     chunk_s : float
-        Length of a chunk, s; shorter where no segment is that long.
+        Length of a chunk, s; shorter if no segment is that long.
     seed : int
         Seed of the positions.
 
@@ -118,11 +123,11 @@ def draw_chunks(recording: BaseRecording, chunk_s: float, seed: int) -> list[tup
     """
     lengths = np.array([recording.get_num_samples(i) for i in range(recording.get_num_segments())])
     size = min(max(1, int(chunk_s * recording.get_sampling_frequency())), int(lengths.max()))
-    places = np.maximum(0, lengths - size + 1)
-    ends = np.cumsum(places)
+    num_positions = np.maximum(0, lengths - size + 1)
+    ends = np.cumsum(num_positions)
     picks = np.sort(np.random.default_rng(seed).integers(ends[-1], size=NUM_CHUNKS))
     segments = np.searchsorted(ends, picks, side="right")
-    starts = picks - (ends - places)[segments]
+    starts = picks - (ends - num_positions)[segments]
     return [(int(s), int(start), int(start) + size) for s, start in zip(segments, starts, strict=True)]
 
 
@@ -134,9 +139,10 @@ def measure_noise(
     Returns
     -------
     noise_levels, medians : ndarray, shape (num_channels,)
-        Mean over seeded chunks of the scaled median absolute deviation, and of the median, in the
-        units of the traces. A channel at rest for more than half of the time, as in a simulation without
-        noise, takes its standard deviation. Chunks that are not usable say nothing of a channel.
+        Mean over seeded chunks of the scaled median absolute deviation, and of the median, in the units of
+        the traces. For a channel that is constant more than half of the time, as in a simulation without
+        noise, the noise level is the standard deviation. Chunks in which a channel is not usable are left
+        out for it.
     """
     deviations, spreads, levels, counted = [], [], [], []
     for segment_index, start, stop in draw_chunks(recording, NOISE_CHUNK_S, seed):
@@ -145,7 +151,7 @@ def measure_noise(
         by_channel = traces.T.astype(np.float32, copy=False)
         levels.append(medians(by_channel))
         deviations.append(MAD_TO_SD * medians(np.abs(by_channel - levels[-1][:, None])))
-        at_rest = deviations[-1] == 0  # the spread of others is not asked for
+        at_rest = deviations[-1] == 0  # other channels need no standard deviation
         spreads.append(np.zeros(len(by_channel)))
         spreads[-1][at_rest] = by_channel[at_rest].std(axis=1, dtype=np.float64)
         if usable is not None:
@@ -156,7 +162,7 @@ def measure_noise(
 
 
 def _mean(chunks: list[np.ndarray], counted: list[np.ndarray]) -> np.ndarray:
-    """Return the mean over the chunks that count for each channel, or over all where none does."""
+    """Return the mean over the chunks that count for each channel, or over all chunks if none counts."""
     mean = np.asarray(np.mean(chunks, axis=0, dtype=np.float64))
     counts = np.array(counted)
     if counts.all():
@@ -215,28 +221,28 @@ def find_bad(
 ) -> tuple[dict[str, str], str]:
     """Find noisy and dead channels among those that are not silenced.
 
-    The noise of each is compared with the median of all channels; as a ratio, it does not depend on the unit
-    of the traces. SpikeInterface's coherence is not used: where the noise of neighbouring channels has little
-    in common, as in simulations and at the ends of a probe, it takes good channels for dead.
+    The noise of each channel is divided by the median of all channels; this ratio does not depend on the unit
+    of the traces. SpikeInterface's coherence is not used: if the noise of neighbouring channels is little
+    correlated, as in simulations and at the ends of a probe, it declares good channels dead.
 
     Returns
     -------
     bad : dict of str to str
         Names and reasons.
     note : str
-        Why nothing was looked for or believed; empty otherwise.
+        Why detection was left out or ignored; empty otherwise.
     """
     good_ids = ids_of(filtered, silenced, others=True)
-    whole = len(good_ids) == filtered.get_num_channels()  # then without selecting, which is slow in HDF5
+    whole = len(good_ids) == filtered.get_num_channels()  # selecting channels is slow in HDF5
     good = filtered if whole else filtered.select_channels(good_ids)
     num_channels = good.get_num_channels()
-    if num_channels < 3:
-        return {}, "bad-channel detection left out: fewer than 3 channels to compare"
+    if num_channels < MIN_COMPARED_CHANNELS:
+        return {}, f"bad-channel detection left out: fewer than {MIN_COMPARED_CHANNELS} channels to compare"
     lengths = [good.get_num_samples(i) for i in range(good.get_num_segments())]
     if max(lengths) < DETECTION_CHUNK_S * good.get_sampling_frequency():
         return {}, f"bad-channel detection left out: the recording is shorter than {DETECTION_CHUNK_S:g} s"
-    places = np.flatnonzero(np.isin(filtered.channel_ids, good_ids))
-    of_good = None if usable is None else lambda *chunk: usable(*chunk)[places]
+    good_indices = np.flatnonzero(np.isin(filtered.channel_ids, good_ids))
+    of_good = None if usable is None else lambda *chunk: usable(*chunk)[good_indices]
     noise_levels, _ = measure_noise(good, seed, of_good)
     ratio = noise_levels / np.median(noise_levels)
     bad = {

@@ -1,12 +1,12 @@
 """Band-pass, common median and scaling of many channels in compiled loops, on all cores.
 
-The same numbers as SpikeInterface's chain of filter, reference and scale to the rounding of float32, several
-times sooner. The filter is the Butterworth band-pass that runs forward and backward, in second-order sections
-and double precision; channels stand side by side in a processor's registers, so that a recursion over time is
-no obstacle. The median is found by counting, without sorting. Loops take no lock, so that plain threads run
-them; what a sample becomes does not depend on the number of threads.
+The results equal those of SpikeInterface's filter, reference and scale up to the rounding of float32, in a
+fraction of the time. The filter is a Butterworth band-pass that runs forward and backward, in second-order
+sections and double precision. It is a recursion over time, so it processes several channels at once in a
+processor's registers. The median is found by counting, without sorting. The loops release Python's lock, so
+plain threads run them; the value of a sample does not depend on the number of threads.
 
-Shapes: traces are (num_samples, num_channels).
+Shapes: traces are (num_samples, num_channels); a panel (num_rows, LANES) has the samples of LANES channels.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ from spikewise.data.recordings.conditioning_loops import (
 )
 
 FILTER_ORDER = 5
+"""Order of the Butterworth filter; SpikeInterface's default."""
 MARGIN_PERIODS = 5
-"""Periods of the lower edge that are read to either side: what the ends of a stretch do has faded by then."""
+"""Margin on either side of a request, in periods of the lower edge; effects of the ends have faded there.
+SpikeInterface's default."""
 _SAMPLES_AT_ONCE = 2048
+"""Samples that one call of a thread references and scales; chosen by hand."""
 _ROWS_AT_ONCE = 64
+"""Rows of which one call of a thread finds the median; chosen by hand."""
 
 
 class ConditionedRecording(BasePreprocessor):
@@ -44,9 +48,9 @@ class ConditionedRecording(BasePreprocessor):
     ----------
     recording : BaseRecording
     band_hz : (float, float), optional
-        Edges of the band-pass; none is run without.
+        Edges of the band-pass, Hz; None for no band-pass.
     reference : ndarray of bool, optional
-        (num_channels,) channels over which the median is taken that is subtracted; none without.
+        (num_channels,) channels of the common median, which is subtracted; None for no median.
     gains, offsets : ndarray, optional
         (num_channels,) applied last: ``traces * gains + offsets``.
     """
@@ -100,7 +104,7 @@ class _ConditionedSegment(BasePreprocessorSegment):
         self.scaling = scaling
 
     def get_traces(self, start_frame: int, end_frame: int, channel_indices: Any) -> np.ndarray:
-        """Return the traces (num_samples, num_channels) of the asked channels."""
+        """Return the traces (num_samples, num_channels) of the given channels."""
         raw, left, right = get_chunk_with_margin(
             self.parent_recording_segment, start_frame, end_frame, slice(None), self.margin
         )
@@ -109,14 +113,14 @@ class _ConditionedSegment(BasePreprocessorSegment):
 
 
 def bandpass(traces: np.ndarray, sections: np.ndarray) -> np.ndarray:
-    """Filter forward and backward, as ``scipy.signal.sosfiltfilt`` does with a band-pass: float32.
+    """Filter forward and backward like ``scipy.signal.sosfiltfilt`` with a band-pass; return float32.
 
     Parameters
     ----------
     traces : ndarray
         (num_samples, num_channels) of any real type.
     sections : ndarray
-        (num_sections, 6), as of ``scipy.signal.butter``; five at most.
+        (num_sections, 6), as from ``scipy.signal.butter``; at most SECTIONS.
     """
     num_samples, num_channels = traces.shape
     panels, padding = _panels(traces, sections)
@@ -129,21 +133,21 @@ def bandpass(traces: np.ndarray, sections: np.ndarray) -> np.ndarray:
 def reference_and_scale(
     traces: np.ndarray, averaged: np.ndarray, gains: np.ndarray, offsets: np.ndarray
 ) -> np.ndarray:
-    """Subtract the median over some channels, if any are named, and scale each channel.
+    """Subtract the median over some channels, if any are given, and scale each channel.
 
     Parameters
     ----------
     traces : ndarray of float32
         (num_samples, num_channels)
     averaged : ndarray of int
-        Channels of the median.
+        Channels of the median; empty for no median.
     gains, offsets : ndarray of float32
         (num_channels,)
 
     Returns
     -------
     ndarray
-        (num_samples, num_channels); the samples of a channel lie side by side in memory.
+        (num_samples, num_channels); the samples of a channel are contiguous in memory.
     """
     return _condition(traces, None, (0, 0), averaged, gains, offsets)
 
@@ -156,7 +160,7 @@ def _condition(
     gains: np.ndarray,
     offsets: np.ndarray,
 ) -> np.ndarray:
-    """Filter, cut off the margins, reference and scale; the samples of a channel lie side by side."""
+    """Filter, cut off the margins, reference and scale; the samples of a channel are contiguous."""
     num_samples, num_channels = len(traces) - sum(margins), traces.shape[1]
     if num_samples <= 0:
         return np.empty((0, num_channels), np.float32)
@@ -166,7 +170,7 @@ def _condition(
     scaling[:, :num_channels] = gains, offsets
     left_out = np.full((len(panels), LANES), np.inf, np.float32)
     left_out.ravel()[averaged] = 0
-    by_channel = _lent((width, LANES * _odd(-(-num_samples // LANES))))
+    by_channel = _reusable_array((width, LANES * _odd(-(-num_samples // LANES))))
 
     def run(start: int) -> None:
         count = min(_SAMPLES_AT_ONCE, num_samples - start)
@@ -181,27 +185,23 @@ def _condition(
 
 
 _spare_panels: deque[np.ndarray] = deque(maxlen=1)
-"""Used again: memory that is asked for anew is first filled with zeros by the system."""
+"""Panels to use again: the system fills new memory with zeros, which takes time."""
 
 
 def _panels(traces: np.ndarray, sections: np.ndarray | None) -> tuple[np.ndarray, int]:
-    """Return panels (num_panels, rows, LANES) of filtered channels, and in which row the first sample is."""
+    """Return panels (num_panels, num_rows, LANES) of filtered channels, and the row of the first sample."""
     num_samples, num_channels = traces.shape
     if traces.dtype.byteorder not in ("=", "|") or not traces.dtype.isnative:
         traces = traces.astype(traces.dtype.newbyteorder("="))
     padding = 0
     if sections is not None:
-        # As many samples as sosfiltfilt mirrors at either end, where there are so many.
+        # The number of samples that sosfiltfilt mirrors at either end, if there are so many.
         length = 3 * (2 * len(sections) + 1 - min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum()))
         padding = int(min(length, num_samples - 1))
-        factors = _filled_up(sections)
+        factors = _pad_sections(sections)
     num_rows = num_samples + 2 * padding
-    shape = (
-        -(-num_channels // LANES),
-        _odd(num_rows + LANES),
-        LANES,
-    )  # the last vectors reach beyond the end
-    panels = _memory_for(shape)
+    # LANES more rows, since the last vectors exceed the end.
+    panels = _reusable_panels((-(-num_channels // LANES), _odd(num_rows + LANES), LANES))
 
     def run(index: int) -> None:
         fill_panel(traces, index * LANES, padding, sections is not None, panels[index])
@@ -212,31 +212,32 @@ def _panels(traces: np.ndarray, sections: np.ndarray | None) -> tuple[np.ndarray
     return panels, padding
 
 
-_returned: deque[np.ndarray] = deque(maxlen=2)
+_free_memory: deque[np.ndarray] = deque(maxlen=2)
+"""Memory of results that are no longer used, for the next results."""
 
 
-def _lent(shape: tuple[int, int]) -> np.ndarray:
-    """Return an array with any content, whose memory comes back when nobody looks into it any more."""
+def _reusable_array(shape: tuple[int, int]) -> np.ndarray:
+    """Return an array with arbitrary content; its memory is used again when no view of it exists any more."""
     size = int(np.prod(shape))
     try:
-        memory = _returned.pop()
+        memory = _free_memory.pop()
     except IndexError:
         memory = np.empty(0, np.float32)
     if not size <= memory.size <= 2 * size:
         memory = np.empty(size, np.float32)
-    # Views of an array that looks into a memoryview, not into another array, hold on to the first of them.
-    lent = np.frombuffer(memory.data, np.float32, size)
-    weakref.finalize(lent, _returned.append, memory).atexit = False
-    return lent.reshape(shape)
+    # All views of an array on a memoryview, unlike those of an array on another array, refer to that array.
+    array = np.frombuffer(memory.data, np.float32, size)
+    weakref.finalize(array, _free_memory.append, memory).atexit = False
+    return array.reshape(shape)
 
 
 def _odd(count: int) -> int:
-    """Return the next odd number: rows a power of two of lines apart share few places of a cache."""
+    """Return `count` or the next odd number: rows a power of two apart share few lines of a cache."""
     return count | 1
 
 
-def _memory_for(shape: tuple[int, int, int]) -> np.ndarray:
-    """Return panels with any content: those that were used last where they are large enough."""
+def _reusable_panels(shape: tuple[int, int, int]) -> np.ndarray:
+    """Return panels with arbitrary content: the last used ones if they are large enough."""
     size = int(np.prod(shape))
     try:
         spare = _spare_panels.pop()
@@ -247,7 +248,7 @@ def _memory_for(shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def medians(rows: np.ndarray) -> np.ndarray:
-    """Return the median of each row of (num_rows, num_values) float32; NaN where a value is none."""
+    """Return the median of each row of (num_rows, num_values) float32; NaN for a row with NaN."""
     values = np.asarray(rows, dtype=np.float32)
     found = np.empty(len(values), np.float32)
 
@@ -258,8 +259,8 @@ def medians(rows: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values).any(axis=1), np.float32(np.nan), found)
 
 
-def _filled_up(sections: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return coefficients and settled states of SECTIONS sections, of which the last may do nothing."""
+def _pad_sections(sections: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the coefficients and settled states of SECTIONS sections; added ones change nothing."""
     coefficients, settled = np.zeros((SECTIONS, 5)), np.zeros((SECTIONS, 2))
     coefficients[:, 0] = 1.0
     coefficients[: len(sections)] = sections[:, [0, 1, 2, 4, 5]] * [1, 1, 1, -1, -1]

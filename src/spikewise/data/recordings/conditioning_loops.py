@@ -1,8 +1,8 @@
-"""Compiled loops of band-pass, median and scaling, in vectors that stay in a processor's registers.
+"""Compiled loops of band-pass, median and scaling, with vectors in a processor's registers.
 
-The recursion of the filter runs over time with sixteen channels side by side, in double precision; the state
-of all its sections stays in registers. The median of a row is found by counting how many values lie below a
-limit, and sixteen rows of sixteen channels are turned about at once. Loops take no lock.
+The recursion of the filter runs over time for LANES channels at once, in double precision; the state of all
+sections stays in registers. The median of a row is found by counting the values below a limit. LANES rows of
+LANES channels are transposed at once. The loops release Python's lock.
 
 Shapes: traces are (num_samples, num_channels).
 """
@@ -20,14 +20,15 @@ from spikewise.core import vectors
 from spikewise.core.compiling import compiled
 
 LANES = 16
-"""Channels, or numbers, side by side."""
+"""Channels, or values, in one vector."""
 SECTIONS = 5
-"""Sections of the filter that run in one pass."""
-_TOGETHER = 64
-"""Samples that are referenced, then turned about: four lines of a processor's cache for each channel."""
-_SOME = 256
-"""Values of a long row that tell where its median is to be looked for."""
+"""Sections of the filter that run in one pass: those of a band-pass of order 5."""
+_BLOCK_SAMPLES = 64
+"""Samples that are referenced, then transposed: four lines of a processor's cache for each channel."""
+_FIRST_VALUES = 256
+"""Values of a long row whose median is the first guess for that of the row; chosen by hand."""
 _HUGE = np.float32(1e30)
+"""Larger than any value of traces."""
 _VECTOR = ir.VectorType(vectors.FLOAT, LANES)
 _LONG_VECTOR = ir.VectorType(vectors.DOUBLE, LANES)
 _COUNTS = ir.VectorType(ir.IntType(32), LANES)
@@ -38,22 +39,23 @@ def _write_run_sections(  # type: ignore[no-untyped-def]
 ):
     """Run rows of LANES float32 through SECTIONS sections, in place (transposed direct form II).
 
-    `row_step` is the bytes from one row to the next, `coefficients` (SECTIONS, 5) float64 are b0, b1, b2, -a1
-    and -a2. The filter begins as if the first row had been there for ever: `settled` (SECTIONS, 2) float64 is
-    its state after so many ones. All but `num_rows` and `row_step` are addresses.
+    `row_step` is the number of bytes from one row to the next; `coefficients` (SECTIONS, 5) float64 are b0,
+    b1, b2, -a1 and -a2. The filter starts as if all earlier rows were equal to the first: `settled`
+    (SECTIONS, 2) float64 is its state after a constant input of 1. All but `num_rows` and `row_step` are
+    addresses.
     """
     signature = types.void(*[types.int64] * 5)
 
-    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
-        rows, num_rows, row_step, coefficients, settled = given
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        rows, num_rows, row_step, coefficients, settled = arguments
 
         def factor(table: ir.Value, index: int) -> ir.Value:
             value = vectors.load(builder, vectors.after(builder, table, index, 8), vectors.DOUBLE)
             return vectors.spread(builder, value, LANES)
 
         def step(index: ir.Value, state: list[ir.Value]) -> list[ir.Value]:
-            place = builder.add(rows, builder.mul(index, row_step))
-            value = builder.fpext(vectors.load(builder, place, _VECTOR), _LONG_VECTOR)
+            address = builder.add(rows, builder.mul(index, row_step))
+            value = builder.fpext(vectors.load(builder, address, _VECTOR), _LONG_VECTOR)
             following = []
             for section in range(SECTIONS):
                 first, second = state[2 * section : 2 * section + 2]
@@ -63,7 +65,7 @@ def _write_run_sections(  # type: ignore[no-untyped-def]
                 following.append(vectors.multiply_add(builder, a1, output, first))
                 following.append(vectors.multiply_add(builder, a2, output, builder.fmul(b2, value)))
                 value = output
-            vectors.store(builder, builder.fptrunc(value, _VECTOR), place)
+            vectors.store(builder, builder.fptrunc(value, _VECTOR), address)
             return following
 
         beginning = builder.fpext(vectors.load(builder, rows, _VECTOR), _LONG_VECTOR)
@@ -78,8 +80,8 @@ def _write_count_below(typing_context, values, num_vectors, limit):  # type: ign
     """Return how many of LANES * `num_vectors` float32 at the address `values` are below `limit`."""
     signature = types.int32(types.int64, types.int64, types.float32)
 
-    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
-        values, num_vectors, limit = given
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        values, num_vectors, limit = arguments
         limits, one = vectors.spread(builder, limit, LANES), ir.Constant(_COUNTS, [1] * LANES)
 
         def step(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
@@ -94,14 +96,14 @@ def _write_count_below(typing_context, values, num_vectors, limit):  # type: ign
 
 
 def _write_nearest(typing_context, values, num_vectors, limit, is_below):  # type: ignore[no-untyped-def]
-    """Return the greatest value below `limit`, or the least of the others; _HUGE where there is none.
+    """Return the largest value below `limit`, or the smallest of the others; _HUGE if there is none.
 
     `values` is the address of LANES * `num_vectors` float32.
     """
     signature = types.float32(types.int64, types.int64, types.float32, types.boolean)
 
-    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
-        values, num_vectors, limit, is_below = given
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        values, num_vectors, limit, is_below = arguments
         limits = vectors.spread(builder, limit, LANES)
         huge = ir.Constant(_VECTOR, [float(_HUGE)] * LANES)
 
@@ -124,18 +126,18 @@ def _write_nearest(typing_context, values, num_vectors, limit, is_below):  # typ
     return signature, write
 
 
-def _write_turn_about(  # type: ignore[no-untyped-def]
+def _write_transpose_and_scale(  # type: ignore[no-untyped-def]
     typing_context, rows, row_step, middles, gains, offsets, out, out_step
 ):
-    """Write LANES rows of LANES channels channel by channel: (row - its middle) * gain + offset.
+    """Write LANES rows of LANES channels as LANES channels: (row - its median) * gain + offset.
 
-    `row_step` and `out_step` are the bytes from one row to the next and from one channel of the result to the
-    next; all else are addresses of float32.
+    `row_step` and `out_step` are the numbers of bytes from one row to the next and from one channel of the
+    result to the next; all others are addresses of float32. `middles` are the medians.
     """
     signature = types.void(*[types.int64] * 7)
 
-    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
-        rows, row_step, middles, gains, offsets, out, out_step = given
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        rows, row_step, middles, gains, offsets, out, out_step = arguments
 
         def one(table: ir.Value, index: int) -> ir.Value:
             value = vectors.load(builder, vectors.after(builder, table, index, 4), vectors.FLOAT)
@@ -143,11 +145,11 @@ def _write_turn_about(  # type: ignore[no-untyped-def]
 
         read = []
         for index in range(LANES):
-            place = builder.add(rows, builder.mul(row_step, vectors.number(index)))
-            read.append(builder.fsub(vectors.load(builder, place, _VECTOR), one(middles, index)))
+            address = builder.add(rows, builder.mul(row_step, vectors.number(index)))
+            read.append(builder.fsub(vectors.load(builder, address, _VECTOR), one(middles, index)))
         for index, channel in enumerate(vectors.transposed(builder, read)):
-            made = builder.fadd(builder.fmul(channel, one(gains, index)), one(offsets, index))
-            vectors.store(builder, made, builder.add(out, builder.mul(out_step, vectors.number(index))))
+            scaled = builder.fadd(builder.fmul(channel, one(gains, index)), one(offsets, index))
+            vectors.store(builder, scaled, builder.add(out, builder.mul(out_step, vectors.number(index))))
         return context.get_dummy_value()
 
     return signature, write
@@ -156,24 +158,24 @@ def _write_turn_about(  # type: ignore[no-untyped-def]
 _run_sections: Any = intrinsic(_write_run_sections)
 _count_below: Any = intrinsic(_write_count_below)
 _nearest: Any = intrinsic(_write_nearest)
-_turn_about: Any = intrinsic(_write_turn_about)
+_transpose_and_scale: Any = intrinsic(_write_transpose_and_scale)
 
 
 @compiled()
 def fill_panel(traces: np.ndarray, first: int, padding: int, is_centered: bool, panel: np.ndarray) -> None:
-    """Put LANES channels, from `first` on, side by side.
+    """Fill a panel with LANES channels, from `first` on.
 
     Parameters
     ----------
     traces : ndarray
         Of any real type.
     padding : int
-        Samples that are mirrored at either end.
+        Number of samples that are mirrored at either end.
     is_centered : bool
-        Subtract the first sample of each channel, which a band-pass does not see: large values keep their
-        digits.
+        Subtract the first sample of each channel, which a band-pass removes anyway: large values keep their
+        precision.
     panel : ndarray of float32
-        (num_samples + 2 * padding, LANES) or longer, filled; zeros where there is no channel.
+        (num_samples + 2 * padding, LANES) or longer; filled, with zeros for missing channels.
     """
     num_samples, end = traces.shape[0], traces.shape[0] - 1
     width, origin = np.uint64(min(LANES, traces.shape[1] - first)), np.uint64(first)
@@ -187,13 +189,13 @@ def fill_panel(traces: np.ndarray, first: int, padding: int, is_centered: bool, 
             panel[row] = 0
         if 0 <= sample <= end:
             inside = np.uint64(sample)
-            if width == LANES:  # a number that the compiler knows
+            if width == LANES:  # a constant for the compiler
                 for lane in range(np.uint64(LANES)):
                     panel[row, lane] = np.float64(traces[inside, origin + lane]) - base[lane]
             else:
                 for channel in range(width):
                     panel[row, channel] = np.float64(traces[inside, origin + channel]) - base[channel]
-        else:  # as far beyond the value at the end as the mirrored sample is from it
+        else:  # the value at the end plus its difference to the mirrored sample
             edge = np.uint64(0 if sample < 0 else end)
             mirrored = np.uint64(-sample if sample < 0 else 2 * end - sample)
             for channel in range(width):
@@ -210,7 +212,7 @@ def bandpass_panel(panel: np.ndarray, num_rows: int, coefficients: np.ndarray, s
     coefficients : ndarray of float64
         (SECTIONS, 5): b0, b1, b2, -a1, -a2 of each section.
     settled : ndarray of float64
-        (SECTIONS, 2): state of the sections after ones without end.
+        (SECTIONS, 2): state of the sections after a constant input of 1.
     """
     begin, count, step = np.int64(panel.ctypes.data), np.int64(num_rows), np.int64(4 * LANES)
     factors, state = np.int64(coefficients.ctypes.data), np.int64(settled.ctypes.data)
@@ -228,7 +230,7 @@ def reference_and_scale_panels(
     offsets: np.ndarray,
     by_channel: np.ndarray,
 ) -> None:
-    """Subtract the median of each sample over channels, if any, and scale each channel.
+    """Subtract the median of each sample over some channels, if any, and scale each channel.
 
     Parameters
     ----------
@@ -239,30 +241,30 @@ def reference_and_scale_panels(
     gains, offsets : ndarray of float32
         (num_panels * LANES,)
     by_channel : ndarray of float32
-        (num_panels * LANES, num_samples in whole LANES), whose samples lie side by side in memory; filled.
+        (num_panels * LANES, num_samples in whole LANES), with contiguous samples; filled.
     """
     count = np.sum(left_out == 0)
     row = np.empty((len(panels), LANES), np.float32)
-    middles = np.zeros(_TOGETHER, np.float32)
+    middles = np.zeros(_BLOCK_SAMPLES, np.float32)
     middle, step = np.float32(0), np.float32(1)
-    for begin in range(0, num_samples, _TOGETHER):
-        length = min(_TOGETHER, num_samples - begin)
+    for begin in range(0, num_samples, _BLOCK_SAMPLES):
+        length = min(_BLOCK_SAMPLES, num_samples - begin)
         if count:
             for at in range(length):
-                place = np.uint64(first_row + begin + at)
+                source = np.uint64(first_row + begin + at)
                 for panel in range(np.uint64(len(panels))):
                     for lane in range(np.uint64(LANES)):
-                        row[panel, lane] = panels[panel, place, lane] + left_out[panel, lane]
+                        row[panel, lane] = panels[panel, source, lane] + left_out[panel, lane]
                 previous = middle
                 middle = _median(row.ravel(), count, previous, step)
                 step = np.float32(0.9) * step + np.float32(0.1) * abs(middle - previous)
-                if not step < _HUGE:  # not numbers: begin again
+                if not step < _HUGE:  # NaN or infinite: start again
                     middle, step = np.float32(0), np.float32(1)
                 middles[at] = middle
         for panel in range(len(panels)):
             channel = panel * LANES
             for at in range(0, length, LANES):
-                _turn_about(
+                _transpose_and_scale(
                     np.int64(panels[panel, first_row + begin + at :].ctypes.data),
                     np.int64(4 * LANES),
                     np.int64(middles[at:].ctypes.data),
@@ -278,18 +280,18 @@ def medians_of_rows(rows: np.ndarray, first: int, stop: int, found: np.ndarray) 
     """Fill `found` with the medians of rows `first` to `stop` of float32."""
     count = rows.shape[1]
     row = np.full(LANES * (-(-count // LANES)), np.inf, np.float32)
-    some = np.empty(_SOME, np.float32)
+    some = np.empty(_FIRST_VALUES, np.float32)
     for index in range(first, stop):
-        for place in range(count):
-            row[place] = rows[index, place]
+        for at in range(count):
+            row[at] = rows[index, at]
         guess, step = row[0], np.float32(1)
-        if count > _SOME * LANES:  # the median of a few tells where that of all lies
-            for place in range(_SOME):
-                some[place] = row[place * (count // _SOME)]
-            guess = _median(some, _SOME, guess, step)
-            for place in range(_SOME):
-                some[place] = abs(some[place] - guess)
-            step = np.float32(0.1) * _median(some, _SOME, np.float32(0), np.float32(1))
+        if count > _FIRST_VALUES * LANES:  # the median of a few values is near that of all
+            for at in range(_FIRST_VALUES):
+                some[at] = row[at * (count // _FIRST_VALUES)]
+            guess = _median(some, _FIRST_VALUES, guess, step)
+            for at in range(_FIRST_VALUES):
+                some[at] = abs(some[at] - guess)
+            step = np.float32(0.1) * _median(some, _FIRST_VALUES, np.float32(0), np.float32(1))
             step = max(step, np.float32(1e-30))
             if not (abs(guess) < _HUGE and step < _HUGE):
                 guess, step = row[0], np.float32(1)
@@ -298,11 +300,11 @@ def medians_of_rows(rows: np.ndarray, first: int, stop: int, found: np.ndarray) 
 
 @compiled()
 def _median(row: np.ndarray, count: int, guess: np.float32, step: np.float32) -> np.float32:
-    """Return the median of the first `count` values, which lies about `step` from `guess`.
+    """Return the median of the first `count` values; it is expected about `step` from `guess`.
 
-    After them `row` is infinite up to whole vectors. A bracket around the guess is widened until it holds the
-    median, then narrowed to a limit that parts the lower half of the values from the others. Values are only
-    counted, many at once.
+    The rest of `row` is infinite, up to whole vectors. An interval around the guess is widened until it
+    contains the median, then narrowed to a limit between the lower half of the values and the others. Values
+    are only counted, many at once.
     """
     half = count // 2
     low, below = _edge(row, guess, -step, (count - 1) // 2)
@@ -313,7 +315,7 @@ def _median(row: np.ndarray, count: int, guess: np.float32, step: np.float32) ->
         if not low < limit < high:
             limit = np.float32(low + (high - low) * np.float32(0.5))
             if not low < limit < high:
-                return low  # no number lies between: all that are left are equal
+                return low  # no float lies between: all values left are equal
         number = _below(row, limit)
         if number == half:
             upper = _next_to(row, limit, False)
@@ -322,12 +324,12 @@ def _median(row: np.ndarray, count: int, guess: np.float32, step: np.float32) ->
             low, below = limit, number
         else:
             high, within = limit, number
-    return np.float32(np.nan)  # not numbers
+    return np.float32(np.nan)  # the row has NaN
 
 
 @compiled()
 def _edge(row: np.ndarray, guess: np.float32, step: np.float32, rank: int) -> tuple[np.float32, int]:
-    """Return a limit beyond the value of a rank, on the side of `step`, and how many values are below."""
+    """Return a limit beyond the value of a rank, on the side of `step`, and the number of values below it."""
     step = step if step != 0 else np.float32(1e-30)
     limit = np.float32(guess + step)
     number = _below(row, limit)

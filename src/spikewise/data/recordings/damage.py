@@ -1,13 +1,16 @@
-"""Damaged stretches of raw traces: what is no signal of neurons, found as the traces stream.
+"""Find damaged stretches of raw traces while the traces are read.
 
-A stretch is damaged where samples are not finite (``not finite``), where a channel does not change for a
-millisecond (``zeros``, ``saturated`` far from its usual level, ``constant`` elsewhere), where half of the
-channels jump at once by far more than their noise (``artefact``, as of a stimulation), and where the clock of
-the recording jumps (``time jump``). A channel whose samples hardly ever change, as in a simulation without
-noise, cannot be judged and is left as it is.
+A stretch is damaged
 
-Each rule looks at the samples within a fixed reach, so that what is found does not depend on how a recording
-is cut. Raw traces are (num_samples, num_channels); stretches are half open, in frames of their segment.
+- where samples are not finite (``not finite``);
+- where a channel does not change for a millisecond: ``zeros``, ``saturated`` if far from its usual level,
+  otherwise ``constant``;
+- where half of the channels jump at once by much more than their noise, as in a stimulation (``artefact``);
+- where the clock of the recording jumps (``time jump``).
+
+A channel whose samples hardly ever change, as in a simulation without noise, cannot be judged and stays as it
+is. Each rule uses the samples within a fixed reach, so the result does not depend on how a recording is cut.
+Raw traces are (num_samples, num_channels); stretches are half open, in frames of their segment.
 """
 
 from __future__ import annotations
@@ -23,43 +26,53 @@ from spikewise.data.recordings.conditioning import medians
 from spikewise.data.recordings.formats import reading_errors
 
 KINDS = ("not finite", "zeros", "constant", "saturated", "artefact", "time jump")
+"""Kinds of damage."""
 ALL_CHANNELS = -1
+"""Channel index of a stretch in which all channels are damaged."""
 STRETCH = np.dtype([("start", np.int64), ("stop", np.int64), ("channel_index", np.int32), ("kind", np.int8)])
 """A damaged stretch of one channel, or of :data:`ALL_CHANNELS`; `kind` is an index of :data:`KINDS`."""
 
-MANY_CHANNELS = 32
-ARTEFACT_NOISE = {"many channels": 20.0, "few channels": 80.0}
-"""Standard deviations by which half of the channels must jump; on few channels a spike may reach them all."""
+LOW_LIMIT_CHANNELS = 32
+"""From so many channels on, no spike reaches half of them, and ARTEFACT_NOISE holds; chosen by hand."""
+ARTEFACT_NOISE = 20.0
+"""An artefact is a jump of half of the channels by so many standard deviations; chosen by hand."""
+ARTEFACT_NOISE_FEW_CHANNELS = 80.0
+"""The same limit on fewer channels, all of which one spike may reach; chosen by hand."""
 TAIL_NOISE = 20.0
-"""Standard deviations by which half of the channels jump in what an artefact leaves behind, for _TAIL_MS."""
+"""The lower limit that holds for _TAIL_MS after an artefact; measured in docs/design-notes.md, "Damage"."""
 _MEASURED_S = 0.2
-_LISTENERS = 32
-"""An artefact reaches all channels, so that so many of them, evenly spread, tell."""
+"""Length of a chunk in which level and noise are measured; chosen by hand."""
+_MAX_ARTEFACT_CHANNELS = 32
+"""Most channels, evenly spread, that are tested for artefacts, which reach all channels; chosen by hand."""
 _FLAT_MS = 1.0
+"""Shortest constant stretch that is damage; chosen by hand."""
 _JUMP_MS = 0.2
+"""Time within which an artefact jumps; chosen by hand."""
 _TAIL_MS = 10.0
+"""How long TAIL_NOISE holds after a jump of an artefact; chosen by hand."""
 _JOIN_MS = 5.0
-"""Between two artefacts that are closer, nothing is usable."""
+"""Two artefacts that are closer become one; chosen by hand."""
 _MARGIN_MS = {"flat": (0.5, 0.5), "artefact": (1.0, 3.0), "time jump": (1.0, 1.0)}
+"""Margin before and after a stretch that is damaged too; chosen by hand."""
 _NEARLY_ALL = 0.75
-"""Fraction of the channels from which on a flat stretch is one of all: a lost packet, say."""
-_FAR_FROM_USUAL = 30.0
-"""Standard deviations of the noise from the usual level at which a constant value is saturation."""
+"""A stretch that so large a fraction of the channels share is damage of all channels; chosen by hand."""
+_SATURATION_NOISE = 30.0
+"""A constant value is saturation if so many standard deviations from the usual level; chosen by hand."""
 
 
 @dataclass(frozen=True)
 class DamageLimits:
-    """What tells damage from signal in one recording.
+    """Levels and limits by which damage is found in one recording.
 
     Attributes
     ----------
     centers : ndarray
         (num_channels,) usual level of each channel, in raw units.
     noise_levels : ndarray
-        (num_channels,) standard deviation of a channel's noise, from its differences over 0.2 ms; 0 for a
+        (num_channels,) standard deviation of a channel's noise, from its differences over _JUMP_MS; 0 for a
         channel that cannot be judged.
     artefact_noise : float
-        Standard deviations by which an artefact jumps.
+        Smallest jump of an artefact, in standard deviations.
     """
 
     centers: np.ndarray
@@ -67,20 +80,20 @@ class DamageLimits:
     artefact_noise: float
 
     @property
-    def listeners(self) -> np.ndarray:
-        """Channels that are asked for artefacts."""
+    def artefact_channels(self) -> np.ndarray:
+        """Indices of the channels that are tested for artefacts."""
         judged = np.flatnonzero(self.noise_levels > 0)
-        spread = np.linspace(0, len(judged) - 1, min(len(judged), _LISTENERS)).round().astype(np.int64)
-        return judged[spread]
+        count = min(len(judged), _MAX_ARTEFACT_CHANNELS)
+        return judged[np.linspace(0, len(judged) - 1, count).round().astype(np.int64)]
 
 
 def samples_of(duration_ms: float, sampling_frequency: float) -> int:
-    """Return how many samples a duration has, 1 at least."""
+    """Return the number of samples of a duration, at least 1."""
     return max(1, round(duration_ms * sampling_frequency / 1000))
 
 
 def reach_samples(sampling_frequency: float) -> int:
-    """Return how far to either side of a sample the rules look."""
+    """Return how many samples on either side of a sample the rules use."""
     durations = (_FLAT_MS, _JUMP_MS, _TAIL_MS, _JOIN_MS, *_MARGIN_MS["artefact"])
     return sum(samples_of(duration, sampling_frequency) for duration in durations) + 2
 
@@ -93,7 +106,7 @@ def measure_limits(recording: BaseRecording, artefact_noise: float | None, seed:
     recording : BaseRecording
         Raw recording of one group.
     artefact_noise : float or None
-        Standard deviations by which an artefact jumps; None: by the number of channels.
+        Smallest jump of an artefact, in standard deviations; None: by the number of channels.
     seed : int
 
     Raises
@@ -113,24 +126,24 @@ def measure_limits(recording: BaseRecording, artefact_noise: float | None, seed:
         if len(traces) > lag:
             deviations.append(_median(np.abs(traces[lag:] - traces[:-lag])))
     per_chunk = np.array(deviations) if deviations else np.zeros((1, recording.get_num_channels()))
-    varies = np.where(per_chunk > 0, per_chunk, np.nan)  # a chunk in which a channel is dead says nothing
+    varies = np.where(per_chunk > 0, per_chunk, np.nan)  # chunks in which a channel is dead are left out
     noise_levels = np.nan_to_num(_median(varies)) * 1.4826 / np.sqrt(2)
     if artefact_noise is None:
-        many = recording.get_num_channels() >= MANY_CHANNELS
-        artefact_noise = ARTEFACT_NOISE["many channels" if many else "few channels"]
+        many = recording.get_num_channels() >= LOW_LIMIT_CHANNELS
+        artefact_noise = ARTEFACT_NOISE if many else ARTEFACT_NOISE_FEW_CHANNELS
     return DamageLimits(np.nan_to_num(_median(np.array(centers))), noise_levels, artefact_noise)
 
 
 def find_damage(
     traces: np.ndarray, first_frame: int, sampling_frequency: float, limits: DamageLimits
 ) -> np.ndarray:
-    """Find the damaged stretches of raw traces; those of the clock are found by :func:`find_time_jumps`.
+    """Find the damaged stretches of raw traces; :func:`find_time_jumps` finds those of the clock.
 
     Parameters
     ----------
     traces : ndarray
-        (num_samples, num_channels), with :func:`reach_samples` to either side of what is asked for, or the
-        ends of the segment.
+        (num_samples, num_channels), the requested samples with :func:`reach_samples` on either side, or up
+        to the ends of the segment.
     first_frame : int
         Frame of the first sample.
     sampling_frequency : float
@@ -140,7 +153,7 @@ def find_damage(
     Returns
     -------
     ndarray of STRETCH
-        With their margins, in no order; they may overlap, and reach beyond the traces by the margins.
+        With their margins, in any order; they may overlap, and exceed the traces by the margins.
     """
     if not len(traces):
         return np.empty(0, STRETCH)
@@ -158,14 +171,14 @@ def find_damage(
 
 
 def find_time_jumps(times: np.ndarray, first_frame: int, sampling_frequency: float) -> np.ndarray:
-    """Find where two samples are not one step of the clock apart, by half a step or more.
+    """Find where the time between two samples differs from the sampling period by half of it or more.
 
     Parameters
     ----------
     times : ndarray
         (num_samples,) time of each sample, s.
     first_frame : int
-        Frame of the first.
+        Frame of the first sample.
     sampling_frequency : float
         In Hz.
 
@@ -179,7 +192,7 @@ def find_time_jumps(times: np.ndarray, first_frame: int, sampling_frequency: flo
 
 
 def clip_stretches(stretches: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Return the parts of stretches between two frames, in order of time, then channel."""
+    """Return the parts of stretches between two frames, sorted by time, then channel."""
     clipped = stretches[(stretches["start"] < stop) & (stretches["stop"] > start)]
     clipped["start"] = np.maximum(clipped["start"], start)
     clipped["stop"] = np.minimum(clipped["stop"], stop)
@@ -187,7 +200,7 @@ def clip_stretches(stretches: np.ndarray, start: int, stop: int) -> np.ndarray:
 
 
 def union(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Join intervals that overlap or touch; return their starts and stops, rising."""
+    """Join intervals that overlap or touch; return their starts and stops in ascending order."""
     if not len(starts):
         return starts, stops
     order = np.argsort(starts, kind="stable")
@@ -198,7 +211,7 @@ def union(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _median(values: np.ndarray) -> np.ndarray:
-    """Return the median over the first axis of what is finite; NaN where nothing is."""
+    """Return the median of the finite values over the first axis; NaN where there are none."""
     if np.isfinite(values).all():
         return medians(np.ascontiguousarray(values.T)).astype(np.float64)
     ordered = np.sort(values, axis=0)  # NaN last
@@ -216,10 +229,10 @@ def _margin(kind: str, sampling_frequency: float) -> tuple[int, int]:
 def _stretches(
     starts: np.ndarray, stops: np.ndarray, kind: str, channel_index: int, margin: tuple[int, int]
 ) -> np.ndarray:
-    made = np.zeros(len(starts), STRETCH)
-    made["start"], made["stop"] = starts - margin[0], stops + margin[1]
-    made["channel_index"], made["kind"] = channel_index, KINDS.index(kind)
-    return made
+    stretches = np.zeros(len(starts), STRETCH)
+    stretches["start"], stretches["stop"] = starts - margin[0], stops + margin[1]
+    stretches["channel_index"], stretches["kind"] = channel_index, KINDS.index(kind)
+    return stretches
 
 
 def _not_finite(traces: np.ndarray, sampling_frequency: float) -> np.ndarray:
@@ -237,27 +250,27 @@ def _not_finite(traces: np.ndarray, sampling_frequency: float) -> np.ndarray:
 def _flat(
     traces: np.ndarray, first_frame: int, sampling_frequency: float, limits: DamageLimits
 ) -> np.ndarray:
-    """Find runs of one value; only channels that stand still near some point of a grid are looked at."""
+    """Find runs of one value, on channels that are constant near at least one point of a grid."""
     length = samples_of(_FLAT_MS, sampling_frequency)
     is_candidate = np.zeros(traces.shape[1], np.bool_)
     step = max(1, length // 2)
-    _stand_still(traces, -first_frame % step, step, max(2, length - step - 1), is_candidate)
+    _mark_constant_channels(traces, -first_frame % step, step, max(2, length - step - 1), is_candidate)
     margin = _margin("flat", sampling_frequency)
     parts = [np.empty(0, STRETCH)]
     for channel_index in np.flatnonzero(is_candidate & (limits.noise_levels > 0)).tolist():
         values = np.ascontiguousarray(traces[:, channel_index])
         starts, stops = _runs(values[1:] == values[:-1])
-        stops = stops + 1  # of samples, not of differences
+        stops = stops + 1  # stop of the samples, not of their differences
         is_long = stops - starts >= length
-        made = _stretches(starts[is_long], stops[is_long], "constant", channel_index, margin)
-        made["kind"] = _kinds_of_flat(values[starts[is_long]], channel_index, limits)
-        parts.append(made)
+        found = _stretches(starts[is_long], stops[is_long], "constant", channel_index, margin)
+        found["kind"] = _kinds_of_flat(values[starts[is_long]], channel_index, limits)
+        parts.append(found)
     return _join_channels(np.concatenate(parts), traces.shape[1], sampling_frequency)
 
 
 def _kinds_of_flat(values: np.ndarray, channel_index: int, limits: DamageLimits) -> np.ndarray:
     """Return the kind of each run of one value."""
-    far = _FAR_FROM_USUAL * limits.noise_levels[channel_index]
+    far = _SATURATION_NOISE * limits.noise_levels[channel_index]
     is_saturated = np.abs(values.astype(np.float64) - limits.centers[channel_index]) > far
     if values.dtype.kind in "iu":
         info = np.iinfo(values.dtype)
@@ -267,15 +280,15 @@ def _kinds_of_flat(values: np.ndarray, channel_index: int, limits: DamageLimits)
 
 
 def _artefacts(traces: np.ndarray, sampling_frequency: float, limits: DamageLimits) -> np.ndarray:
-    listeners, lag = limits.listeners, samples_of(_JUMP_MS, sampling_frequency)
-    if not len(listeners) or len(traces) <= lag:
+    channels, lag = limits.artefact_channels, samples_of(_JUMP_MS, sampling_frequency)
+    if not len(channels) or len(traces) <= lag:
         return np.empty(0, STRETCH)
-    noise = np.sqrt(2) * limits.noise_levels[listeners]
-    jumps = _jumps(traces, listeners, (limits.artefact_noise * noise).astype(np.float32), lag)
+    noise = np.sqrt(2) * limits.noise_levels[channels]
+    jumps = _jumps(traces, channels, (limits.artefact_noise * noise).astype(np.float32), lag)
     if not jumps.any():
         return np.empty(0, STRETCH)
     if limits.artefact_noise > TAIL_NOISE:
-        smaller = _jumps(traces, listeners, (TAIL_NOISE * noise).astype(np.float32), lag)
+        smaller = _jumps(traces, channels, (TAIL_NOISE * noise).astype(np.float32), lag)
         jumps |= smaller & _follows(jumps, samples_of(_TAIL_MS, sampling_frequency))
     jumps = np.flatnonzero(jumps) + lag
     apart = np.diff(jumps) > samples_of(_JOIN_MS, sampling_frequency)
@@ -285,9 +298,9 @@ def _artefacts(traces: np.ndarray, sampling_frequency: float, limits: DamageLimi
 
 
 def _follows(flags: np.ndarray, reach: int) -> np.ndarray:
-    """Tell where a true value lies at most so many samples before."""
-    places = np.where(flags, np.arange(len(flags)), -reach - 1)
-    return np.arange(len(flags)) - np.maximum.accumulate(places) <= reach
+    """Return where a true value is at most `reach` samples before."""
+    indices = np.where(flags, np.arange(len(flags)), -reach - 1)
+    return np.arange(len(flags)) - np.maximum.accumulate(indices) <= reach
 
 
 def _runs(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -297,19 +310,19 @@ def _runs(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _join_channels(stretches: np.ndarray, num_channels: int, sampling_frequency: float) -> np.ndarray:
-    """Let what damages nearly all channels at once damage all, and be told once."""
+    """Replace stretches that nearly all channels share by one stretch of all channels."""
     if num_channels == 1 or len(stretches) < _NEARLY_ALL * num_channels:
         return stretches
-    places = np.concatenate((stretches["start"], stretches["stop"]))
+    edges = np.concatenate((stretches["start"], stretches["stop"]))
     steps = np.repeat([1, -1], len(stretches))
-    order = np.lexsort((steps, places))
+    order = np.lexsort((steps, edges))
     together = np.cumsum(steps[order]) >= _NEARLY_ALL * num_channels
     starts, stops = _runs(together)
     shared = np.zeros(len(starts), STRETCH)
-    shared["start"], shared["stop"] = places[order[starts]], places[order[stops]]
+    shared["start"], shared["stop"] = edges[order[starts]], edges[order[stops]]
     shared = shared[shared["start"] < shared["stop"]]
     shared["channel_index"] = ALL_CHANNELS
-    ragged = samples_of(_FLAT_MS, sampling_frequency)  # channels differ by what happened to be equal
+    ragged = samples_of(_FLAT_MS, sampling_frequency)  # constant runs differ a little between channels
     rest = stretches
     for one in shared:
         overlaps = stretches[(stretches["start"] < one["stop"]) & (stretches["stop"] > one["start"])]
@@ -323,8 +336,10 @@ def _join_channels(stretches: np.ndarray, num_channels: int, sampling_frequency:
 
 
 @compiled()
-def _stand_still(traces: np.ndarray, first: int, step: int, width: int, is_candidate: np.ndarray) -> None:
-    """Mark channels that keep a value for `width` samples, 2 at least, before some row of a grid."""
+def _mark_constant_channels(
+    traces: np.ndarray, first: int, step: int, width: int, is_candidate: np.ndarray
+) -> None:
+    """Mark channels with one value in the `width` samples (at least 2) before a row of a grid."""
     num_samples, num_channels = traces.shape
     still = np.empty(num_channels, np.uint8)
     for row in range(first, num_samples, step):
@@ -347,14 +362,14 @@ def _stand_still(traces: np.ndarray, first: int, step: int, width: int, is_candi
 
 
 @compiled()
-def _jumps(traces: np.ndarray, listeners: np.ndarray, highest: np.ndarray, lag: int) -> np.ndarray:
-    """Tell for each row whether half of the listeners differ by more than allowed from `lag` rows before."""
+def _jumps(traces: np.ndarray, channels: np.ndarray, highest: np.ndarray, lag: int) -> np.ndarray:
+    """Return the rows at which half of the channels differ by more than `highest` from `lag` rows before."""
     jumps = np.zeros(traces.shape[0] - lag, np.bool_)
     for row in range(lag, traces.shape[0]):
         count = 0
-        for index in range(len(listeners)):
-            channel = listeners[index]
+        for index in range(len(channels)):
+            channel = channels[index]
             change = np.float32(traces[row, channel]) - np.float32(traces[row - lag, channel])
             count += highest[index] < abs(change) < np.inf
-        jumps[row - lag] = 2 * count >= len(listeners)
+        jumps[row - lag] = 2 * count >= len(channels)
     return jumps

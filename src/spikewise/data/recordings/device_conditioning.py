@@ -1,9 +1,9 @@
-"""Band-pass, common median and scaling on a GPU: what :mod:`spikewise.data.recordings.conditioning` gives, to rounding.
+"""Band-pass, common median and scaling on a GPU, equal to those on the CPU up to rounding.
 
-A recursion over time is slow on a GPU. The filter's response is therefore multiplied with the spectrum of a
-stretch, once forward and once backward, as the recursion runs: what lies before the first sample is taken for
-constant in both directions, so that the ends of a recording come out alike, too. All spectra of a recording
-have one length, whatever is asked for.
+The CPU version is :mod:`spikewise.data.recordings.conditioning`. A recursion over time is slow on a GPU, so
+the spectrum of a stretch is multiplied by the filter's response, once forward and once backward. As in the
+recursion, the signal before the first sample counts as constant in both directions, so the ends of a
+recording agree too. All spectra of a recording have one length, for any request.
 
 Raw traces are (num_samples, num_channels) as in files; on the device traces are (num_channels, num_samples).
 """
@@ -21,24 +21,25 @@ from torch import Tensor
 from spikewise.data.recordings.conditioning import FILTER_ORDER, MARGIN_PERIODS, ConditionedRecording
 
 NUMBERS = tuple(np.dtype(name) for name in ("int8", "uint8", "int16", "float32"))
-"""Types of raw samples that lose nothing on the way; others are conditioned on the host."""
+"""Types of raw samples that the GPU version handles without loss; others are conditioned on the CPU."""
 _VALUES_AT_ONCE = 2**24
+"""Values in one Fourier transform, which bounds the memory of the device; chosen by hand."""
 _FADED = 1e-8
-"""Of a filter's response, what is nothing."""
+"""Fraction of a filter's response that counts as zero; chosen by hand."""
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What is done to raw traces, as :class:`spikewise.data.recordings.conditioning.ConditionedRecording` does it.
+    """The processing of raw traces by a :class:`spikewise.data.recordings.conditioning.ConditionedRecording`.
 
     Attributes
     ----------
     sections : ndarray or None
-        (num_sections, 6) of the band-pass.
+        (num_sections, 6) sections of the band-pass; None for no band-pass.
     margin : int
-        Samples that are read to either side for it.
+        Samples that are read on either side for the band-pass.
     averaged : ndarray of int
-        Channels of the median; none without.
+        Channels of the common median; empty for no median.
     gains, offsets : ndarray of float32
         (num_channels,)
     """
@@ -51,16 +52,13 @@ class Conditioning:
 
     @classmethod
     def of(cls, recording: ConditionedRecording) -> Conditioning:
-        """Return what a recording does to its parent."""
-        given, rate, num_channels = (
-            recording._kwargs,
-            recording.get_sampling_frequency(),
-            recording.get_num_channels(),
-        )
-        band_hz, reference = given["band_hz"], given["reference"]
+        """Return the processing that a recording applies to its parent."""
+        options, rate = recording._kwargs, recording.get_sampling_frequency()
+        num_channels = recording.get_num_channels()
+        band_hz, reference = options["band_hz"], options["reference"]
         gains, offsets = (
-            np.full(num_channels, usual, np.float32) if values is None else np.asarray(values, np.float32)
-            for values, usual in ((given["gains"], 1), (given["offsets"], 0))
+            np.full(num_channels, default, np.float32) if values is None else np.asarray(values, np.float32)
+            for values, default in ((options["gains"], 1), (options["offsets"], 0))
         )
         averaged = np.empty(0, np.int64) if reference is None else np.flatnonzero(reference)
         if band_hz is None:
@@ -76,7 +74,7 @@ class DeviceConditioner:
     ----------
     conditioning : Conditioning
     longest : int
-        Samples of the longest stretch, without its margins.
+        Number of samples of the longest stretch, without its margins.
     device : torch.device
     """
 
@@ -100,7 +98,7 @@ class DeviceConditioner:
         raw : Tensor
             (num_samples, num_channels) of one of :data:`NUMBERS`, on the device, with its margins.
         left, right : int
-            Samples of the margins.
+            Number of samples of the margins.
 
         Returns
         -------
@@ -119,7 +117,7 @@ def _by_channel(raw: Tensor) -> Tensor:
 
 
 def medians(rows: Tensor) -> Tensor:
-    """Return the median of each row of (num_rows, num_values); of two middle values their mean."""
+    """Return the median of each row of (num_rows, num_values); the mean of two middle values."""
     rows = rows.contiguous()
     lower = rows.median(dim=1).values
     if rows.shape[1] % 2:
@@ -131,32 +129,32 @@ def medians(rows: Tensor) -> Tensor:
 
 
 class _Bandpass:
-    """The filter, forward and backward, as a product of spectra.
+    """The band-pass, forward and backward, as a product of spectra.
 
     Parameters
     ----------
     sections : ndarray
         (num_sections, 6)
     longest : int
-        Samples of the longest stretch, with its margins.
+        Number of samples of the longest stretch, with its margins.
     device : torch.device
     """
 
     def __init__(self, sections: np.ndarray, longest: int, device: torch.device):
-        # As many samples as sosfiltfilt mirrors at either end, where there are so many.
+        # The number of samples that sosfiltfilt mirrors at either end, if there are so many.
         zeros = min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum())
         self._mirrored = int(3 * (2 * len(sections) + 1 - zeros))
         slowest = np.abs(scipy.signal.sos2zpk(sections)[1]).max()
-        fading = int(np.log(_FADED) / np.log(slowest)) + 1  # spectra are of signals that begin again
+        fading = int(np.log(_FADED) / np.log(slowest)) + 1  # spectra are of periodic signals
         self._length = scipy.fft.next_fast_len(longest + 2 * self._mirrored + fading, real=True)
         angles = 2 * np.pi * np.arange(self._length // 2 + 1) / self._length
         response = scipy.signal.sosfreqz(sections, worN=angles)[1]
-        response[0] = 0  # to the last digit
+        response[0] = 0  # exactly
         self._response = torch.from_numpy(response.astype(np.complex64)).to(device)
         self._backward = self._response.conj().resolve_conj()
 
     def __call__(self, raw: Tensor, inside: slice) -> Tensor:
-        """Return a part of the filtered traces (num_channels, num_samples) of raw ones with margins."""
+        """Return the part `inside` (num_channels, num_samples) of the filtered raw traces."""
         num_channels = raw.shape[1]
         filtered = torch.empty(num_channels, inside.stop - inside.start, device=raw.device)
         width = max(1, _VALUES_AT_ONCE // self._length)
@@ -168,19 +166,19 @@ class _Bandpass:
         return filtered
 
     def _extended(self, raw: Tensor) -> tuple[Tensor, int]:
-        """Return traces by channel, less their first sample, mirrored at both ends; and by how much."""
+        """Return traces by channel, minus their first sample, mirrored at both ends; and by how much."""
         wide = raw.T if raw.is_floating_point() else raw.T.to(torch.int32)
         values = (wide - wide[:, :1]).float()
         num_samples = values.shape[1]
         padding = min(self._mirrored, num_samples - 1)
-        # As far beyond the value at the end as the mirrored sample is from it.
+        # Point reflection at the end: the value at the end plus its difference to the mirrored sample.
         before = -values[:, 1 : padding + 1].flip(1)
         last = values[:, num_samples - 1 :]
         after = 2 * last - values[:, num_samples - 1 - padding : num_samples - 1].flip(1)
         return torch.cat((before, values, after), dim=1), padding
 
     def _filtered(self, values: Tensor) -> Tensor:
-        """Filter forward and backward; beyond its ends a signal is constant, which a band-pass removes."""
+        """Filter forward and backward; a signal is constant beyond its ends, which a band-pass removes."""
         num_samples = values.shape[1]
         padded = torch.zeros(len(values), self._length, device=values.device)
         padded[:, :num_samples] = values - values[:, :1]

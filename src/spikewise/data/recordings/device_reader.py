@@ -1,8 +1,8 @@
-"""Preprocessed traces on a GPU: raw samples are copied there while those before them are worked on.
+"""Preprocessed traces on a GPU: raw samples are copied to it while the block before them is processed.
 
-Blocks of the fixed grid of :class:`spikewise.data.recordings.reader.TraceReader` are read by a thread of its own,
-damage is looked for and bridged as on the host, and the raw samples go through page-locked memory on a
-stream of their own. What the filter, the median and the scaling make of a block stays on the device.
+A separate thread reads the blocks of :class:`spikewise.data.recordings.reader.TraceReader`'s grid. Damage is
+found and bridged as on the CPU. The raw samples are copied through page-locked memory on a separate CUDA
+stream, and the filtered, referenced and scaled blocks stay on the device.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from torch import Tensor
 from spikewise.data.recordings.conditioning import ConditionedRecording
 from spikewise.data.recordings.device_conditioning import NUMBERS, Conditioning, DeviceConditioner
 from spikewise.data.recordings.formats import reading_errors
-from spikewise.data.recordings.preprocessing import READING
+from spikewise.data.recordings.preprocessing import READ_LOCK
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.data.recordings.repair import RepairedRecording
 
 _KEPT_BLOCKS = 2
+"""Blocks that stay on the device: a tile may need the end of one and the start of the next."""
 
 
 @runtime_checkable
 class DeviceTraces(Protocol):
-    """Traces that can be had on a device."""
+    """Protocol of traces that can be read on a device."""
 
     def read_on_device(self, segment_index: int, start: int, stop: int, until: int) -> Tensor:
         """Return traces (num_channels, stop - start) float32 on the device, zero outside the segment.
 
-        Frames before `until` will be asked for next, and may be read ahead.
+        Frames before `until` will be requested next, and may be read ahead.
         """
 
     def settle(self) -> None:
-        """Wait for what is read ahead, and raise if what was read holds numbers that are not finite."""
+        """Wait until reading ahead has ended; raise if the traces read so far are not finite."""
 
     def forget(self) -> None:
-        """Give memory of the device back."""
+        """Free the memory of the device."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class _Sent:
 
 
 class DeviceReader(TraceReader):
-    """A :class:`TraceReader` that has traces on a device as well, conditioned there.
+    """A :class:`TraceReader` that also returns traces on a device, filtered and scaled there.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ class DeviceReader(TraceReader):
     block_s : float
         Length of a block, s.
     repaired : RepairedRecording, optional
-        What `recording` is made from: it tells which stretches are damaged.
+        The source of `recording`, which finds the damaged stretches.
     """
 
     def __init__(
@@ -79,13 +80,12 @@ class DeviceReader(TraceReader):
         self.device = device
         self._conditioning = Conditioning.of(recording)
         self._raw: BaseRecording = recording.get_parent()
-        self._can_be_wrong = self._raw.get_dtype().kind == "f"
         self._thread = ThreadPoolExecutor(1, "spikewise-reader")
-        self._on_the_way: dict[tuple[int, int], Future[_Sent]] = {}
+        self._pending: dict[tuple[int, int], Future[_Sent]] = {}
         self._on_device: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
-        self._doubtful: list[tuple[int, int, Tensor]] = []
+        self._unchecked: list[tuple[int, int, Tensor]] = []
 
-    # Both take memory of the device, which many uses of a reader do not need.
+    # Both use memory of the device, so they are made at first use.
 
     @cached_property
     def _conditioner(self) -> DeviceConditioner:
@@ -104,7 +104,7 @@ class DeviceReader(TraceReader):
         start, stop : int
             Frames; may lie before the segment's start or after its end, where traces are zero.
         until : int
-            Frames before it will be asked for next.
+            Frames before it will be requested next.
 
         Returns
         -------
@@ -130,39 +130,42 @@ class DeviceReader(TraceReader):
         return traces
 
     def read_ahead(self, segment_index: int, start: int, stop: int) -> None:
-        """Do nothing: reading on the device reads ahead by itself."""
+        """Do nothing: :meth:`read_on_device` reads ahead by itself."""
 
     def settle(self) -> None:
-        """Wait for what is read ahead, and raise if what was read holds numbers that are not finite.
+        """Wait until reading ahead has ended; raise if the traces read so far are not finite.
 
         Raises
         ------
         RecordingError
-            As of :meth:`read`.
+            As in :meth:`read`.
         """
-        for sent in self._on_the_way.values():
+        for sent in self._pending.values():
             sent.exception()
-        doubtful, self._doubtful = self._doubtful, []
-        for segment_index, index, is_finite in doubtful:
+        unchecked, self._unchecked = self._unchecked, []
+        for segment_index, index, is_finite in unchecked:
             if not is_finite:
                 self._get_block(segment_index, index)
 
     def forget(self) -> None:
-        """Give the memory of blocks on the device back, when nothing is read ahead any more."""
-        for sent in self._on_the_way.values():
+        """Free the blocks on the device, after reading ahead has ended."""
+        for sent in self._pending.values():
             sent.exception()
-        self._on_the_way, self._doubtful = {}, []
+        self._pending, self._unchecked = {}, []
         self._on_device.clear()
 
+    def release(self) -> None:
+        """Free the blocks that are kept in memory and on the device."""
+        super().release()
+        self.forget()
+
     def _block_on_device(self, segment_index: int, index: int, last_block: int) -> Tensor:
-        """Return a conditioned block (num_channels, num_samples), and have the next one sent."""
+        """Return a conditioned block (num_channels, num_samples), and start to send the next one."""
         key = (segment_index, index)
         if key not in self._on_device:
-            on_its_way = self._send(key)
-            self._on_the_way = {
-                other: sent for other, sent in self._on_the_way.items() if other[1] == index + 1
-            }
-            sent = on_its_way.result()
+            block_sent = self._send(key)
+            self._pending = {other: sent for other, sent in self._pending.items() if other[1] == index + 1}
+            sent = block_sent.result()
             if index < last_block:
                 self._send((segment_index, index + 1))
             if sent.arrived is not None:
@@ -172,34 +175,34 @@ class DeviceReader(TraceReader):
             while len(self._on_device) >= _KEPT_BLOCKS:
                 self._on_device.popitem(last=False)
             block = self._conditioner(sent.raw.to(self.device), sent.left, sent.right)
-            if self._can_be_wrong:
-                self._doubtful.append((*key, torch.isfinite(block).all()))
+            if self._may_be_not_finite:
+                self._unchecked.append((*key, torch.isfinite(block).all()))
             self._on_device[key] = block
         elif index < last_block and (segment_index, index + 1) not in self._on_device:
             self._send((segment_index, index + 1))
         return self._on_device[key]
 
     def _send(self, key: tuple[int, int]) -> Future[_Sent]:
-        """Have the raw samples of a block sent to the device, if they are not on their way."""
-        if key not in self._on_the_way:
-            self._on_the_way[key] = self._thread.submit(self._read_and_send, *key)
-        return self._on_the_way[key]
+        """Start to send the raw samples of a block to the device, unless this has started already."""
+        if key not in self._pending:
+            self._pending[key] = self._thread.submit(self._read_and_send, *key)
+        return self._pending[key]
 
     def _read_and_send(self, segment_index: int, index: int) -> _Sent:
         """Read a block with the filter's margins, and start to copy it."""
         start = index * self._block
         stop = min(start + self._block, self.num_samples(segment_index))
-        with READING, reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
+        with READ_LOCK, reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
             raw, left, right = get_chunk_with_margin(
                 self._raw.segments[segment_index], start, stop, slice(None), self._conditioning.margin
             )
             if self._repaired is not None:
-                self._damage_of(segment_index, index)  # known from the same look
+                self._damage_of(segment_index, index)  # uses the damage found while reading the block
         return _Sent(*self._sender(raw), left, right)
 
 
 class _Sender:
-    """Copies raw samples to a device; on CUDA through page-locked memory, on a stream of its own.
+    """Copies raw samples to a device; on CUDA through page-locked memory, on a separate stream.
 
     Parameters
     ----------
@@ -214,9 +217,9 @@ class _Sender:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, raw: np.ndarray) -> tuple[Tensor, torch.cuda.Event | None]:
-        """Start to copy (num_samples, num_channels); return them, and the event of their arrival.
+        """Start to copy (num_samples, num_channels); return the copy and the event that ends the copying.
 
-        Without CUDA they are only copied from where they were read.
+        Without CUDA the samples are copied at once, and the event is None.
         """
         native = raw.dtype.newbyteorder("=")
         if self._stream is None:
@@ -224,7 +227,7 @@ class _Sender:
         self._turn = 1 - self._turn
         before = self._copied[self._turn]
         if before is not None:
-            before.synchronize()  # what the memory held has left it
+            before.synchronize()  # the previous content has been copied
         locked = self._locked_memory(raw.size * raw.itemsize)
         values = locked[: raw.size * raw.itemsize].view(torch.from_numpy(np.empty(0, native)).dtype)
         values = values.view(raw.shape)
@@ -248,16 +251,16 @@ class _Sender:
 def make_reader(
     recording: BaseRecording, device: torch.device, repaired: RepairedRecording | None = None
 ) -> TraceReader:
-    """Return a reader of preprocessed traces, which conditions them on the device where it can.
+    """Return a reader of preprocessed traces, which filters and scales them on the device if it can.
 
     Parameters
     ----------
     recording : BaseRecording
         Preprocessed recording.
     device : torch.device
-        Where the traces are wanted.
+        Device for the traces.
     repaired : RepairedRecording, optional
-        What `recording` is made from.
+        The source of `recording`.
     """
     fits = isinstance(recording, ConditionedRecording) and (
         recording.get_parent().get_dtype().newbyteorder("=") in NUMBERS

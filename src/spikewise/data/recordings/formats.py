@@ -1,8 +1,8 @@
 """Load a recording of any format from its path.
 
-The format is found from the path: a folder by what lies in it, a file by its ending, an ``.h5`` file by
-its content. SpikeInterface, neo and NumPy read; nothing that a file holds is ever run or unpickled.
-Traces stay on disk where the format allows it; ``.npz`` archives are compressed and come into memory.
+The format is found from the path: of a folder by its content, of a file by its ending, of an ``.h5`` file by
+its content. SpikeInterface, neo and NumPy read the files; nothing in a file is run or unpickled. Traces stay
+on disk if the format allows it; ``.npz`` archives are compressed and are read into memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spikewise.data.recordings.arrays import check_dtype, check_whole_frames, re
 
 logger = logging.getLogger(__name__)
 
-# Streams that hold spikes by the plain convention of their system: SpikeGLX and Open Ephys "AP",
+# Streams that hold spikes by the convention of their system: SpikeGLX and Open Ephys "AP",
 # Intan amplifier channels, Blackrock's two 30 kHz files, Open Ephys legacy "CH".
 _SPIKE_STREAM = re.compile(
     r"(^|[.\-_])ap$|electricalseriesap$|rh[ds]2000 amplifier channel|nsx[56]$|signals ch$", re.IGNORECASE
@@ -48,7 +48,7 @@ class _Format:
 
 
 def readable_formats() -> dict[str, str]:
-    """Return each format that :func:`load_recording` reads, with one line on what it is."""
+    """Return each format that :func:`load_recording` reads, with a description of one line."""
     return {name: entry.description for name, entry in _FORMATS.items()}
 
 
@@ -60,18 +60,18 @@ def load_recording(path: str | Path, config: RecordingConfig = _DEFAULTS) -> Bas
     path : str or Path
         A file or folder in one of the formats of :func:`readable_formats`.
     config : RecordingConfig
-        What the path does not tell. ``format`` forces a format, ``stream`` chooses among streams; a raw
+        What the path does not contain. ``format`` forces a format, ``stream`` chooses among streams; a raw
         binary file needs ``sampling_frequency``, ``num_channels`` and ``dtype``, an array the first.
 
     Returns
     -------
     BaseRecording
-        The recording as stored: raw units, all segments.
+        The recording as stored, in raw units, with all segments.
 
     Raises
     ------
     RecordingError
-        If the path is missing, damaged, empty, of no known format, or lacks something of the above.
+        If the path is missing, damaged, empty, of no known format, or a needed setting is missing.
     MissingExtraError
         If an optional package that reads the format is not installed.
     """
@@ -102,7 +102,7 @@ def load_recording(path: str | Path, config: RecordingConfig = _DEFAULTS) -> Bas
 
 @contextmanager
 def reading_errors(what: str) -> Iterator[None]:
-    """Turn whatever a reader of another library raises into a :class:`RecordingError` on `what`."""
+    """Turn any error of another library's reader into a :class:`RecordingError` about `what`."""
 
     def refuse(reason: str) -> RecordingError:
         return RecordingError(
@@ -191,7 +191,7 @@ def _unknown_format(path: Path, reason: str) -> RecordingError:
 
 
 def _choose_stream(names: list[str], wanted: str | None, path: Path) -> str:
-    """Return the stream that was asked for, or the only one that holds spikes."""
+    """Return the wanted stream, or the only one that holds spikes."""
     if wanted is not None and wanted not in names:
         close = difflib.get_close_matches(wanted, names, n=1)
         raise RecordingError(
@@ -214,7 +214,7 @@ def _choose_stream(names: list[str], wanted: str | None, path: Path) -> str:
 
 
 def _read_neo(class_name: str, path: Path, config: RecordingConfig, **options: Any) -> BaseRecording:
-    """Read with one of SpikeInterface's classes on top of neo, after choosing the stream."""
+    """Choose the stream, and read it with one of SpikeInterface's neo classes."""
     from spikeinterface.extractors import extractor_classes
 
     extractor = getattr(extractor_classes, class_name)
@@ -231,7 +231,7 @@ def _neo_reader(class_name: str, **options: Any) -> Callable[[Path, RecordingCon
 
 def _read_spikeinterface(path: Path, config: RecordingConfig) -> BaseRecording:
     for file in sorted((path / "properties").glob("*.npy")):
-        load_npy(file, mmap_mode="r")  # SpikeInterface itself would unpickle them
+        load_npy(file, mmap_mode="r")  # raises for pickles, which SpikeInterface would read
     recording = read_binary_folder(path)
     layout = recording.get_binary_description()
     for file in layout["file_paths"]:
@@ -310,7 +310,7 @@ def _read_blackrock(path: Path, config: RecordingConfig) -> BaseRecording:
         return _read_neo("BlackrockRecordingExtractor", path, config)
     from spikeinterface.extractors.extractor_classes import BlackrockRecordingExtractor
 
-    return BlackrockRecordingExtractor(path)  # a .ns file is one stream; neo would list those beside it
+    return BlackrockRecordingExtractor(path)  # one stream; neo would list the files beside it too
 
 
 def _read_neuralynx(path: Path, config: RecordingConfig) -> BaseRecording:

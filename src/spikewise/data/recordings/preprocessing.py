@@ -1,10 +1,10 @@
-"""From raw traces to what the network sees: groups, bad channels, filter, reference, noise units.
+"""Preprocess raw traces for the network: groups, bad channels, filter, reference, scaling to noise units.
 
-Preprocessing is lazy: it builds a view of the recording, and only a bounded, seeded sample of the
-recording is read to find unusable channels and noise levels. Silenced channels stay where they are, with
-traces of exactly 0, so that the channels of a recording and of a network always agree. The output is
-float32 in units of each channel's noise standard deviation, estimated from the median absolute deviation.
-Samples are frames of a segment; times are in seconds from its start.
+Preprocessing is lazy: it builds a view of the recording, and reads only a bounded, seeded sample of it to
+find unusable channels and noise levels. Silenced channels keep their index and have traces of exactly 0, so
+the channels of a recording and of a network always agree. The output is float32 in units of each channel's
+noise standard deviation, estimated from the median absolute deviation. Samples are frames of a segment; times
+are in seconds from its start.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import spikeinterface.preprocessing as spre
 from spikeinterface.core import BaseRecording
 
 from spikewise.core.config import PreprocessingConfig, SortingConfig
+from spikewise.core.constants import MIN_ARRAY_CHANNELS
 from spikewise.core.errors import RecordingError, SettingError
 from spikewise.data.recordings.channels import (
     SilencedRecording,
@@ -34,18 +35,16 @@ from spikewise.data.recordings.damage import measure_limits
 from spikewise.data.recordings.repair import RepairedRecording
 
 MIN_FILTER_FRAMES = 34
-"""The band-pass, run forward and backward, needs so many frames in every segment."""
+"""Fewest samples of a segment: the band-pass, run forward and backward, mirrors 33 samples at either end."""
 MAX_OF_SAMPLING_FREQUENCY = 0.45
-"""The band-pass ends at this fraction of the sampling frequency at the latest."""
-REFERENCE_CHANNELS = 16
-"""From so many channels on, the median over them leaves spikes alone."""
-READING = threading.RLock()
-"""Held by who reads a recording, of which groups may share files: one thread at a time."""
+"""Highest upper edge of the band-pass, as a fraction of the sampling frequency; chosen by hand."""
+READ_LOCK = threading.RLock()
+"""Lock for reading a recording: several groups may share its files, so only one thread reads at a time."""
 
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """A recording made ready for the network.
+    """A preprocessed recording.
 
     Attributes
     ----------
@@ -57,9 +56,9 @@ class Preprocessed:
         Noise standard deviations after filter and reference, in the raw units of the input; NaN for
         silenced channels.
     steps : tuple of str
-        What was done, a line each.
+        What was done, one line for each step.
     repaired : RepairedRecording or None
-        Raw traces in which damage is bridged; None where damage is kept.
+        Raw traces in which damage is bridged; None if damage is kept.
     """
 
     recording: BaseRecording
@@ -70,19 +69,19 @@ class Preprocessed:
 
 
 def split_groups(recording: BaseRecording, group_by: str = "auto") -> dict[str, BaseRecording]:
-    """Split a recording into the parts that are sorted on their own.
+    """Split a recording into the groups that are sorted separately.
 
     Parameters
     ----------
     recording : BaseRecording
-        A recording; its property ``group`` tells probes, shanks and tetrodes apart.
+        A recording; its property ``group`` is the probe, shank or tetrode of each channel.
     group_by : {"auto", "none"}
         Whether to split by that property or to keep all channels together.
 
     Returns
     -------
     dict of str to BaseRecording
-        Each group by its name; ``"0"`` holds everything if there is one group only.
+        Each group by its name; a single group is called ``"0"``.
     """
     if group_by not in ("auto", "none"):
         raise SettingError(
@@ -109,13 +108,13 @@ def preprocess_recording(
     recording : BaseRecording
         A recording, or one of its groups.
     config : PreprocessingConfig
-        What to do.
+        Filter, reference and handling of bad channels.
     silenced_channel_ids : iterable of str, optional
-        Channels to silence instead of excluded and detected ones, as a network was trained with.
+        Channels to silence instead of the excluded and detected ones: those of the network's training.
     seed : int
         Seed of the chunks that are read to measure the recording.
     damage : SortingConfig, optional
-        Its settings of damaged stretches.
+        Its settings for damaged stretches are used.
 
     Returns
     -------
@@ -152,7 +151,7 @@ def preprocess_recording(
 
 
 def _check_filter(recording: BaseRecording, config: PreprocessingConfig) -> float:
-    """Return the upper edge of the band-pass in Hz, or raise if it cannot be run."""
+    """Return the upper edge of the band-pass in Hz; raise if the band-pass cannot run."""
     sampling_frequency = recording.get_sampling_frequency()
     freq_max = min(config.freq_max_hz, MAX_OF_SAMPLING_FREQUENCY * sampling_frequency)
     if config.freq_min_hz >= freq_max:
@@ -192,7 +191,7 @@ def _choose_silenced(
         raise RecordingError(
             f"{len(new)} of {recording.get_num_channels()} channels are unusable: {list_channels(new)}",
             "a channel must vary and hold finite numbers",
-            "leave them out with --exclude-channels, or go on without them with --unusable-channels silence",
+            "leave them out with --exclude-channels, or silence them with --unusable-channels silence",
         )
     silenced |= new
     if len(silenced) == recording.get_num_channels():
@@ -205,7 +204,7 @@ def _choose_silenced(
 
 
 def _repair(recording: BaseRecording, config: SortingConfig, seed: int) -> RepairedRecording | None:
-    """Return the raw recording with its damage bridged, or None where that is switched off."""
+    """Return the raw recording with its damage bridged, or None if repair is switched off."""
     if config.damage == "keep":
         return None
     limits = measure_limits(recording, config.artefact_noise, seed)
@@ -223,9 +222,9 @@ def _as_signed(recording: BaseRecording) -> BaseRecording:
 def _reference(
     recording: BaseRecording, mode: str, silenced: Iterable[str]
 ) -> tuple[np.ndarray | None, list[str]]:
-    """Tell over which channels the median is taken, where asked for: those that are not silenced."""
+    """Return the mask of the channels of the common median, those not silenced; None for no median."""
     num_channels = recording.get_num_channels()
-    if mode == "none" or (mode == "auto" and num_channels < REFERENCE_CHANNELS):
+    if mode == "none" or (mode == "auto" and num_channels < MIN_ARRAY_CHANNELS):
         return None, []
     good = ~np.isin(recording.channel_ids.astype(str), list(silenced))
     if good.sum() == 1:
@@ -241,7 +240,7 @@ def _scale_to_noise(
     seed: int,
     usable: Usable | None,
 ) -> tuple[BaseRecording, np.ndarray, list[str]]:
-    """Filter, reference, and divide each channel by its noise, or by infinity where it is to be silent."""
+    """Filter, reference, and divide each channel by its noise; silenced channels become 0."""
     referenced = ConditionedRecording(recording, band_hz, reference)
     good = ~np.isin(referenced.channel_ids.astype(str), list(silenced))
     noise_levels, medians = measure_noise(referenced, seed, usable)
@@ -263,5 +262,5 @@ def _scale_to_noise(
     )
     scaled = ConditionedRecording(recording, band_hz, reference, gains, offsets)
     for name in {"gain_to_uV", "offset_to_uV"} & set(scaled.get_property_keys()):
-        scaled.delete_property(name)  # they belong to the raw units
+        scaled.delete_property(name)  # these belong to the raw units
     return scaled, noise_levels, steps

@@ -1,9 +1,9 @@
-"""Where the channels are: probe files, a catalogue of common probes, and attaching them to recordings.
+"""Positions of channels: probe files, a catalogue of common probes, and attaching probes to recordings.
 
-Positions are in micrometres. The wiring of a probe says which channel of the recording each contact
-is: contact ``i`` is channel ``device_channel_indices[i]``. A catalogue probe is the usual layout of its
-kind, wired in the order of its contacts unless its entry says otherwise; the file that the acquisition
-system wrote (probeinterface, SpikeGLX .meta) says how a recording was really made, and is better.
+Positions are in micrometres. The wiring of a probe gives the channel of each contact: contact ``i`` is
+channel ``device_channel_indices[i]``. A catalogue probe has the usual layout of its kind, wired in the order
+of its contacts unless its entry says otherwise. The file of the acquisition system (probeinterface, SpikeGLX
+.meta) contains the real wiring of a recording, and is the better choice.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from spikewise.core.untrusted import parsing
 from spikewise.data.recordings.channels import SilencedRecording
 
 TETRODE_SPACING_UM = 300.0
-"""Distance between the tetrodes of ``tetrode-N``; they are sorted one by one, so it is only for show."""
-
+"""Distance between the tetrodes of ``tetrode-N``; only for display, since each is sorted separately."""
 LINEAR_PITCH_UM = 20.0
+"""Distance between the contacts of ``linear-N``; chosen by hand."""
 SQUARE_PITCH_UM = 15.0
+"""Distance between the contacts of ``square-N``; chosen by hand."""
 
 # Blocks of 48 channels that read the lowest two blocks of 48 electrodes of each shank
 # (SpikeGLX, "IMRO tables", type 24).
@@ -57,20 +58,20 @@ def load_probe(name_or_path: str | Path, num_channels: int | None = None) -> Pro
     ----------
     name_or_path : str or Path
         A probeinterface ``.json``, a ``.prb``, a SpikeGLX ``.meta`` or ``.imro``, a MEArec ``.h5``; or a
-        name of :func:`catalogue_names`; or ``manufacturer:probe`` of the probeinterface library, which
-        is downloaded.
+        name of :func:`catalogue_names`; or ``manufacturer:probe`` of the probeinterface library, which is
+        downloaded.
     num_channels : int, optional
-        Number of channels of the recording, which the probe must have. None accepts any number.
+        Number of channels of the recording; the probe must have the same number. None accepts any number.
 
     Returns
     -------
     ProbeGroup
-        Contacts with positions in um; each of the channels from 0 has one.
+        Contacts with positions in um; each channel, numbered from 0, has one contact.
 
     Raises
     ------
     ProbeError
-        If there is no such probe, the file cannot be read, or it has another number of channels.
+        If there is no such probe, the file cannot be read, or the number of channels differs.
     """
     path = Path(name_or_path)
     if os.path.isfile(path) or path.suffix.lower() in _READERS:
@@ -79,7 +80,7 @@ def load_probe(name_or_path: str | Path, num_channels: int | None = None) -> Pro
         probe = _from_library(str(name_or_path))
     else:
         probe = _from_catalogue(str(name_or_path), num_channels)
-    with parsing(lambda reason: _unreadable(path, reason)):  # probes of files are looked at only here
+    with parsing(lambda reason: _unreadable(path, reason)):  # a file may hold anything
         group = _as_group(probe)
         _wire(group, str(name_or_path), num_channels)
         if not np.isfinite(group.get_global_contact_positions()).all():
@@ -96,12 +97,12 @@ def attach_probe(recording: BaseRecording, probe_setting: str | Path | None) -> 
     recording : BaseRecording
         The recording; it is not changed.
     probe_setting : str, Path or None
-        What :func:`load_probe` accepts. None keeps the probe that the recording has.
+        What :func:`load_probe` accepts. None keeps the probe of the recording.
 
     Returns
     -------
     BaseRecording
-        The recording with a probe. A single channel without a probe is put at the origin.
+        The recording with a probe. A single channel without a probe is placed at the origin.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def attach_probe(recording: BaseRecording, probe_setting: str | Path | None) -> 
             return recording
         if num_channels > 1:
             raise ProbeError(
-                f"the recording says nothing of where its {num_channels} channels are",
+                f"the recording has no positions of its {num_channels} channels",
                 "several channels are sorted only with their positions",
                 "give --probe with a probeinterface file or a name such as "
                 f"{', '.join(catalogue_names())} (N is a number)",
@@ -151,7 +152,7 @@ def _unreadable(path: Path, reason: str) -> ProbeError:
 
 
 def _read_prb(path: Path) -> ProbeGroup:
-    """Read a .prb file, which is Python code, after checking that it computes nothing but numbers."""
+    """Read a .prb file, which is Python code, after checking that it only computes values."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         calls_other = isinstance(node, ast.Call) and getattr(node.func, "id", None) not in _PRB_CALLS
         if calls_other or not isinstance(node, _PRB_NODES):
@@ -228,7 +229,7 @@ def _as_group(probe: Probe | ProbeGroup) -> ProbeGroup:
 
 
 def _wire(group: ProbeGroup, name: str, num_channels: int | None) -> None:
-    """Check that the probe has one contact for each channel; without wiring, take them in order."""
+    """Check that the probe has one contact for each channel; without wiring, contacts are in order."""
     if all(probe.device_channel_indices is None for probe in group.probes):
         group.set_global_device_channel_indices(np.arange(group.get_contact_count()))
     wiring = group.get_global_device_channel_indices()["device_channel_indices"]
@@ -244,10 +245,10 @@ def _wire(group: ProbeGroup, name: str, num_channels: int | None) -> None:
 
 
 def _move_apart(group: ProbeGroup) -> None:
-    """Put probes side by side where two contacts of different probes share a position.
+    """Move probes apart if two contacts of different probes share a position.
 
-    Files of several tetrodes often give each the same coordinates, which then say nothing of the
-    distance between them.
+    Files of several tetrodes often give the same coordinates to each tetrode; the distances between tetrodes
+    are then unknown.
     """
     positions = group.get_global_contact_positions()
     if len(np.unique(positions, axis=0)) == len(positions):

@@ -1,4 +1,4 @@
-"""Preprocessed traces of a recording, block by block, as every stage reads them."""
+"""Read the preprocessed traces of a recording block by block; every stage uses this reader."""
 
 from __future__ import annotations
 
@@ -8,30 +8,25 @@ from collections import OrderedDict
 from typing import Protocol
 
 import numpy as np
-from spikeinterface.core import (
-    BaseRecording,
-)
+from spikeinterface.core import BaseRecording
 
 from spikewise.core.errors import RecordingError, SettingError
 from spikewise.core.threads import num_threads
-from spikewise.data.recordings.channels import (
-    SilencedRecording,
-    list_channels,
-)
+from spikewise.data.recordings.channels import SilencedRecording, list_channels
 from spikewise.data.recordings.conditioning import ConditionedRecording
 from spikewise.data.recordings.damage import STRETCH, clip_stretches
 from spikewise.data.recordings.formats import reading_errors
-from spikewise.data.recordings.preprocessing import READING
+from spikewise.data.recordings.preprocessing import READ_LOCK
 from spikewise.data.recordings.repair import RepairedRecording
 
 
 class TraceReader:
-    """Reads traces so that a sample never depends on how much is asked for around it.
+    """Reads traces such that the value of a sample never depends on the requested interval.
 
-    A filter near the edge of what is asked for sees less on that side, so that SpikeInterface returns
-    slightly different values for different requests. This reader always asks for the same blocks on a
-    fixed grid (frames ``k * block`` to ``(k + 1) * block`` of a segment), keeps the last few, and cuts. One
-    thread may ask it; the next blocks are read by another where :meth:`read_ahead` is called.
+    Near the edge of a request, a filter sees fewer samples, so SpikeInterface returns slightly different
+    values for different requests. This reader always requests the same blocks on a fixed grid (frames
+    ``k * block`` to ``(k + 1) * block`` of a segment), keeps the last few in memory, and cuts from them. One
+    thread may use it; :meth:`read_ahead` reads the next blocks in a second thread.
 
     Parameters
     ----------
@@ -40,7 +35,7 @@ class TraceReader:
     block_s : float
         Length of a block, s.
     repaired : RepairedRecording, optional
-        What `recording` is made from: it tells which stretches are damaged.
+        The source of `recording`, which finds the damaged stretches.
 
     Attributes
     ----------
@@ -49,6 +44,7 @@ class TraceReader:
     """
 
     max_blocks = 3
+    """Most blocks in memory; with :meth:`read_ahead` two more."""
 
     def __init__(
         self, recording: BaseRecording, block_s: float = 1.0, repaired: RepairedRecording | None = None
@@ -65,16 +61,16 @@ class TraceReader:
         self._blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         source = recording.get_parent() if isinstance(recording, ConditionedRecording) else recording
         self._may_be_not_finite = source.get_dtype().kind == "f"
-        self._most_blocks = self.max_blocks
-        self._keeping = threading.Lock()
-        self._ahead: threading.Thread | None = None
+        self._max_kept = self.max_blocks
+        self._blocks_lock = threading.Lock()
+        self._ahead_thread: threading.Thread | None = None
 
     def num_samples(self, segment_index: int) -> int:
         """Return the number of frames of a segment."""
         return self._recording.get_num_samples(segment_index)
 
     def read(self, segment_index: int, start: int, stop: int) -> np.ndarray:
-        """Read the frames from `start` to before `stop`; frames outside the segment are zeros.
+        """Read the frames `start` to `stop` - 1; frames outside the segment are zeros.
 
         Parameters
         ----------
@@ -86,13 +82,13 @@ class TraceReader:
         Returns
         -------
         ndarray of float32, shape (stop - start, num_channels)
-            The samples of a channel lie side by side in memory. Not to be written into: where one block
-            holds all of them, they are that block's.
+            The samples of a channel are contiguous in memory. Do not write into the array: it may be a view
+            of a block that is kept.
 
         Raises
         ------
         RecordingError
-            If the block of a frame holds NaN or infinite values, or cannot be read.
+            If a block holds NaN or infinite values, or cannot be read.
         """
         first, last = max(0, start), min(stop, self.num_samples(segment_index))
         shape = (self.num_channels, max(0, stop - start))
@@ -111,30 +107,37 @@ class TraceReader:
         return traces
 
     def read_ahead(self, segment_index: int, start: int, stop: int) -> None:
-        """Begin to read the blocks of some frames in another thread; what is read next waits for it.
+        """Start to read the blocks of some frames in another thread; the next :meth:`read` waits for it.
 
-        Nothing is begun while the thread still reads what it was asked for before, nor where PyTorch, and
-        with it all of Spikewise, is to use one thread.
+        Nothing is started while the thread is still reading, or if PyTorch, and so Spikewise, is limited to
+        one thread.
         """
-        if num_threads() == 1 or (self._ahead is not None and self._ahead.is_alive()):
+        if num_threads() == 1 or (self._ahead_thread is not None and self._ahead_thread.is_alive()):
             return
-        self._most_blocks = self.max_blocks + 2
+        self._max_kept = self.max_blocks + 2
         last = min(stop, self.num_samples(segment_index))
         numbers = range(max(0, start) // self._block, -(-last // self._block))
 
         def run() -> None:
-            # What goes wrong is told where the traces are asked for, which reads them again.
+            # An error is raised by the next read(), which reads the block again.
             with contextlib.suppress(Exception):
                 for number in numbers:
                     self._get_block(segment_index, number)
 
-        self._ahead = threading.Thread(target=run, name="spikewise-read-ahead", daemon=True)
-        self._ahead.start()
+        self._ahead_thread = threading.Thread(target=run, name="spikewise-read-ahead", daemon=True)
+        self._ahead_thread.start()
+
+    def release(self) -> None:
+        """Free the blocks that are kept in memory; they are read again when they are needed."""
+        if self._ahead_thread is not None:
+            self._ahead_thread.join()
+        with self._blocks_lock:
+            self._blocks.clear()
 
     def damage(self, segment_index: int, start: int, stop: int) -> np.ndarray:
         """Return the damaged stretches between two frames of a segment.
 
-        Blocks that were read are known; others are looked at now.
+        Blocks that were not read before are examined now.
 
         Returns
         -------
@@ -150,7 +153,7 @@ class TraceReader:
 
     def _damage_of(self, segment_index: int, block_index: int) -> np.ndarray:
         key = (segment_index, block_index)
-        with READING:
+        with READ_LOCK:
             if key not in self._damage and self._repaired is not None:
                 start = block_index * self._block
                 stop = min(start + self._block, self.num_samples(segment_index))
@@ -160,21 +163,21 @@ class TraceReader:
 
     def _get_block(self, segment_index: int, block_index: int) -> np.ndarray:
         key = (segment_index, block_index)
-        if (block := self._kept(key)) is not None:
+        if (block := self._cached_block(key)) is not None:
             return block
-        with READING:
-            if (block := self._kept(key)) is not None:
+        with READ_LOCK:
+            if (block := self._cached_block(key)) is not None:
                 return block
             block = self._read_block(segment_index, block_index)
-            with self._keeping:
+            with self._blocks_lock:
                 self._blocks[key] = block
-                while len(self._blocks) > self._most_blocks:
+                while len(self._blocks) > self._max_kept:
                     self._blocks.popitem(last=False)
             return block
 
-    def _kept(self, key: tuple[int, int]) -> np.ndarray | None:
-        """Return a block if it is kept, which is then the last to be given up."""
-        with self._keeping:
+    def _cached_block(self, key: tuple[int, int]) -> np.ndarray | None:
+        """Return a block if it is in memory, and mark it as the last used."""
+        with self._blocks_lock:
             if key in self._blocks:
                 self._blocks.move_to_end(key)
             return self._blocks.get(key)
@@ -184,16 +187,18 @@ class TraceReader:
         stop = min(start + self._block, self.num_samples(segment_index))
         with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
             traces = self._recording.get_traces(segment_index, start, stop).astype(np.float32, copy=False)
-        # A sum is the sooner told; it may overflow where all are finite.
+        # The sum is the faster test; it may overflow although all values are finite.
         if self._may_be_not_finite and not np.isfinite(traces.sum()) and not np.isfinite(traces).all():
-            raise self._not_finite(segment_index, start, stop, traces)
+            raise self._not_finite_error(segment_index, start, stop, traces)
         if self._repaired is not None:
             self._damage_of(segment_index, block_index)
         traces.flags.writeable = False
         return traces
 
-    def _not_finite(self, segment_index: int, start: int, stop: int, traces: np.ndarray) -> RecordingError:
-        """Find the channels of NaN or infinite values before filter and reference spread them."""
+    def _not_finite_error(
+        self, segment_index: int, start: int, stop: int, traces: np.ndarray
+    ) -> RecordingError:
+        """Return an error that names the bad channels: those not finite before filter and reference."""
         source = self._recording
         while source is not None and not isinstance(source, SilencedRecording):
             source = source.get_parent()
@@ -216,7 +221,7 @@ class TraceReader:
 
 
 class Traces(Protocol):
-    """What is read from: preprocessed traces, zero outside the recording."""
+    """Protocol of preprocessed traces, which are zero outside the recording."""
 
     @property
     def num_segments(self) -> int:
@@ -228,7 +233,7 @@ class Traces(Protocol):
 
     @property
     def sampling_frequency(self) -> float:
-        """Samples in a second."""
+        """Samples per second."""
 
     def num_samples(self, segment_index: int) -> int:
         """Return the length of a segment."""

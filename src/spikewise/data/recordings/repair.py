@@ -1,9 +1,9 @@
-"""A recording without its damage: damaged stretches are bridged before the filter could spread them.
+"""Repair a recording: damaged stretches are bridged before the filter can spread them.
 
-A short stretch is bridged by a straight line between the samples at its sides, a long one leaves the level of
-either side along half a cosine and rests at the channel's usual level. Both are slow against the band-pass,
-so that hardly anything is left after it; nothing of what was damaged is. As the rules of
-:mod:`spikewise.data.recordings.damage`, a bridge depends on samples within a fixed reach alone.
+A short stretch is bridged by a straight line between the samples at its sides. In a long one, each side
+approaches the channel's usual level along half a cosine. Both bridges are slow compared with the band-pass,
+so hardly anything of them is left after it. Like the rules of :mod:`spikewise.data.recordings.damage`, a
+bridge depends only on samples within a fixed reach.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from spikewise.data.recordings.damage import (
 )
 
 _TAPER_MS = 5.0
-_REMEMBERED = 4
+"""Length of the half cosine; a stretch up to twice as long is bridged by a line. Chosen by hand."""
+_KEPT_RESULTS = 4
+"""Requests whose damaged stretches are kept in memory; chosen by hand."""
 
 
 class RepairedRecording(BasePreprocessor):
@@ -37,9 +39,9 @@ class RepairedRecording(BasePreprocessor):
     recording : BaseRecording
         Raw recording of one group.
     centers, noise_levels : array_like
-        (num_channels,) see :class:`spikewise.data.recordings.damage.DamageLimits`.
+        (num_channels,), of :class:`spikewise.data.recordings.damage.DamageLimits`.
     artefact_noise : float
-        See there.
+        Likewise.
     """
 
     def __init__(self, recording: BaseRecording, centers: Any, noise_levels: Any, artefact_noise: float):
@@ -58,11 +60,11 @@ class RepairedRecording(BasePreprocessor):
         }
 
     def damage(self, segment_index: int, start: int, stop: int) -> np.ndarray:
-        """Return the damaged stretches between two frames, clipped to them: of the type STRETCH."""
+        """Return the damaged stretches between two frames, clipped to them, of type STRETCH."""
         return self.segments[segment_index].damage(start, stop)
 
     def is_usable(self, segment_index: int, start: int, stop: int) -> np.ndarray:
-        """Tell which channels (num_channels,) are not damaged for most of a chunk."""
+        """Return which channels (num_channels,) are undamaged in most of a chunk."""
         damaged = np.zeros(self.get_num_channels(), np.int64)
         for one in self.damage(segment_index, start, stop):
             channels = slice(None) if one["channel_index"] == ALL_CHANNELS else one["channel_index"]
@@ -78,13 +80,13 @@ class _RepairedSegment(BasePreprocessorSegment):
         self.has_clock = has_clock
         self.taper = samples_of(_TAPER_MS, sampling_frequency)
         self.context = reach_samples(sampling_frequency) + 2 * self.taper + 1
-        self._looks: tuple[tuple[int, int, np.ndarray], ...] = ()
+        self._found: tuple[tuple[int, int, np.ndarray], ...] = ()
 
     def get_traces(self, start_frame: int, end_frame: int, channel_indices: Any) -> np.ndarray:
-        """Return the traces (num_samples, num_channels) of the asked channels."""
-        traces, first, stretches = self._look(start_frame, end_frame)
+        """Return the traces (num_samples, num_channels) of the given channels."""
+        traces, first, stretches = self._find(start_frame, end_frame)
         inside = slice(start_frame - first, end_frame - first)
-        # Beyond its reach a rule cannot tell; a bridge needs to know damage as far as the tapers go.
+        # Damage is known within the reach of the rules; a bridge needs it as far as the tapers go.
         reach = 2 * self.taper + 1
         near = clip_stretches(stretches, start_frame - reach, end_frame + reach)
         if len(near):
@@ -97,24 +99,24 @@ class _RepairedSegment(BasePreprocessorSegment):
 
     def damage(self, start: int, stop: int) -> np.ndarray:
         """Return the damaged stretches between two frames, clipped to them."""
-        for low, high, stretches in self._looks:
+        for low, high, stretches in self._found:
             if low <= start and stop <= high:
                 return clip_stretches(stretches, start, stop)
-        return clip_stretches(self._look(start, stop)[2], start, stop)
+        return clip_stretches(self._find(start, stop)[2], start, stop)
 
-    def _look(self, start: int, stop: int) -> tuple[np.ndarray, int, np.ndarray]:
-        """Return traces with their context, the first frame of these, and what is damaged."""
+    def _find(self, start: int, stop: int) -> tuple[np.ndarray, int, np.ndarray]:
+        """Return traces with their context, the first frame of these, and the damaged stretches."""
         low, high = max(0, start - self.context), min(self.get_num_samples(), stop + self.context)
         traces = self.parent_recording_segment.get_traces(low, high, slice(None))
         stretches = find_damage(traces, low, self.rate, self.limits)
         if self.has_clock:
             times = np.asarray(self.parent_recording_segment.get_times(start_frame=low, end_frame=high))
             stretches = np.concatenate((stretches, find_time_jumps(times, low, self.rate)))
-        self._looks = ((start, stop, stretches), *self._looks[: _REMEMBERED - 1])
+        self._found = ((start, stop, stretches), *self._found[: _KEPT_RESULTS - 1])
         return traces, low, stretches
 
     def _bridge(self, traces: np.ndarray, first_frame: int, stretches: np.ndarray) -> None:
-        """Bridge the stretches in place; what reaches beyond the traces has no other side."""
+        """Bridge the stretches in place; a stretch that exceeds the traces has one side only."""
         of_all = stretches[stretches["channel_index"] == ALL_CHANNELS]
         channels = np.unique(stretches["channel_index"])
         for channel in range(traces.shape[1]) if len(of_all) else channels:

@@ -1,1 +1,1 @@
-"""Recordings with known spikes: a generator, MEArec templates, real units, drift."""
+"""Recordings with known spikes: from a generator, MEArec templates or real units, with drift."""

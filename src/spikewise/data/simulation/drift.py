@@ -1,25 +1,25 @@
-"""Drift: units that move along a probe while they are recorded.
+"""Drift: units that move along a probe during a recording.
 
 Conventions
 -----------
-A displacement is that of the units against the probe, in um along its depth (the second column of the
-channels' positions); units rest at 0 and move towards larger depths and back, never below 0. It is told
-DRIFT_HZ times a second and applied to whole spikes, in steps of at most STEP_UM. Moved templates have the
-shape (num_steps, num_units, num_samples, num_channels), in uV.
+A displacement is that of the units relative to the probe, in um along its depth (the second column of the
+channels' positions). Units rest at 0 and move to larger depths and back, never below 0. The displacement has
+DRIFT_HZ values per second and moves whole spikes, in steps of at most STEP_UM. Moved templates have the shape
+(num_steps, num_units, num_samples, num_channels), in uV.
 
-Three modes, those of Han & Wang (arXiv 2409.13067), who simulate with MEArec:
+The three modes are those of Han & Wang (arXiv 2409.13067), who simulate with MEArec:
 
-- slow: all units go up and down at a constant speed;
+- slow: all units move up and down at a constant speed;
 - fast: all units jump at regular times, by a third of the range or more;
 - non-rigid: a sine; the units at the lower end of the probe move by all of it, those at the upper end by
-  LEAST_FACTOR of it (MEArec's gradient).
+  MIN_FACTOR of it (MEArec's gradient).
 
-A unit's moved waveforms are either simulated at several positions (a MEArec file of drifting templates),
-between which they are interpolated linearly, or its waveforms at rest, interpolated between the channels.
-What comes from beyond the outermost channels is unknown there: it is the waveform of the nearest channel,
-which fades by 1/e in FADE_UM. Interpolation between channels has an error of its own: on the staggered
+The moved waveforms of a unit come from one of two sources: simulated waveforms at several positions (a MEArec
+file of drifting templates), interpolated linearly between these; or the waveforms at rest, interpolated
+between the channels. Waveforms from beyond the outermost channels are unknown: they are the waveform of the
+nearest channel, which decays by 1/e in FADE_UM. Interpolation between channels has an error: on the staggered
 columns of a Neuropixels shank, generated units that moved by 10 um differ by 15 % (median) from the same
-units generated there, their amplitudes by 5 %. All moved templates are held in memory.
+units generated there, and their amplitudes by 5 %. All moved templates are kept in memory.
 """
 
 from __future__ import annotations
@@ -42,15 +42,25 @@ from spikewise.core.seeds import stage_generator
 from spikewise.data.simulation.synthesis import Units, inject_units
 
 DRIFT_HZ = 10.0
+"""Displacements per second; chosen by hand."""
 STEP_UM = 1.0
+"""Largest distance between displacements with templates; chosen by hand."""
 FADE_UM = 30.0
-SAME_PLACE_UM = 1e-3
-LEAST_FACTOR = 0.5
-LARGEST_SIDEWAYS_FRACTION = 0.2
+"""Distance beyond the outermost channels in which a waveform decays by 1/e; chosen by hand."""
+SAME_POSITION_UM = 1e-3
+"""Positions that are closer are one; chosen by hand."""
+MIN_FACTOR = 0.5
+"""Part of a non-rigid drift by which the units at the upper end of the probe move; chosen by hand."""
+MAX_SIDEWAYS_FRACTION = 0.2
+"""Largest sideways movement of simulated cells, as a fraction of the shortest path; chosen by hand."""
 RANGE_UM = {"slow": 30.0, "fast": 15.0, "non-rigid": 10.0}
+"""Default range of each mode; chosen by hand."""
 SPEED_UM_PER_MIN = {"slow": 10.0, "non-rigid": 80.0}
+"""Default speed of each mode; chosen by hand."""
 PERIOD_S = 60.0
-LEAST_JUMPS = 5
+"""Default time between two jumps; chosen by hand."""
+MIN_JUMPS = 5
+"""Fewest jumps in a recording: in a short one the period is shorter; chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +71,14 @@ class Drift:
     ----------
     times_s : numpy.ndarray, shape (num_times,)
     displacement_um : numpy.ndarray, shape (num_times,)
-        From each time until the next, of a unit whose factor is 1.
+        From each time until the next, of a unit with the factor 1.
     unit_ids : tuple of str
     unit_factors : numpy.ndarray, shape (num_units,)
         Part of the displacement by which each unit moves.
     steps_um : numpy.ndarray, shape (num_steps,)
-        The displacements at which there are templates; a spike has the nearest.
+        The displacements with templates; a spike has the nearest one.
     peak_amplitudes_uV : numpy.ndarray, shape (num_steps, num_units)
-        Depth of each unit's largest trough at each step: a unit may leave the probe.
+        Depth of each unit's largest trough at each step; it falls if a unit leaves the probe.
     facts : dict
         Mode, range, and pace, in JSON types.
     """
@@ -87,7 +97,7 @@ class Drift:
         return self.displacement_um[:, None] * self.unit_factors
 
     def save(self, path: Path) -> None:
-        """Write the arrays as an ``.npz`` file; each has its name as here."""
+        """Write the arrays as an ``.npz`` file, under the names of the attributes."""
         np.savez_compressed(
             path,
             times_s=self.times_s,
@@ -113,12 +123,12 @@ def drift_steps(config: SimulationConfig) -> np.ndarray:
 def draw_displacement(
     config: SimulationConfig, duration_s: float
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Return when and how far a probe's units are displaced.
+    """Draw the displacement of the units over time.
 
     Parameters
     ----------
     config : SimulationConfig
-        Its drift is not "none"; the jumps of a fast drift come from a random stage of its own.
+        Its drift is not "none"; the jumps of a fast drift have their own random stage.
     duration_s : float
         Length of the recording.
 
@@ -137,16 +147,16 @@ def draw_displacement(
         raise SettingError(
             f"the drift starts at {config.drift_start_s:g} s",
             f"the recording ends at {duration_s:g} s",
-            "let it start earlier, or make the recording longer",
+            "start it earlier, or make the recording longer",
         )
     largest = drift_range(config)
     times = np.arange(int(np.ceil(duration_s * DRIFT_HZ)) + 1) / DRIFT_HZ
     since_start = np.maximum(times - config.drift_start_s, 0.0)
     facts: dict[str, Any] = {"mode": config.drift, "range_um": largest, "start_s": config.drift_start_s}
     if config.drift == "fast":
-        longest = (duration_s - config.drift_start_s) / (LEAST_JUMPS + 1)
+        longest = (duration_s - config.drift_start_s) / (MIN_JUMPS + 1)
         period = config.drift_period_s or min(PERIOD_S, longest)
-        # A time that is a multiple of the period may be stored as a little less.
+        # A multiple of the period may be rounded to a slightly smaller number.
         levels_passed = ((since_start + 1e-9) // period).astype(int)
         levels = _levels(levels_passed[-1] + 1, largest, stage_generator(config.seed, "drift"))
         return times, levels[levels_passed], {**facts, "period_s": period}
@@ -159,9 +169,9 @@ def draw_displacement(
 def move_templates(templates: np.ndarray, positions: np.ndarray, steps_um: np.ndarray) -> np.ndarray:
     """Move templates along the depth by interpolating them between channels.
 
-    The method is that of SpikeInterface's ``move_dense_templates`` (cubic), which here triangulates the
-    channels once, not once for each sample, knows probes of one column, and fades beyond the ends.
-    Where a moved channel meets a channel, its waveform is copied and not interpolated.
+    The method is that of SpikeInterface's ``move_dense_templates`` (cubic). Here it triangulates the channels
+    once instead of for each sample, supports probes with one column, and decays beyond the ends. If a moved
+    channel coincides with a channel, its waveform is copied and not interpolated.
 
     Parameters
     ----------
@@ -187,27 +197,27 @@ def move_templates(templates: np.ndarray, positions: np.ndarray, steps_um: np.nd
     tree = KDTree(positions)
     moved = np.zeros((len(steps_um), *templates.shape), dtype=np.float32)
     for step_um, out in zip(steps_um, moved, strict=True):
-        places = positions - [0.0, step_um]
-        distance, nearest = tree.query(places)
-        found = weights_at(places) @ values
+        shifted = positions - [0.0, step_um]
+        distance, nearest = tree.query(shifted)
+        found = weights_at(shifted) @ values
         faded = values[nearest] * np.exp(-distance / FADE_UM)[:, None]
         found = np.where(np.isnan(found), faded, found)
-        met = distance < SAME_PLACE_UM
-        found[met] = values[nearest[met]]
+        same = distance < SAME_POSITION_UM
+        found[same] = values[nearest[same]]
         out[:] = found.T.reshape(templates.shape)
     return moved
 
 
 def follow_paths(waveforms: np.ndarray, locations: np.ndarray, steps_um: np.ndarray) -> np.ndarray:
-    """Return templates along the paths that a file of drifting templates holds.
+    """Return templates along the paths in a file of drifting templates.
 
     Parameters
     ----------
     waveforms : numpy.ndarray, shape (num_units, num_positions, num_samples, num_channels)
     locations : numpy.ndarray, shape (num_units, num_positions, 3)
-        Where each was simulated, in um, the depth in the second column; units start at the first.
+        Where each was simulated, in um, with the depth in the second column; units start at the first.
     steps_um : numpy.ndarray, shape (num_steps,)
-        Displacements from there.
+        Displacements from the first position.
 
     Returns
     -------
@@ -216,14 +226,14 @@ def follow_paths(waveforms: np.ndarray, locations: np.ndarray, steps_um: np.ndar
     Raises
     ------
     SettingError
-        If a path is shorter than the largest displacement, or does not lead along the probe.
+        If a path is shorter than the largest displacement, or does not go along the probe.
     """
     _check_paths(locations, float(steps_um.max()))
     moved = np.zeros((len(steps_um), len(waveforms), *waveforms.shape[2:]), dtype=np.float32)
     for k, (path, location) in enumerate(zip(waveforms, locations, strict=True)):
-        place = np.interp(steps_um, location[:, 1] - location[0, 1], np.arange(len(path)))
-        before = np.minimum(place.astype(int), len(path) - 2)
-        weight = (place - before)[:, None, None]
+        position = np.interp(steps_um, location[:, 1] - location[0, 1], np.arange(len(path)))
+        before = np.minimum(position.astype(int), len(path) - 2)
+        weight = (position - before)[:, None, None]
         moved[:, k] = (1 - weight) * path[before] + weight * path[before + 1]
     return moved
 
@@ -236,20 +246,20 @@ def inject_drifting_units(
     seeds: dict[str, int],
     moved: np.ndarray | None = None,
 ) -> tuple[BaseRecording, Drift]:
-    """Add the waveforms of moving units to the background, with the amplitudes that they have at rest.
+    """Add the waveforms of moving units to the background, with the amplitude factors of units at rest.
 
     Parameters
     ----------
     background : BaseRecording
         One segment, one probe.
     sorting : NumpySorting
-        The true spikes; it gets the properties of the units at rest.
+        The true spikes; the properties of the units at rest are added.
     units : Units
         The units at rest.
     config : SimulationConfig
     seeds : dict of str to int
     moved : numpy.ndarray, shape (num_steps, num_units, num_samples, num_channels), optional
-        Their templates at each of :func:`drift_steps`; default: interpolated between the channels.
+        Their templates at each of :func:`drift_steps`; default: interpolate between the channels.
 
     Returns
     -------
@@ -263,7 +273,7 @@ def inject_drifting_units(
     """
     if len(background.get_probes()) != 1:
         raise SettingError(
-            f"drift is asked for on {len(background.get_probes())} probes",
+            f"drift is requested on {len(background.get_probes())} probes",
             "units drift along one probe",
             "simulate one probe at a time, or leave out drift",
         )
@@ -294,7 +304,7 @@ def inject_drifting_units(
 
 
 def _levels(num_levels: int, largest: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw displacements up to `largest`, the first 0, each at least a third of that from the last."""
+    """Draw displacements up to `largest`, starting at 0; each differs by at least a third of it."""
     least = largest / 3
     levels = np.zeros(num_levels)
     for k in range(1, num_levels):
@@ -309,42 +319,43 @@ def _unit_factors(config: SimulationConfig, depths: np.ndarray, channel_depths: 
     if config.drift != "non-rigid":
         return np.ones(len(depths))
     ends = channel_depths.min(), channel_depths.max()
-    return np.interp(depths, ends, (1.0, LEAST_FACTOR))
+    return np.interp(depths, ends, (1.0, MIN_FACTOR))
 
 
 def _interpolator(positions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what tells the weight of each channel at places: (num_places, num_channels), NaN outside.
+    """Return a function from positions to channel weights (num_positions, num_channels), NaN outside.
 
-    Interpolation is linear in the values at the channels, so what it makes of each channel alone says all.
+    Interpolation is linear in the values at the channels. So the weights of a channel are the interpolation
+    of values that are 1 at this channel and 0 at the others.
     """
     alone = np.eye(len(positions))
     middle = positions.mean(axis=0)
     if _is_column(positions):
         order = np.argsort(positions[:, 1])
         along = CubicSpline(positions[order, 1], alone[order], extrapolate=False)
-        return lambda places: along(places[:, 1])
+        return lambda at: along(at[:, 1])
     between = CloughTocher2DInterpolator(positions, alone)
-    # Places on the outline would be inside or outside as rounding has it.
-    return lambda places: between(places + [1e-6, 0.0] * np.sign(middle - places))
+    # Rounding must not decide whether positions on the outline are inside: move them inside.
+    return lambda at: between(at + [1e-6, 0.0] * np.sign(middle - at))
 
 
 def _is_column(positions: np.ndarray) -> bool:
-    return bool(np.ptp(positions[:, 0]) < SAME_PLACE_UM)
+    return bool(np.ptp(positions[:, 0]) < SAME_POSITION_UM)
 
 
 def _check_probe(positions: np.ndarray, largest_um: float) -> None:
     length = float(np.ptp(positions[:, 1]))
-    flat = np.linalg.matrix_rank(positions - positions.mean(axis=0), tol=SAME_PLACE_UM) < 2
+    flat = np.linalg.matrix_rank(positions - positions.mean(axis=0), tol=SAME_POSITION_UM) < 2
     problem = None
     if length < 2 * largest_um:
         problem = (
-            f"units are to drift by {largest_um:g} um along a probe of {length:g} um",
+            f"units should drift by {largest_um:g} um along a probe of {length:g} um",
             "choose a smaller drift_um, or a longer probe",
         )
     elif flat and not _is_column(positions):
-        problem = ("units are to drift along a probe whose channels lie on a slanted line", "turn the probe")
-    elif KDTree(positions).query(positions, k=2)[0][:, 1].min() < SAME_PLACE_UM:
-        problem = ("units are to drift along a probe with two channels at one place", "correct the probe")
+        problem = ("units should drift along a probe whose channels lie on a slanted line", "turn the probe")
+    elif KDTree(positions).query(positions, k=2)[0][:, 1].min() < SAME_POSITION_UM:
+        problem = ("units should drift along a probe with two channels at one position", "correct the probe")
     if problem:
         raise SettingError(
             problem[0],
@@ -359,17 +370,17 @@ def _check_paths(locations: np.ndarray, largest_um: float) -> None:
     sideways = np.abs(path[:, :, [0, 2]]).max()
     shortest = float(along[:, -1].min())
     problem = None
-    if np.any(np.diff(along, axis=1) <= 0) or sideways > LARGEST_SIDEWAYS_FRACTION * shortest:
+    if np.any(np.diff(along, axis=1) <= 0) or sideways > MAX_SIDEWAYS_FRACTION * shortest:
         problem = (
             "the cells of the template file do not drift up along the probe",
             "simulate the templates with a drift along the depth, or use a file without drift",
         )
-    elif shortest < largest_um - SAME_PLACE_UM:
+    elif shortest < largest_um - SAME_POSITION_UM:
         problem = (
-            f"units are to drift by {largest_um:g} um",
+            f"units should drift by {largest_um:g} um",
             "choose a smaller drift_um, or simulate templates that drift further",
         )
     if problem:
         raise SettingError(
-            problem[0], f"the template file lets them drift by {max(shortest, 0.0):g} um", problem[1]
+            problem[0], f"the template file allows a drift of {max(shortest, 0.0):g} um", problem[1]
         )

@@ -1,8 +1,8 @@
-"""Real units for simulated recordings: measured mean waveforms, placed on any probe.
+"""Real units for simulated recordings: measured mean waveforms, placed on a probe.
 
 Conventions: waveforms are in microvolts with shape (num_samples, num_sites), positions in micrometres with
-shape (num_sites, 2), x across and y along the probe. The main site of a unit is that of its deepest
-trough, its amplitude the depth of that trough, and its time the sample of the trough.
+shape (num_sites, 2), x across and y along the probe. The main site of a unit has its deepest trough; the
+unit's amplitude is the depth of this trough, and the spike time is its sample.
 
 Two layouts of NumPy archives are read:
 
@@ -10,13 +10,13 @@ Two layouts of NumPy archives are read:
   ``pos_kk`` (num_sites, 2), with optional ``labels`` (n,);
 - Kilosort templates: ``templates_whitened`` (num_units, num_samples, num_channels),
   ``whitening_mat_inv`` (num_channels, num_channels), ``pos`` (num_channels, 2), ``fs``, and the fitted
-  ``clusters_first15`` and ``amplitudes_first15`` of their spikes. Unwhitening and the mean amplitude give
-  the waveform in steps of the converter, which are 2.34375 uV at gain 500, the default of Neuropixels
-  1.0; the file does not tell its gain, so that factor is an assumption. Units without amplitudes are left
-  out, and so are sites under 5 % of the main one.
+  ``clusters_first15`` and ``amplitudes_first15`` of their spikes. Unwhitening and the mean amplitude give the
+  waveform in steps of the converter. A step is 2.34375 uV at gain 500, the default of Neuropixels 1.0; the
+  file does not contain its gain, so this factor is an assumption. Units without amplitudes are left out, and
+  sites below 5 % of the main site too.
 
-A unit that fits the sites of the probe site by site keeps its waveforms as measured. Anywhere else they
-are interpolated between its sites (cubic) and zero outside their hull.
+If the sites of a unit coincide with channels of the probe, its waveforms stay as measured. Otherwise they are
+interpolated between its sites (cubic), and are zero outside the convex hull of the sites.
 """
 
 from __future__ import annotations
@@ -35,21 +35,27 @@ from scipy.spatial import KDTree
 
 from spikewise.core.errors import SettingError
 from spikewise.core.untrusted import load_npz, parsing
+from spikewise.data.simulation.synthesis import FADE_MS, fade_out
 
 logger = logging.getLogger(__name__)
 
 UV_PER_STEP_GAIN_500 = 2.34375
-LEAST_SITE_FRACTION = 0.05
+"""Step of the converter of a Neuropixels 1.0 at gain 500: 1.2 V / 1024 / 500."""
+MIN_SITE_FRACTION = 0.05
+"""Sites of Kilosort templates below this fraction of the main amplitude are left out; chosen by hand."""
 SAME_SITE_UM = 1.0
-LEAST_FRACTION_MET = 0.75
-LARGEST_OFFSET_UM = 8.0
-TAIL_MS = 0.5
-PLACES_TRIED = 10
+"""A site and a channel that are closer have one position; chosen by hand."""
+MIN_MATCHED_FRACTION = 0.75
+"""Fewest sites on channels at a location, as a fraction of the most at any location; chosen by hand."""
+MAX_OFFSET_UM = 8.0
+"""Largest random offset of a unit from a channel, along each axis; chosen by hand."""
+MAX_LOCATIONS = 10
+"""Locations that are tried for a unit; chosen by hand."""
 
 
 @dataclass(frozen=True)
 class RealUnit:
-    """One unit as it was measured.
+    """One measured unit.
 
     Attributes
     ----------
@@ -58,7 +64,7 @@ class RealUnit:
     waveforms : numpy.ndarray of float32, shape (num_samples, num_sites)
         Mean waveform in uV.
     positions : numpy.ndarray, shape (num_sites, 2)
-        Positions of its sites in um, from an origin of its own.
+        Positions of its sites in um; each unit has its own origin.
     """
 
     unit_id: str
@@ -79,7 +85,7 @@ class PlacedUnits:
     ----------
     unit_ids : tuple of str
     templates : numpy.ndarray of float32, shape (num_units, num_samples, num_channels)
-        In uV; every trough lies at sample `num_before`, and both ends fade to zero.
+        In uV; every trough is at sample `num_before`, and both ends fade to zero.
     num_before : int
     locations : numpy.ndarray, shape (num_units, 2)
         Position in um of each unit's main site.
@@ -112,7 +118,7 @@ def load_real_units(path: str | Path) -> tuple[tuple[RealUnit, ...], float]:
     """
     path = Path(path)
     if not path.is_file():
-        raise _refuse(path, "is not there")
+        raise _refuse(path, "does not exist")
     with parsing(lambda reason: _refuse(path, f"cannot be read: {reason}")):
         arrays = load_npz(path)
     if {"fs", "n", "waves_00", "pos_00"} <= arrays.keys():
@@ -142,7 +148,7 @@ def neuropixels_rows(num_rows: int) -> Probe:
 
 
 def own_probe(units: Iterable[RealUnit], num_units: int) -> Probe:
-    """Return as much of the shank on which the units were measured as `num_units` of them need."""
+    """Return a part of the measured units' shank that is long enough for `num_units` of them."""
     longest = max(float(np.ptp(unit.positions[:, 1])) for unit in units)
     return neuropixels_rows(2 * int(np.ceil((longest + 40.0 * num_units) / 40.0)))
 
@@ -165,15 +171,15 @@ def resample_units(units: Iterable[RealUnit], source_hz: float, target_hz: float
 
 @dataclass(frozen=True)
 class Placement:
-    """What is asked of placed units.
+    """Requirements for placed units.
 
     Attributes
     ----------
     num_units : int
     amplitude_range_uV : tuple of float
-        Least and largest amplitude on the probe.
+        Smallest and largest amplitude on the probe.
     min_distance_um : float
-        Distance between main sites that is kept where the probe has room.
+        Distance between main sites, as far as the probe has space.
     """
 
     num_units: int
@@ -188,7 +194,7 @@ def place_units(
     placement: Placement,
     rng: np.random.Generator,
 ) -> PlacedUnits:
-    """Place units, drawn at random, at random places of a probe.
+    """Place randomly drawn units at random locations of a probe.
 
     Parameters
     ----------
@@ -205,7 +211,7 @@ def place_units(
     Returns
     -------
     PlacedUnits
-        May hold fewer units than were asked for: those that reach the amplitude range.
+        Has fewer units than wanted if too few reach the amplitude range.
     """
     units = tuple(units)
     tree = KDTree(channel_positions)
@@ -215,7 +221,7 @@ def place_units(
         if len(chosen) == placement.num_units:
             break
         unit = units[unit_index]
-        for location in _possible_places(unit, tree, placement.min_distance_um, locations, rng):
+        for location in _possible_locations(unit, tree, placement.min_distance_um, locations, rng):
             waveforms = _waveforms_at(unit, location, tree)
             if placement.amplitude_range_uV[0] <= -waveforms.min() <= placement.amplitude_range_uV[1]:
                 chosen.append(replace(unit, waveforms=waveforms, positions=np.asarray(channel_positions)))
@@ -223,46 +229,46 @@ def place_units(
                 break
         else:
             logger.debug("Unit %s reaches the amplitude range nowhere on the probe", unit.unit_id)
-    templates, num_before = _align(chosen, round(TAIL_MS / 1000 * sampling_frequency))
+    templates, num_before = _align(chosen, round(FADE_MS / 1000 * sampling_frequency))
     unit_ids = tuple(unit.unit_id for unit in chosen)
     return PlacedUnits(unit_ids, templates, num_before, np.reshape(locations, (len(chosen), 2)))
 
 
-def _possible_places(
+def _possible_locations(
     unit: RealUnit, tree: KDTree, min_distance_um: float, taken: list[np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
-    """Return places for the unit's main site, the best first, shape (at most PLACES_TRIED, 2).
+    """Return locations for the unit's main site, the best first, shape (at most MAX_LOCATIONS, 2).
 
-    Where the probe has the unit's own sites, these are places at which nothing is interpolated;
-    otherwise places near any channel.
+    If the unit's sites coincide with channels somewhere, these are the locations without interpolation.
+    Otherwise they are near any channel.
     """
-    places = tree.data[rng.permutation(tree.n)]
-    fitting = _fits(unit, places, tree)
+    locations = tree.data[rng.permutation(tree.n)]
+    fitting = _fits(unit, locations, tree)
     if fitting.any():
-        places = places[fitting]
+        locations = locations[fitting]
     else:
-        places = places + rng.uniform(-LARGEST_OFFSET_UM, LARGEST_OFFSET_UM, places.shape)
+        locations = locations + rng.uniform(-MAX_OFFSET_UM, MAX_OFFSET_UM, locations.shape)
     if taken:
-        room, _ = KDTree(np.asarray(taken)).query(places)
-        places = places[np.argsort(-np.minimum(room, min_distance_um), kind="stable")]
-    return places[:PLACES_TRIED]
+        distance, _ = KDTree(np.asarray(taken)).query(locations)
+        locations = locations[np.argsort(-np.minimum(distance, min_distance_um), kind="stable")]
+    return locations[:MAX_LOCATIONS]
 
 
-def _fits(unit: RealUnit, places: np.ndarray, tree: KDTree) -> np.ndarray:
-    """Tell for each place whether the unit meets channels site by site; shape (num_places,).
+def _fits(unit: RealUnit, locations: np.ndarray, tree: KDTree) -> np.ndarray:
+    """Return at which locations the unit's sites coincide with channels; shape (num_locations,).
 
-    That is so where all its sites are channels, or all channels among its sites are sites; of such
-    places those count at which about as many sites as anywhere are channels, so that the unit does not
-    hang off the side of the probe.
+    They coincide if all sites are channels, or if all channels between the sites are sites. A location also
+    needs about as many sites on channels as the best one, so that the unit does not extend beyond the side of
+    the probe.
     """
     sites = unit.positions - unit.positions[unit.main_site]
-    to_channel, _ = tree.query(places[:, None, :] + sites)
-    channels = np.asarray(tree.data) - places[:, None, :]
+    to_channel, _ = tree.query(locations[:, None, :] + sites)
+    channels = np.asarray(tree.data) - locations[:, None, :]
     among = ((channels >= sites.min(axis=0)) & (channels <= sites.max(axis=0))).all(axis=2)
     to_site, _ = KDTree(sites).query(channels)
-    met = np.sum(to_channel < SAME_SITE_UM, axis=1)
-    exact = (met == len(sites)) | ((to_site < SAME_SITE_UM) | ~among).all(axis=1)
-    return exact & (met >= LEAST_FRACTION_MET * met[exact].max(initial=0))
+    matched = np.sum(to_channel < SAME_SITE_UM, axis=1)
+    exact = (matched == len(sites)) | ((to_site < SAME_SITE_UM) | ~among).all(axis=1)
+    return exact & (matched >= MIN_MATCHED_FRACTION * matched[exact].max(initial=0))
 
 
 def _waveforms_at(unit: RealUnit, location: np.ndarray, tree: KDTree) -> np.ndarray:
@@ -280,32 +286,32 @@ def _waveforms_at(unit: RealUnit, location: np.ndarray, tree: KDTree) -> np.ndar
     return waveforms
 
 
-def _align(units: list[RealUnit], num_tail: int) -> tuple[np.ndarray, int]:
-    """Put the troughs at one sample and let both ends fade to zero over `num_tail` samples.
+def _align(units: list[RealUnit], num_fade: int) -> tuple[np.ndarray, int]:
+    """Align the troughs at one sample and fade both ends to zero over `num_fade` samples.
 
     Returns the templates (num_units, num_samples, num_channels) and the sample of the troughs.
     """
     if not units:
         return np.zeros((0, 1, 1), dtype=np.float32), 0
     troughs = [int(np.argmin(unit.waveforms[:, unit.main_site])) for unit in units]
-    num_before = max(troughs) + num_tail
+    num_before = max(troughs) + num_fade
     num_after = max(len(unit.waveforms) - trough for unit, trough in zip(units, troughs, strict=True))
-    fade = 0.5 * (1 + np.cos(np.pi * np.arange(1, num_tail + 1) / (num_tail + 1)))
-    shape = (len(units), num_before + num_after + num_tail, units[0].waveforms.shape[1])
+    fade = fade_out(num_fade)
+    shape = (len(units), num_before + num_after + num_fade, units[0].waveforms.shape[1])
     templates = np.zeros(shape, dtype=np.float32)
     for template, unit, trough in zip(templates, units, troughs, strict=True):
         start = num_before - trough
         stop = start + len(unit.waveforms)
         template[start:stop] = unit.waveforms
-        template[start - num_tail : start] = fade[::-1, None] * unit.waveforms[0]
-        template[stop : stop + num_tail] = fade[:, None] * unit.waveforms[-1]
+        template[start - num_fade : start] = fade[::-1, None] * unit.waveforms[0]
+        template[stop : stop + num_fade] = fade[:, None] * unit.waveforms[-1]
     return templates, num_before
 
 
 def _measured_units(arrays: dict[str, np.ndarray]) -> Iterable[RealUnit]:
     num_units = int(arrays["n"])
     if num_units > len(arrays):
-        raise ValueError(f"it promises {num_units} units in {len(arrays)} arrays")
+        raise ValueError(f"it claims {num_units} units in {len(arrays)} arrays")
     labels = arrays.get("labels", np.arange(num_units))
     for k in range(num_units):
         waveforms, positions = arrays[f"waves_{k:02d}"], arrays[f"pos_{k:02d}"]
@@ -321,12 +327,12 @@ def _kilosort_units(arrays: dict[str, np.ndarray]) -> Iterable[RealUnit]:
         # The first samples are padding, exactly zero; the waveform starts after them.
         waveforms = waveforms[int(np.argmax(np.any(waveforms != 0, axis=1))) :]
         depth = -waveforms.min(axis=0)
-        kept = depth >= LEAST_SITE_FRACTION * depth.max()
+        kept = depth >= MIN_SITE_FRACTION * depth.max()
         yield RealUnit(str(k), waveforms[:, kept], positions[kept])
 
 
 def _check_unit(path: Path, unit: RealUnit) -> None:
-    """Raise unless the unit has a trough and sites between which one can interpolate."""
+    """Raise unless the unit has a trough, and sites that allow interpolation."""
     num_sites = unit.waveforms.shape[-1]
     problem = None
     if unit.waveforms.ndim != 2 or unit.positions.shape != (num_sites, 2):

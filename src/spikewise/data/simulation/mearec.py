@@ -1,16 +1,15 @@
 """Clean signals from a MEArec template file: simulated cells convolved with given spike trains.
 
-MEArec (Buccino & Einevoll 2020, doi:10.1007/s12021-020-09467-7) selects the cells, shifts their
-waveforms by parts of a sample, modulates each spike on each electrode and adds them up. Noise is not its
-task here: it draws one of a thousand seeds for every ten seconds, so that a long recording repeats.
+MEArec (Buccino & Einevoll 2020, doi:10.1007/s12021-020-09467-7) selects the cells, shifts their waveforms by
+fractions of a sample, modulates each spike on each electrode and adds them up. Its noise is not used: it
+draws one of a thousand seeds for every ten seconds, so a long recording would repeat.
 
-Units that drift are not convolved by MEArec: their waveforms are read here, of the cells that MEArec would
-select, without shifts by parts of a sample, and a spike has one amplitude on all electrodes.
+MEArec does not convolve drifting units. This module reads the waveforms of the cells that MEArec would
+select, without shifts by fractions of a sample; a spike has one amplitude on all electrodes.
 
-Conventions: amplitudes in uV, positions in um in the plane of the probe with the distance from it as third
-column,
-spike times in samples. MEArec writes the signal to a temporary folder, of 4 bytes for each sample and
-channel (and unit), which goes when the recording is no longer used; memory stays bounded.
+Conventions: amplitudes in uV; positions in um in the plane of the probe, with the distance from it as third
+column; spike times in samples. MEArec writes the signal to a temporary folder, 4 bytes for each sample and
+channel (and unit), which is removed when the recording is no longer used; memory stays bounded.
 """
 
 from __future__ import annotations
@@ -33,14 +32,16 @@ from spikeinterface.core import BaseRecording, BaseSorting, NumpyRecording
 
 from spikewise.core.config import SimulationConfig
 from spikewise.core.errors import MissingExtraError, SettingError
+from spikewise.data.simulation.synthesis import FADE_MS, fade_out
 
 CELL_TYPES = {
     "excitatory": ["PC", "SS", "SP"],
     "inhibitory": ["AC", "BP", "BC", "BTC", "ChC", "DBC", "MC", "NGC"],
 }
+"""MEArec's names of cell types."""
 _BINARY_TYPES = {"excit": CELL_TYPES["excitatory"], "inhib": CELL_TYPES["inhibitory"]}
-FADE_MS = 0.5
 PLANES = {"xy": (0, 1, 2), "xz": (0, 2, 1), "yz": (1, 2, 0)}
+"""Columns of MEArec's positions across and along a probe in this plane, and perpendicular to it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class MearecTemplates:
     probe : probeinterface.Probe
         The probe that the templates were simulated for.
     axes : tuple of int
-        Columns of MEArec's positions that lie across and along the probe, and the depth.
+        Columns of MEArec's positions across and along the probe, and perpendicular to it.
     """
 
     path: Path
@@ -74,7 +75,7 @@ class CellWaveforms:
     Attributes
     ----------
     waveforms : numpy.ndarray of float32, shape (num_units, num_positions, num_samples, num_channels)
-        In uV, at all positions for which the file has them; both ends fade to zero.
+        In uV, at all positions in the file; both ends fade to zero.
     num_before : int
         Sample of every unit's trough at its first position.
     locations : numpy.ndarray, shape (num_units, num_positions, 3)
@@ -129,7 +130,7 @@ def load_mearec_templates(path: str | Path) -> MearecTemplates:
     mearec = _import_mearec()
     path = Path(path)
     if not path.is_file():
-        raise _refuse(path, "is not there")
+        raise _refuse(path, "does not exist")
     try:
         generator = mearec.load_templates(path, return_h5_objects=False, check_suffix=False)
         params, electrodes = generator.info["params"], generator.info["electrodes"]
@@ -173,7 +174,7 @@ def convolve_mearec(
     Raises
     ------
     SettingError
-        If the file holds too few templates of the amplitudes, types and distance asked for.
+        If the file holds too few templates of the wanted amplitudes, types and distance.
     """
     mearec = _import_mearec()
     fs = truth.sampling_frequency
@@ -225,7 +226,7 @@ def convolve_mearec(
 def select_mearec_cells(
     templates: MearecTemplates, truth: BaseSorting, config: SimulationConfig, seeds: dict[str, int]
 ) -> CellWaveforms:
-    """Select the cells that :func:`convolve_mearec` would, and return their waveforms.
+    """Select the same cells as :func:`convolve_mearec`, and return their waveforms.
 
     Parameters
     ----------
@@ -245,7 +246,7 @@ def select_mearec_cells(
     Raises
     ------
     SettingError
-        If the file holds too few templates of the amplitudes, types and distance asked for.
+        If the file holds too few templates of the wanted amplitudes, types and distance.
     """
     from MEArec.tools import get_binary_cat, select_templates
 
@@ -277,7 +278,7 @@ def select_mearec_cells(
 
 
 def _align(waveforms: np.ndarray, num_fade: int) -> tuple[np.ndarray, int]:
-    """Put every unit's trough at its first position at one sample, and let both ends fade to zero.
+    """Align the troughs of all units, at their first position, at one sample; fade both ends to zero.
 
     `waveforms` has the shape (num_units, num_positions, num_samples, num_channels).
     """
@@ -286,7 +287,7 @@ def _align(waveforms: np.ndarray, num_fade: int) -> tuple[np.ndarray, int]:
     troughs = first.argmin(axis=1)
     num_before = int(troughs.max()) + num_fade
     length = num_before - int(troughs.min()) + num_samples + num_fade
-    fade = 0.5 * (1 + np.cos(np.pi * np.arange(1, num_fade + 1) / (num_fade + 1)))[:, None]
+    fade = fade_out(num_fade)[:, None]
     aligned = np.zeros((*waveforms.shape[:2], length, waveforms.shape[3]), dtype=np.float32)
     for out, unit, trough in zip(aligned, waveforms, troughs, strict=True):
         start = num_before - trough
@@ -312,7 +313,7 @@ def _clean_signal(generated: Any, templates: MearecTemplates, fs: float, num_sam
 
 
 def _spike_trains(mearec: ModuleType, truth: BaseSorting, num_samples: int) -> Any:
-    """Hand the true spike trains to MEArec, which truncates seconds to samples."""
+    """Return the true spike trains for MEArec, half a sample later: it truncates seconds to samples."""
     import neo
     import quantities
 
@@ -338,7 +339,7 @@ def _probe(electrodes: dict[str, Any], axes: tuple[int, int, int]) -> Probe:
 
 @contextlib.contextmanager
 def _untouched_global_seed() -> Iterator[None]:
-    """Put NumPy's global random state, which MEArec seeds, back to what it was."""
+    """Restore NumPy's global random state, which MEArec seeds."""
     state = np.random.get_state()  # noqa: NPY002
     try:
         yield
@@ -362,7 +363,7 @@ def _too_few(templates: MearecTemplates, config: SimulationConfig) -> SettingErr
     suitable = (depth > config.min_amplitude_uV) & (depth < config.max_amplitude_uV)
     excitatory = get_binary_cat(templates.generator.celltypes, **_BINARY_TYPES) == "E"
     return SettingError(
-        f"{config.num_units} units were asked for, {config.excitatory_fraction:.0%} of them excitatory, "
+        f"{config.num_units} units were requested, {config.excitatory_fraction:.0%} of them excitatory, "
         f"at least {config.min_distance_um:g} um apart",
         f"{templates.path} holds {suitable.sum()} templates of {config.min_amplitude_uV:g} to "
         f"{config.max_amplitude_uV:g} uV, {np.sum(suitable & excitatory)} of them excitatory",

@@ -2,26 +2,22 @@
 
 Conventions
 -----------
-Traces are in microvolts (float32) and made only when they are read, so a recording may be hours long;
-they do not depend on how they are read. Spike times are samples: that of the trough on the main channel.
-Every random stage has a seed of its own, derived from one seed and the stage's name, so the same settings
-give the same traces and spikes to the bit, and a change to one stage leaves the others as they were.
+Traces are in microvolts (float32) and are computed when they are read, so a recording may be hours long, and
+any reading gives the same traces. A spike time is the sample of the trough on the main channel. Every random
+stage has its own seed, derived from one seed and the name of the stage. So the same settings give the same
+traces and spikes to the bit, and a change to one stage does not change the others.
 
-Spike trains and noise are the same for all sources: Poisson trains with a refractory period, their rates
-spread by 20 %; white noise, or noise whose correlation halves with every `noise_correlation_um`.
-Excitatory units come first. The true sorting carries for each unit the properties ``cell_type``,
-``peak_amplitude_uV``, ``main_channel_index`` and ``gt_unit_locations``; where units drift, these are told
-at rest, and the units, spikes and noise are those of the same settings without drift.
+Spike trains and noise are the same for all sources: Poisson trains with a refractory period and rates that
+vary by 20 %; white noise, or noise whose correlation halves with every `noise_correlation_um`. Excitatory
+units come first. The units of the true sorting have the properties ``cell_type``, ``peak_amplitude_uV``,
+``main_channel_index`` and ``gt_unit_locations``. Drifting units have these values at rest; the units, spikes
+and noise are those of the same settings without drift.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import shutil
-import tempfile
-import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,10 +26,10 @@ from typing import Any
 import numpy as np
 from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting
 from spikeinterface.core.operatorrecordings import AddRecordings
-from spikeinterface.preprocessing import astype, clip, scale, scale_to_uV
+from spikeinterface.preprocessing import scale_to_uV
 
 from spikewise.core.config import SimulationConfig
-from spikewise.core.errors import OutputError, ProbeError, RecordingError, SettingError
+from spikewise.core.errors import ProbeError, RecordingError, SettingError
 from spikewise.data.recordings.probes import load_probe
 from spikewise.data.simulation.drift import Drift, drift_steps, follow_paths, inject_drifting_units
 from spikewise.data.simulation.hybrid import (
@@ -60,8 +56,7 @@ from spikewise.data.simulation.synthesis import (
 
 logger = logging.getLogger(__name__)
 
-LARGEST_STEP = 32767
-_Made = tuple[BaseRecording, BaseSorting, Drift | None]
+_Parts = tuple[BaseRecording, BaseSorting, Drift | None]
 
 
 @dataclass(frozen=True)
@@ -71,15 +66,15 @@ class Simulation:
     Attributes
     ----------
     recording : BaseRecording
-        Traces in uV, float32, made when read; with a probe.
+        Traces in uV, float32, computed when they are read; with a probe.
     sorting : BaseSorting
         The true spikes.
     config : SimulationConfig
-        What it was made of.
+        Its settings.
     facts : dict
-        Where it comes from, in JSON types: seeds, versions, template file, numbers of units and spikes.
+        Its origin, in JSON types: seeds, versions, template file, numbers of units and spikes.
     drift : Drift or None
-        How its units moved.
+        How the units moved.
     """
 
     recording: BaseRecording
@@ -90,15 +85,15 @@ class Simulation:
 
 
 def simulate_recording(config: SimulationConfig, base_recording: BaseRecording | None = None) -> Simulation:
-    """Make a recording with known spikes.
+    """Simulate a recording with known spikes.
 
     Parameters
     ----------
     config : SimulationConfig
         Source, units, noise, and seed.
     base_recording : BaseRecording, optional
-        Recording into which a hybrid's units are put, instead of noise. It needs a probe and gains to
-        microvolts; its own spikes are not in the truth.
+        Recording to which a hybrid's units are added, instead of noise. It needs a probe and gains to
+        microvolts; the truth does not contain its own spikes.
 
     Returns
     -------
@@ -108,11 +103,11 @@ def simulate_recording(config: SimulationConfig, base_recording: BaseRecording |
     ------
     SettingError
         If settings contradict each other, the template file cannot be used or holds too few units, or the
-        units cannot drift as far on this probe or in this file.
+        units cannot drift so far on this probe or in this file.
     ProbeError
-        If the probe is unknown, or too few units are seen on it.
+        If the probe is unknown, or too few units are visible on it.
     RecordingError
-        If the base recording lacks a probe or gains.
+        If the base recording has no probe or no gains.
     MissingExtraError
         If MEArec is needed and not installed.
     """
@@ -130,62 +125,8 @@ def simulate_recording(config: SimulationConfig, base_recording: BaseRecording |
     return Simulation(recording, sorting, config, facts, drift)
 
 
-def save_simulation(simulation: Simulation, folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Write a simulation: ``recording``, ``truth`` and ``simulation.json`` in one folder.
-
-    The traces are saved as 16-bit steps of `gain_uV`; `spikeinterface.load` reads both folders. Where units
-    drift, ``drift.npz`` holds the arrays of :class:`~spikewise.data.simulation.drift.Drift`. Everything is written
-    beside the folder and then renamed, so that a failure leaves nothing half made.
-
-    Parameters
-    ----------
-    simulation : Simulation
-    folder : str or Path
-        New folder.
-    overwrite : bool, default: False
-        Replace the folder if it holds an earlier simulation.
-
-    Returns
-    -------
-    Path
-        The folder.
-
-    Raises
-    ------
-    OutputError
-        If the folder exists, cannot be written, or the traces exceed 16 bits.
-    """
-    folder = Path(folder).absolute()
-    try:
-        _check_folder(folder, overwrite)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    except OutputError:
-        raise
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
-    try:
-        with warnings.catch_warnings():
-            # Simulated traces live in memory, so that SpikeInterface cannot note how to make them again.
-            warnings.filterwarnings("ignore", message="The extractor is not serializable to file")
-            _write_recording(simulation, partial / "recording")
-            simulation.sorting.save(folder=partial / "truth", format="numpy_folder")
-        if simulation.drift is not None:
-            simulation.drift.save(partial / "drift.npz")
-        (partial / "simulation.json").write_text(
-            json.dumps(simulation.facts, indent=2) + "\n", encoding="utf-8"
-        )
-        partial.chmod(0o755)
-        _replace(folder, partial)
-    except OSError as error:
-        raise error if isinstance(error, OutputError) else _cannot_write(folder, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def _from_generator(config: SimulationConfig, seeds: dict[str, int]) -> _Made:
-    """SpikeInterface's generated waveforms on noise."""
+def _from_generator(config: SimulationConfig, seeds: dict[str, int]) -> _Parts:
+    """Add waveforms of SpikeInterface's generator to noise."""
     fs = config.sampling_frequency or 30000.0
     probe = load_probe(config.probe or "linear-16", None)
     noise = make_noise(probe, fs, config, seeds)
@@ -195,8 +136,8 @@ def _from_generator(config: SimulationConfig, seeds: dict[str, int]) -> _Made:
     return _inject(noise, sorting, units, config, seeds)
 
 
-def _from_mearec(config: SimulationConfig, seeds: dict[str, int]) -> _Made:
-    """MEArec's clean signal, or its cells where they drift, and noise."""
+def _from_mearec(config: SimulationConfig, seeds: dict[str, int]) -> _Parts:
+    """Add MEArec's signal, or its drifting cells, to noise."""
     templates = load_mearec_templates(str(config.templates))
     fs = config.sampling_frequency or templates.sampling_frequency
     noise = make_noise(templates.probe, fs, config, seeds)
@@ -220,8 +161,8 @@ def _drifting_cells(
     sorting: NumpySorting,
     config: SimulationConfig,
     seeds: dict[str, int],
-) -> _Made:
-    """Simulated cells that move: along the positions of the template file, where it has several."""
+) -> _Parts:
+    """Add moving cells to noise; they follow the positions of the template file if it has several."""
     cells = select_mearec_cells(templates, sorting, config, seeds)
     resting = cells.waveforms[:, 0]
     units = Units(tuple(sorting.unit_ids), resting, cells.num_before, cells.locations[:, 0])
@@ -233,12 +174,12 @@ def _drifting_cells(
 
 def _from_real_units(
     config: SimulationConfig, seeds: dict[str, int], base_recording: BaseRecording | None
-) -> _Made:
-    """Measured waveforms on noise, or in a given recording."""
+) -> _Parts:
+    """Add measured waveforms to noise, or to a given recording."""
     units, own_fs = load_real_units(str(config.templates))
     if config.num_units > len(units):
         raise SettingError(
-            f"{config.num_units} units were asked for",
+            f"{config.num_units} units were requested",
             f"{config.templates} holds {len(units)}",
             "ask for fewer units or give another template file",
         )
@@ -269,8 +210,8 @@ def _inject(
     units: Units,
     config: SimulationConfig,
     seeds: dict[str, int],
-) -> _Made:
-    """Add the units to the background; where they drift, between its channels."""
+) -> _Parts:
+    """Add the units to the background; drifting units are interpolated between its channels."""
     if config.drift == "none":
         return inject_units(background, sorting, units, config, seeds), sorting, None
     recording, drift = inject_drifting_units(background, sorting, units, config, seeds)
@@ -278,7 +219,7 @@ def _inject(
 
 
 def _check_request(config: SimulationConfig, base_recording: BaseRecording | None) -> None:
-    """Raise where settings contradict each other or the base recording."""
+    """Raise if settings contradict each other or the base recording."""
     problem = None
     if config.source == "generator" and config.templates is not None:
         problem = ("a template file is given for the generator, which makes its own", "leave out templates")
@@ -351,60 +292,3 @@ def _facts(
         content = Path(config.templates).read_bytes()
         facts["templates_sha256"] = hashlib.sha256(content).hexdigest()
     return facts
-
-
-def _write_recording(simulation: Simulation, folder: Path) -> None:
-    """Save the traces as 16-bit steps, and make sure that none was cut off."""
-    gain = simulation.config.gain_uV
-    steps = clip(scale(simulation.recording, gain=1 / gain), a_min=-LARGEST_STEP, a_max=LARGEST_STEP)
-    saved = astype(steps, "int16")
-    saved.set_channel_gains(gain)
-    saved.set_channel_offsets(0.0)
-    saved = saved.save(folder=folder, format="binary", n_jobs=1, chunk_memory="100M", progress_bar=False)
-    block = max(1, 25_000_000 // saved.get_num_channels())
-    for start in range(0, saved.get_num_samples(0), block):
-        traces = saved.get_traces(0, start, min(start + block, saved.get_num_samples(0)))
-        if max(-int(traces.min()), int(traces.max())) >= LARGEST_STEP:
-            raise OutputError(
-                f"traces exceed {LARGEST_STEP * gain:g} uV, the largest value in steps of {gain:g} uV",
-                "saved samples have 16 bits",
-                "choose a larger gain_uV",
-            )
-
-
-def _replace(folder: Path, finished: Path) -> None:
-    """Put the finished folder in its place; an earlier one goes only when that has succeeded."""
-    if not folder.exists():
-        finished.rename(folder)
-        return
-    earlier = finished.with_suffix(".earlier")
-    folder.rename(earlier)
-    try:
-        finished.rename(folder)
-    except OSError:
-        earlier.rename(folder)
-        raise
-    shutil.rmtree(earlier, ignore_errors=True)
-
-
-def _check_folder(folder: Path, overwrite: bool) -> None:
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if not overwrite:
-        raise OutputError(
-            f"{folder} exists already", "a new folder", "choose another name or add --overwrite"
-        )
-    if not (folder / "simulation.json").is_file():
-        raise OutputError(
-            f"{folder} is not the folder of a simulation",
-            "only an earlier simulation is overwritten",
-            "choose another name",
-        )
-
-
-def _cannot_write(folder: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"{folder} cannot be written: {error}",
-        "a folder on a disk with space, in which you may write",
-        "choose another folder",
-    )

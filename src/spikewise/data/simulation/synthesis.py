@@ -1,13 +1,11 @@
 """The parts of a simulated recording: seeds, spike trains, noise, generated units, and their sum.
 
-Conventions: traces and templates in uV, positions in um, times in samples. A recording made here
-computes its traces when they are read, in blocks on a fixed grid, so they do not depend on how they are
-read.
+Conventions: traces and templates in uV, positions in um, times in samples. The recordings of this module
+compute their traces when they are read, in blocks on a fixed grid, so any reading gives the same traces.
 """
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,18 +21,27 @@ from spikeinterface.core.generate import (
 from spikeinterface.generation.noise_tools import NoiseGeneratorRecording
 
 from spikewise.core.config import SimulationConfig
+from spikewise.core.seeds import stage_seed
 
 STREAMS = ("rates", "spike_trains", "templates", "amplitudes", "noise")
+"""Random stages, each with its own seed."""
 RATE_SPREAD = 0.2
-LEAST_RATE_HZ = 0.01
-LEAST_AMPLITUDE_FACTOR = 0.1
+"""Relative standard deviation of the firing rates of one cell type; chosen by hand."""
+MIN_RATE_HZ = 0.01
+"""Lowest firing rate that is drawn; chosen by hand."""
+MIN_AMPLITUDE_FACTOR = 0.1
+"""Smallest factor by which a spike's amplitude varies; chosen by hand."""
 GENERATED_MS = (1.0, 3.0)
-ROUNDS_OF_CANDIDATES = 50
+"""Length of a generated waveform before and after the trough; SpikeInterface's default."""
+FADE_MS = 0.5
+"""Time within which both ends of a measured or simulated waveform fade to zero; chosen by hand."""
+CANDIDATE_ROUNDS = 50
+"""How often candidates are drawn for units that are still missing; chosen by hand."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """Units on a probe: templates (num_units, num_samples, num_channels) in uV and where they sit."""
+    """Units on a probe: templates (num_units, num_samples, num_channels) in uV, and their locations in um."""
 
     unit_ids: tuple[str, ...]
     templates: np.ndarray
@@ -43,18 +50,15 @@ class Units:
 
 
 def derive_seeds(seed: int) -> dict[str, int]:
-    """Return a seed for each random stage; a stage's seed depends on `seed` and its name alone."""
-    return {
-        name: int(np.random.SeedSequence([seed, zlib.crc32(name.encode())]).generate_state(1)[0] >> 1)
-        for name in STREAMS
-    }
+    """Return a seed of 31 bits for each random stage; it depends only on `seed` and the stage's name."""
+    return {name: stage_seed(seed, name) >> 1 for name in STREAMS}
 
 
 def draw_units(carrier: BaseRecording, config: SimulationConfig, seed: int) -> Units:
-    """Draw units around the channels until enough have the amplitude and the room asked for.
+    """Draw units around the channels until enough have the wanted amplitude and distance.
 
-    Units are spread evenly over the channel groups of `carrier`. There may be fewer than asked for: where
-    ROUNDS_OF_CANDIDATES rounds of candidates hold no more.
+    Units are spread evenly over the channel groups of `carrier`. There are fewer units than wanted if
+    CANDIDATE_ROUNDS rounds of candidates have no more.
     """
     rng = np.random.default_rng(seed)
     positions = carrier.get_channel_locations()[:, :2]
@@ -64,7 +68,7 @@ def draw_units(carrier: BaseRecording, config: SimulationConfig, seed: int) -> U
     fs = carrier.sampling_frequency
     chosen: list[tuple[np.ndarray, int]] = []
     locations = np.zeros((0, 3))
-    for group_id in np.tile(rng.permutation(group_ids), ROUNDS_OF_CANDIDATES):
+    for group_id in np.tile(rng.permutation(group_ids), CANDIDATE_ROUNDS):
         room = min(share - sum(group == group_id for _, group in chosen), config.num_units - len(chosen))
         if room <= 0:
             continue
@@ -89,7 +93,7 @@ def _candidates(
     locations = generate_unit_locations(
         num, channels, margin_um=10.0, minimum_distance=None, seed=rng.integers(2**31)
     )
-    # Below 11 kHz the rise of a spike can take less than a sample, by whose length it is divided.
+    # Below 11 kHz the rise of a spike can be shorter than a sample, so its number of samples is 0.
     with np.errstate(divide="ignore", invalid="ignore"):
         templates = generate_templates(positions, locations, fs, *GENERATED_MS, seed=rng.integers(2**31))
     return templates, locations
@@ -98,7 +102,7 @@ def _candidates(
 def draw_spike_trains(
     unit_ids: tuple[str, ...], fs: float, num_samples: int, config: SimulationConfig, seeds: dict[str, int]
 ) -> NumpySorting:
-    """Poisson trains with a refractory period, excitatory units first."""
+    """Draw Poisson trains with a refractory period, excitatory units first."""
     num_units = len(unit_ids)
     excitatory = np.arange(num_units) < round(config.excitatory_fraction * num_units)
     mean = np.where(excitatory, config.excitatory_rate_hz, config.inhibitory_rate_hz)
@@ -108,7 +112,7 @@ def draw_spike_trains(
         num_units=num_units,
         sampling_frequency=fs,
         durations=[num_samples / fs],
-        firing_rates=np.maximum(mean * spread, LEAST_RATE_HZ),
+        firing_rates=np.maximum(mean * spread, MIN_RATE_HZ),
         refractory_period_ms=config.refractory_ms,
         seed=seeds["spike_trains"],
     )
@@ -120,7 +124,7 @@ def draw_spike_trains(
 def make_noise(
     probe: Probe | ProbeGroup, fs: float, config: SimulationConfig, seeds: dict[str, int]
 ) -> BaseRecording:
-    """Noise on all channels of a probe, made a second at a time when read."""
+    """Return noise on all channels of a probe, computed one second at a time when it is read."""
     num_channels = probe.get_contact_count()
     covariance = None
     if config.noise_correlation_um is not None:
@@ -132,7 +136,7 @@ def make_noise(
     noise = NoiseGeneratorRecording(
         num_channels=num_channels,
         sampling_frequency=fs,
-        # Half a sample more, since the generator truncates the product of both.
+        # Half a sample more: the generator truncates the product of duration and frequency.
         durations=[(round(config.duration_s * fs) + 0.5) / fs],
         noise_levels=config.noise_uV,
         cov_matrix=covariance,
@@ -159,7 +163,7 @@ def inject_units(
     sorting.set_property("gt_unit_locations", units.locations)
     rng = np.random.default_rng(seeds["amplitudes"])
     num_spikes = sorting.to_spike_vector().size
-    factor = np.maximum(1 + config.amplitude_std * rng.standard_normal(num_spikes), LEAST_AMPLITUDE_FACTOR)
+    factor = np.maximum(1 + config.amplitude_std * rng.standard_normal(num_spikes), MIN_AMPLITUDE_FACTOR)
     return InjectTemplatesRecording(
         sorting,
         units.templates,
@@ -167,6 +171,11 @@ def inject_units(
         amplitude_factor=factor.astype(np.float32),
         parent_recording=background,
     )
+
+
+def fade_out(num_samples: int) -> np.ndarray:
+    """Return factors (num_samples,) that fall from almost 1 to almost 0 along half a cosine."""
+    return 0.5 * (1 + np.cos(np.pi * np.arange(1, num_samples + 1) / (num_samples + 1)))
 
 
 def _attach(recording: BaseRecording, probe: Probe | ProbeGroup) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from spikewise.data.labels.label_set import LabelSet, relabelled
 from spikewise.sorting.damaged import MOST, DamagedTraces, _count_damaged
-from spikewise.sorting.detect import Spikes
+from spikewise.sorting.spikes import Spikes
 
 
 def drop_damaged_labels(label_set: LabelSet, traces: DamagedTraces, window_samples: int) -> LabelSet:

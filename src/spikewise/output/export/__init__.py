@@ -1,1 +1,1 @@
-"""A result for other tools: Phy, NWB, a SortingAnalyzer of SpikeInterface."""
+"""Export of a result to other tools: Phy, NWB, a SortingAnalyzer of SpikeInterface."""

@@ -1,8 +1,8 @@
-"""A SortingAnalyzer of SpikeInterface with all that its quality metrics, and curation built on them, ask for.
+"""A SortingAnalyzer of SpikeInterface with everything that quality metrics and automatic curation need.
 
-Its traces are filtered and referenced as for sorting, by SpikeInterface itself, so that an analyzer in a
-folder opens without Spikewise, and keep the raw gain, so that amplitudes are microvolts. Units without a
-spike have neither template nor metrics, and are left out.
+Its traces are filtered and referenced as for sorting, but by SpikeInterface, so that an analyzer in a folder
+opens without Spikewise. They keep the raw gain, so that amplitudes are in microvolts. Units without a spike
+have no template and no metrics; they are left out.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ from spikeinterface.core import (
 from spikeinterface.core.template_tools import estimate_main_channel_from_recording
 
 from spikewise.core.config import PreprocessingConfig
+from spikewise.core.constants import MIN_ARRAY_CHANNELS
 from spikewise.core.errors import OutputError
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.data.recordings.channels import SilencedRecording, ids_of
-from spikewise.data.recordings.preprocessing import MAX_OF_SAMPLING_FREQUENCY, REFERENCE_CHANNELS
+from spikewise.data.recordings.preprocessing import MAX_OF_SAMPLING_FREQUENCY
 from spikewise.output.export.config import AnalyzerConfig
 from spikewise.output.export.sorted_group import SortedGroup
 
 logger = logging.getLogger(__name__)
 
+_READS_TRACES = ("waveforms", "noise_levels", "spike_amplitudes", "spike_locations", "principal_components")
+"""Extensions that read the recording, in several processes if the settings say so."""
+
 
 def make_analyzer(
     sorting: BaseSorting,
-    recording: BaseRecording,
+    preprocessed: BaseRecording,
     groups: Sequence[SortedGroup],
-    preprocessing: PreprocessingConfig,
-    silenced: Sequence[str],
     config: AnalyzerConfig,
     folder: Path | None = None,
     progress: ProgressCallback = silent,
@@ -50,20 +52,21 @@ def make_analyzer(
     ----------
     sorting : BaseSorting
         The spikes.
-    recording : BaseRecording
-        The recording as it came in.
+    preprocessed : BaseRecording
+        The recording, as from :func:`preprocess_as_sorted`.
     groups : sequence of SortedGroup
         The groups that were sorted.
-    preprocessing : PreprocessingConfig
-        How they were preprocessed.
-    silenced : sequence of str
-        Names of the channels that were silenced; they are zero here too.
     config : AnalyzerConfig
         What to compute.
     folder : Path, optional
         Folder to write; without it the analyzer is in memory.
     progress : callable
-        Told how many of the steps are done.
+        Called with the number of steps that are done.
+
+    Returns
+    -------
+    SortingAnalyzer
+        Of the units that have spikes.
 
     Raises
     ------
@@ -80,9 +83,8 @@ def make_analyzer(
         left_out = ", ".join(map(str, sorting.unit_ids[counts == 0]))
         logger.warning("units without a spike are left out of the analyzer: %s", left_out)
     sorting = sorting.select_units(sorting.unit_ids[kept])
-    conditioned = condition(recording, groups, preprocessing, silenced)
     main_channels = estimate_main_channel_from_recording(
-        conditioned,
+        preprocessed,
         sorting,
         peak_sign="both",
         peak_mode="extremum",
@@ -90,37 +92,33 @@ def make_analyzer(
         n_jobs=config.jobs,
         progress_bar=False,
     )
-    sparsity = _sparsity(sorting, conditioned, groups, kept, main_channels, config)
+    sparsity = _sparsity(sorting, preprocessed, groups, kept, main_channels, config)
     analyzer = create_sorting_analyzer(
         sorting,
-        conditioned,
+        preprocessed,
         format="memory" if folder is None else "binary_folder",
         folder=folder,
         sparsity=sparsity,
         main_channel_indices=main_channels,
-        return_in_uV=conditioned.has_scaleable_traces(),
+        return_in_uV=preprocessed.has_scaleable_traces(),
     )
     steps = _extensions(config)
     if not analyzer.return_in_uV:
         logger.warning(
-            "the recording does not tell its gain: amplitudes are in its own steps, and there are no metrics "
-            "of templates, which need microvolts. Where it is known, give --gain-to-uv"
+            "the recording does not tell its gain. Amplitudes are in the recording's own unit, and the "
+            "template metrics, which need microvolts, are left out. If you know the gain, give --gain-to-uv"
         )
         del steps["template_metrics"]
     for done, (name, options) in enumerate(steps.items()):
         progress("analyzer", done, len(steps), name)
-        reading = {"n_jobs": config.jobs, "progress_bar": False} if name in _READING else {}
+        reading = {"n_jobs": config.jobs, "progress_bar": False} if name in _READS_TRACES else {}
         analyzer.compute_one_extension(name, verbose=False, **options, **reading)
     progress("analyzer", len(steps), len(steps), "")
     return analyzer
 
 
-_READING = ("waveforms", "noise_levels", "spike_amplitudes", "spike_locations", "principal_components")
-"""Extensions that go through the recording, in several processes if asked for."""
-
-
 def _extensions(config: AnalyzerConfig) -> dict[str, dict[str, Any]]:
-    """Return what is computed, in order."""
+    """Return the extensions to compute and their options, in order."""
     steps: dict[str, dict[str, Any]] = {
         "random_spikes": {"max_spikes_per_unit": config.spikes_per_unit, "seed": config.seed},
         "waveforms": {"ms_before": config.before_ms, "ms_after": config.after_ms},
@@ -137,13 +135,25 @@ def _extensions(config: AnalyzerConfig) -> dict[str, dict[str, Any]]:
     return {**steps, "quality_metrics": {"seed": config.seed}}
 
 
-def condition(
+def preprocess_as_sorted(
     recording: BaseRecording,
     groups: Sequence[SortedGroup],
     preprocessing: PreprocessingConfig,
     silenced: Sequence[str],
 ) -> BaseRecording:
-    """Return the recording filtered and referenced as for sorting, in its own unit."""
+    """Return the recording filtered and referenced as for sorting, in its own unit.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        The raw recording.
+    groups : sequence of SortedGroup
+        The groups that were sorted.
+    preprocessing : PreprocessingConfig
+        How the groups were preprocessed.
+    silenced : sequence of str
+        Names of the channels that were silenced for sorting; they are zero here, too.
+    """
     bad = ids_of(recording, silenced)
     if len(bad):
         recording = SilencedRecording(recording, list(bad))
@@ -155,7 +165,7 @@ def condition(
     referenced = []
     for group in groups:
         ids = recording.channel_ids[group.channel_index]
-        large = len(ids) >= REFERENCE_CHANNELS if preprocessing.common_reference == "auto" else len(ids) > 1
+        large = len(ids) >= MIN_ARRAY_CHANNELS if preprocessing.common_reference == "auto" else len(ids) > 1
         good = [channel_id for channel_id in ids if channel_id not in bad]
         if preprocessing.common_reference != "none" and large and len(good) > 1:
             referenced.append(good)
@@ -172,7 +182,7 @@ def _sparsity(
     main_channels: np.ndarray,
     config: AnalyzerConfig,
 ) -> ChannelSparsity:
-    """Return the channels near each unit's largest, and of its own group."""
+    """Return for each unit the channels of its group that are near its main channel."""
     near = ChannelSparsity.from_radius_and_main_channel(
         sorting.unit_ids,
         recording.channel_ids,
@@ -182,9 +192,9 @@ def _sparsity(
     )
     if len(groups) == 1:
         return near
-    mine = np.zeros_like(near.mask)
+    of_group = np.zeros_like(near.mask)
     for group in groups:
-        mine[np.ix_(np.isin(kept, group.unit_index), group.channel_index)] = True
-    both = near.mask & mine
-    both = np.where(both.any(axis=1, keepdims=True), both, mine)
+        of_group[np.ix_(np.isin(kept, group.unit_index), group.channel_index)] = True
+    both = near.mask & of_group
+    both = np.where(both.any(axis=1, keepdims=True), both, of_group)
     return ChannelSparsity(both, sorting.unit_ids, recording.channel_ids)

@@ -1,4 +1,4 @@
-"""Handing a result to other tools: Phy, NWB, a SortingAnalyzer of SpikeInterface."""
+"""Exports a result to other tools: Phy, NWB, a SortingAnalyzer of SpikeInterface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spikewise.core.errors import OutputError
 from spikewise.core.files import check_output_file, writing
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.data.opening import open_recording
-from spikewise.output.export.analyzer import make_analyzer
+from spikewise.output.export.analyzer import make_analyzer, preprocess_as_sorted
 from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
 from spikewise.output.export.nwb import NwbExport, check_nwb_settings, require_neuroconv, write_nwb
 from spikewise.output.export.phy import PhyExport, write_phy
@@ -36,25 +36,25 @@ def export_phy(
     Parameters
     ----------
     result : SortingResult, str or Path
-        What :func:`spikewise.sort` gave, or its output folder.
+        The result of :func:`spikewise.sort`, or its output folder.
     recording : BaseRecording, str or Path
         The recording that was sorted.
     output : str or Path
         Folder to write; it must not exist.
     config : PhyConfig, optional
-        All settings; or give single ones as keyword options.
+        All settings; or give single settings as keyword options.
     progress : callable, optional
-        Told how far it is.
+        Called with the progress.
 
     Returns
     -------
     PhyExport
-        ``params``, the file to open with ``phy template-gui``, and what the folder holds.
+        ``params``, the file to open with ``phy template-gui``, and the contents of the folder.
 
     Raises
     ------
     SpikewiseError
-        If something that was given cannot be used; the message says what to do.
+        If an argument cannot be used; the message says what to do.
     """
     config = config or PhyConfig.from_dict(options)
     stored = _stored(result)
@@ -77,15 +77,15 @@ def analyze(
     Parameters
     ----------
     result : SortingResult, str or Path
-        What :func:`spikewise.sort` gave, or its output folder.
+        The result of :func:`spikewise.sort`, or its output folder.
     recording : BaseRecording, str or Path
         The recording that was sorted.
     output : str or Path, optional
         Folder to write, for ``spikeinterface.load``; it must not exist. Without it the analyzer is in memory.
     config : AnalyzerConfig, optional
-        All settings; or give single ones as keyword options.
+        All settings; or give single settings as keyword options.
     progress : callable, optional
-        Told how far it is.
+        Called with the progress.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def analyze(
     Raises
     ------
     SpikewiseError
-        If something that was given cannot be used; the message says what to do.
+        If an argument cannot be used; the message says what to do.
     """
     config = config or AnalyzerConfig.from_dict(options)
     folder = None if output is None else Path(output)
@@ -122,19 +122,19 @@ def export_nwb(
     Parameters
     ----------
     result : SortingResult, str or Path
-        What :func:`spikewise.sort` gave, or its output folder.
+        The result of :func:`spikewise.sort`, or its output folder.
     recording : BaseRecording, str or Path
         The recording that was sorted.
     output : str or Path
         The file, ending in .nwb.
     append : bool
-        Whether the file is there and gets the units added; it is changed in place.
+        Whether to add the units to an existing file, which is changed in place.
     overwrite : bool
-        Whether a file there may be replaced.
+        Whether an existing file may be replaced.
     config : NwbConfig, optional
-        What a new file says of itself; or give single settings as keyword options.
+        Metadata of a new file; or give single settings as keyword options.
     progress : callable, optional
-        Told how far it is.
+        Called with the progress.
 
     Returns
     -------
@@ -143,7 +143,7 @@ def export_nwb(
     Raises
     ------
     SpikewiseError
-        If something that was given cannot be used; the message says what to do.
+        If an argument cannot be used; the message says what to do.
     """
     require_neuroconv()
     config = config or NwbConfig.from_dict(options)
@@ -170,8 +170,8 @@ def _analyze(
 ) -> SortingAnalyzer:
     silenced = [channel_id for part in stored.model.groups for channel_id in part.silenced_channel_ids]
     groups = sorted_groups(stored, recording)
-    preprocessing = stored.model.preprocessing_config
-    return make_analyzer(stored.sorting, recording, groups, preprocessing, silenced, config, folder, progress)
+    preprocessed = preprocess_as_sorted(recording, groups, stored.model.preprocessing_config, silenced)
+    return make_analyzer(stored.sorting, preprocessed, groups, config, folder, progress)
 
 
 def sorted_groups(result: StoredResult, recording: BaseRecording) -> list[SortedGroup]:
@@ -193,7 +193,7 @@ def sorted_groups(result: StoredResult, recording: BaseRecording) -> list[Sorted
 
 
 def _stored(result: Any) -> StoredResult:
-    """Return a result, whose units tell their group and threshold."""
+    """Return a result whose units have their group and threshold as properties."""
     if isinstance(result, str | Path):
         stored = load_result(result)
     else:

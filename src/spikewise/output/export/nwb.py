@@ -1,12 +1,11 @@
-"""Units in an NWB file, through neuroconv: spike times, waveforms, electrodes, metrics, provenance.
+"""Writes units into an NWB file with neuroconv: spike times, waveforms, electrodes, metrics, provenance.
 
-A new file, or one that is there and gets the units added. Where that has a units table already, it is left as
-it is, and the units go to a table of their own, ``processing/ecephys/spikewise_units``. What the units were
-made with is kept as JSON in ``scratch/spikewise_provenance``.
+The file is new, or it exists and the units are added. If an existing file has a units table, the table stays
+unchanged and the units go to their own table, ``processing/ecephys/spikewise_units``. The provenance of the
+units is stored as JSON in ``scratch/spikewise_provenance``.
 
-Conventions: spike times are seconds of the recording's clock; where a recording has several segments they lie
-end to end. Mean waveforms are in volts, on the electrodes that the unit's row names, of which the first is
-the largest.
+Conventions: spike times are seconds of the recording's clock; several segments are laid end to end. Mean
+waveforms are in volts, on the electrodes of the unit's row, of which the first has the largest amplitude.
 """
 
 from __future__ import annotations
@@ -35,8 +34,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OWN_TABLE = "spikewise_units"
-_NOTE = "spikewise_provenance"
-_ELECTRODES = 16  # of each unit, nearest to its largest
+"""Table for the units if the file has a units table already."""
+_PROVENANCE = "spikewise_provenance"
+_MAX_ELECTRODES = 16
+"""Most electrodes of a unit, those nearest to its main channel; as ``PhyConfig.phy_channels``, by hand."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class NwbExport:
     ----------
     path : Path
     num_units, num_spikes : int
-        What was added.
+        Number of units and spikes that were added.
     table : str
-        Where the units are in the file.
+        Path of the table of units in the file.
     """
 
     path: Path
@@ -59,7 +60,7 @@ class NwbExport:
 
 
 def require_neuroconv() -> None:
-    """Raise unless NWB files can be written.
+    """Raise unless neuroconv is installed.
 
     Raises
     ------
@@ -72,7 +73,7 @@ def require_neuroconv() -> None:
 
 
 def check_nwb_settings(file: Path, append: bool, config: NwbConfig) -> None:
-    """Raise unless a new file has its start time, or a file that is appended to is there.
+    """Raise unless a new file gets a valid start time, or a file to append to exists.
 
     Raises
     ------
@@ -100,20 +101,24 @@ def write_nwb(
     analyzer : SortingAnalyzer
         Units with templates and metrics.
     recording : BaseRecording
-        The recording as it came in, which tells the electrodes.
+        The raw recording, for the table of electrodes.
     provenance : dict
-        What the units were made with; JSON types only.
+        The provenance of the units; JSON types only.
     file : Path
         The file; its folder must exist.
     append : bool
-        Whether the file is there and gets the units added.
+        Whether the file exists and the units are added to it.
     config : NwbConfig
-        What a new file says of itself.
+        Metadata of a new file.
+
+    Returns
+    -------
+    NwbExport
 
     Raises
     ------
     OutputError
-        If the file cannot be written, or holds units of Spikewise already.
+        If the file cannot be written, or already holds units of Spikewise.
     """
     from pynwb import NWBHDF5IO
 
@@ -138,7 +143,7 @@ def _start_time(config: NwbConfig) -> datetime:
     text = config.session_start_time
     if text is None:
         raise SettingError(
-            "session_start_time is not given", "NWB files tell when the session started", "give it, as in "
+            "session_start_time is not given", "an NWB file needs the start of the session", "give it, as in "
             "--session-start-time 2026-03-01T14:00:00+01:00"
         )  # fmt: skip
     try:
@@ -158,7 +163,7 @@ def _new_file(config: NwbConfig) -> NWBFile:
     missing = [name for name in ("subject_id", "species", "age") if getattr(config, name) is None]
     if missing:
         logger.warning(
-            "the NWB file lacks what archives such as DANDI ask for; give %s",
+            "the NWB file lacks metadata that archives such as DANDI require; give %s",
             ", ".join("--" + name.replace("_", "-") for name in missing),
         )
     subject = None
@@ -187,13 +192,13 @@ def _add(
     provenance: dict[str, Any],
     file: Path,
 ) -> str:
-    """Add electrodes, units and provenance, and return where the units are."""
+    """Add electrodes, units and provenance, and return the path of the table of units."""
     from neuroconv.tools.spikeinterface import add_recording_metadata_to_nwbfile, add_sorting_to_nwbfile
     from neuroconv.tools.spikeinterface.spikeinterface import _build_channel_id_to_electrodes_table_map
 
-    if nwbfile.scratch and _NOTE in nwbfile.scratch:
+    if nwbfile.scratch and _PROVENANCE in nwbfile.scratch:
         raise OutputError(
-            f"{file} holds units of Spikewise already", "a file without", "write them to another file"
+            f"{file} already holds units of Spikewise", "a file without them", "write to another file"
         )
     add_recording_metadata_to_nwbfile(recording, nwbfile)
     rows = _build_channel_id_to_electrodes_table_map(recording, nwbfile)
@@ -202,30 +207,33 @@ def _add(
     waveforms = {"means": means, "sds": sds, "sampling_rate": rate, "unit": "volts"}
     sorting = _on_one_clock(analyzer.sorting, recording)
     descriptions = _set_metrics(sorting, analyzer)
-    beside = nwbfile.units is not None
+    has_table = nwbfile.units is not None
     hash_ = provenance["model"]["hash"][:12]
     add_sorting_to_nwbfile(
         sorting,
         nwbfile,
         property_descriptions=descriptions,
-        parent_container="processing" if beside else "units",
-        units_name=OWN_TABLE if beside else "units",
+        parent_container="processing" if has_table else "units",
+        units_name=OWN_TABLE if has_table else "units",
         units_description=f"Units sorted by Spikewise {__version__}, model {hash_}.",
         unit_electrode_indices=electrodes,
-        waveform_data_dict=waveforms if analyzer.return_in_uV else None,  # volts are not known without a gain
+        waveform_data_dict=waveforms if analyzer.return_in_uV else None,  # volts need the gain
     )
     text = json.dumps(provenance)
-    nwbfile.add_scratch(text, name=_NOTE, description="JSON: how the units of Spikewise were made")
-    return f"processing/ecephys/{OWN_TABLE}" if beside else "units"
+    nwbfile.add_scratch(text, name=_PROVENANCE, description="JSON: how the units of Spikewise were made")
+    return f"processing/ecephys/{OWN_TABLE}" if has_table else "units"
 
 
 def _waveforms(analyzer: SortingAnalyzer, rows: list[int]) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """Return means and deviations (num_units, num_samples, num_near) in volts, and their electrodes."""
+    """Return means and standard deviations (num_units, num_samples, num_near) in volts, and their electrodes.
+
+    `rows` are the rows of the recording's channels in the table of electrodes.
+    """
     templates = analyzer.get_extension("templates")
     means, sds = (templates.get_templates(operator=name) for name in ("average", "std"))
     positions = analyzer.get_channel_locations()
     size = abs(means).max(axis=1)
-    num_near = min(_ELECTRODES, len(rows))
+    num_near = min(_MAX_ELECTRODES, len(rows))
     near = np.stack(
         [
             np.argsort(np.linalg.norm(positions - positions[peak], axis=1), kind="stable")[:num_near]
@@ -238,7 +246,7 @@ def _waveforms(analyzer: SortingAnalyzer, rows: list[int]) -> tuple[np.ndarray, 
 
 
 def _on_one_clock(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
-    """Return the sorting with the recording's times, its segments end to end."""
+    """Return the sorting with the recording's times, as one segment; several segments are laid end to end."""
     if recording.get_num_segments() == 1:
         copy = sorting.select_units(sorting.unit_ids)
         copy.register_recording(recording)
@@ -257,20 +265,20 @@ def _on_one_clock(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting
 
 
 def _set_metrics(sorting: BaseSorting, analyzer: SortingAnalyzer) -> dict[str, str]:
-    """Give the units their metrics, each a column of numbers, and return what each means."""
+    """Set the metrics as properties of the units, and return a description of each."""
     descriptions = {
-        "threshold": "Least response, of that to a perfect spike, at which the network finds a spike.",
-        "group": "Group of channels that the unit was sorted on.",
-        "main_channel_id": "Channel on which the unit is largest.",
+        "threshold": "Lowest response that counts as a spike, relative to the response to a perfect spike.",
+        "group": "Group of channels on which the unit was sorted.",
+        "main_channel_id": "Channel on which the unit has the largest amplitude.",
     }
     for name in ("quality_metrics", "template_metrics"):
         extension = analyzer.get_extension(name)
         if extension is None:
             continue
-        told = extension.get_metric_column_descriptions()
+        known = extension.get_metric_column_descriptions()
         for column, values in extension.get_data().items():
             if values.notna().any():
                 whole = pd.api.types.is_integer_dtype(values) and values.notna().all()
                 sorting.set_property(column, values.to_numpy(dtype=int if whole else float))
-                descriptions[column] = told.get(column, f"{column} of SpikeInterface's {name}")
+                descriptions[column] = known.get(column, f"{column} of SpikeInterface's {name}")
     return descriptions

@@ -1,17 +1,17 @@
-"""A folder for Phy's template GUI, written in one pass over the recording.
+"""Writes a folder for Phy's template GUI in one pass over the recording.
 
-A few spikes of each unit, preprocessed as for sorting, tell where it lies. Then the traces are read once,
-from start to end: each spike is projected on the shape of its unit, which gives its amplitude, and on
-principal components that all channels share, on the channels near its unit; spikes spread over all the time
-make the unit's template. Memory depends on the number of units, never on the length of the recording. Phy
-reads raw traces from the recording's own file where it can.
+First, a few preprocessed spikes of each unit give its channels and its rough shape. Then the traces are read
+once, from start to end. On the channels near its unit, each spike is projected on the shape of the unit,
+which gives its amplitude, and on principal components that all channels share, which gives its features.
+Spikes from all over the recording are averaged to the unit's template. Memory depends on the number of units,
+not on the length of the recording. If possible, Phy reads raw traces from the recording's own file.
 
-Conventions: Phy knows one time axis, in which segments lie end to end (global frames), and units by a number
-from 0, here the unit's index in the sorting; ``cluster_unit_id.tsv`` tells their ids. Templates and
-amplitudes are in microvolts; the amplitude of a spike is the size of its unit's template, scaled to fit the
-spike best. Templates and features are sparse: ``template_ind.npy`` and ``pc_feature_ind.npy`` name the
-channels, the one with the largest amplitude first and -1 where a unit has fewer. Phy's format:
-https://phy.readthedocs.io/en/latest/sorting_user_guide.
+Conventions: Phy has one time axis, on which segments are laid end to end (global frames). It numbers units
+from 0; here the number is the unit's index in the sorting, and ``cluster_unit_id.tsv`` holds the ids.
+Templates and amplitudes are in microvolts. The amplitude of a spike is the size of its unit's template after
+it was scaled to fit the spike best. Templates and features are sparse: ``template_ind.npy`` and
+``pc_feature_ind.npy`` hold the channels, the one with the largest amplitude first, and -1 where a unit has
+fewer. Phy's format: https://phy.readthedocs.io/en/latest/sorting_user_guide.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from spikewise.core.progress import ProgressCallback, silent
 from spikewise.data.labels.label_set import segment_starts
 from spikewise.data.recordings.channels import SilencedRecording
 from spikewise.output.export.config import PhyConfig
-from spikewise.output.export.phy_features import Projected, project_spikes
-from spikewise.output.export.phy_units import PlacedUnits, place_units, unit_similarity
-from spikewise.output.export.sorted_group import SortedGroup
+from spikewise.output.export.phy_features import Projection, project_spikes
+from spikewise.output.export.phy_units import LocatedUnits, locate_units, unit_similarity
+from spikewise.output.export.sorted_group import SortedGroup, SpikeList
 
 logger = logging.getLogger(__name__)
 
 _GROUP_GAP_UM = 200.0
+"""Gap between groups that are moved side by side because their coordinates overlap; chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,11 @@ class PhyExport:
     params : Path
         The file to open: ``phy template-gui params.py``.
     num_units, num_spikes : int
-        What it holds.
+        Number of units with spikes, and of spikes.
     num_empty : int
-        Units without a spike, which Phy does not show.
+        Number of units without a spike, which Phy does not show.
     traces : str
-        Where Phy reads raw traces: ``own file``, ``copy`` or ``none``.
+        The file from which Phy reads raw traces: ``own file``, ``copy`` or ``none``.
     """
 
     params: Path
@@ -80,15 +81,15 @@ def write_phy(
     sorting : BaseSorting
         The spikes.
     recording : BaseRecording
-        The recording as it came in.
+        The raw recording.
     groups : sequence of SortedGroup
         Preprocessed traces and units of each group.
     folder : Path
-        Where to; it must not exist, since it will hold the work of a person.
+        Folder to write. It must not exist, because an existing folder may hold manual curation.
     config : PhyConfig
         What to write.
     progress : callable
-        Told the seconds done, of the seconds in all.
+        Called with the seconds of the recording that are done, and all of them.
 
     Returns
     -------
@@ -102,35 +103,35 @@ def write_phy(
     if folder.exists():
         raise OutputError(
             f"{folder} exists already",
-            "a new name, since the folder may hold curated units",
-            "choose another",
+            "a new name, because the folder may hold curated units",
+            "choose another name",
         )
-    frames, unit_index = _spikes_in_order(sorting, recording)
+    spikes = _spikes_in_order(sorting, recording)
     partial = folder.with_name(folder.name + ".partial")
     with writing(folder):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            units = place_units(frames, unit_index, recording, groups, config)
+            units = locate_units(spikes, recording, groups, config)
             features = partial / "pc_features.npy"
-            done = project_spikes(features, frames, unit_index, recording, groups, units, config, progress)
-            _write_spikes(partial, frames, unit_index, units, done)
-            _write_units(partial, sorting, units, groups, done.templates, recording.sampling_frequency)
+            projection = project_spikes(features, spikes, recording, groups, units, config, progress)
+            _write_spikes(partial, spikes, units, projection)
+            _write_units(partial, sorting, units, groups, projection.templates, recording.sampling_frequency)
             _write_channels(partial, recording, groups)
             source = _write_params(partial, folder, recording, config)
             partial.rename(folder)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    counts = np.bincount(unit_index, minlength=len(sorting.unit_ids))
+    counts = np.bincount(spikes.unit_index, minlength=len(sorting.unit_ids))
     empty = [str(unit_id) for unit_id in sorting.unit_ids[counts == 0]]
     if empty:
         logger.warning("units without a spike, which Phy does not show: %s", ", ".join(empty))
-    return PhyExport(folder / "params.py", int((counts > 0).sum()), len(frames), len(empty), source)
+    return PhyExport(folder / "params.py", int((counts > 0).sum()), len(spikes), len(empty), source)
 
 
-def _spikes_in_order(sorting: BaseSorting, recording: BaseRecording) -> tuple[np.ndarray, np.ndarray]:
-    """Return the global frame and the unit of each spike, in order of time."""
+def _spikes_in_order(sorting: BaseSorting, recording: BaseRecording) -> SpikeList:
+    """Return all spikes in order of time, and of the unit index within a frame."""
     spikes = sorting.to_spike_vector()
     if len(spikes) < 2:
         raise OutputError(
@@ -139,23 +140,21 @@ def _spikes_in_order(sorting: BaseSorting, recording: BaseRecording) -> tuple[np
     starts = np.array(segment_starts(recording))
     frames = spikes["sample_index"] + starts[spikes["segment_index"]]
     order = np.lexsort((spikes["unit_index"], frames))
-    return frames[order], spikes["unit_index"][order].astype(np.int32)
+    return SpikeList(frames[order], spikes["unit_index"][order].astype(np.int32))
 
 
-def _write_spikes(
-    folder: Path, frames: np.ndarray, unit_index: np.ndarray, units: PlacedUnits, done: Projected
-) -> None:
-    peak_uV = abs(done.templates * units.scale[:, None]).max(axis=(1, 2))
-    np.save(folder / "spike_times.npy", frames.astype(np.int64))
-    np.save(folder / "spike_templates.npy", unit_index)
-    np.save(folder / "spike_clusters.npy", unit_index)
-    np.save(folder / "amplitudes.npy", done.sizes * peak_uV[unit_index])
+def _write_spikes(folder: Path, spikes: SpikeList, units: LocatedUnits, projection: Projection) -> None:
+    peak_uV = abs(projection.templates * units.scale[:, None]).max(axis=(1, 2))
+    np.save(folder / "spike_times.npy", spikes.frames.astype(np.int64))
+    np.save(folder / "spike_templates.npy", spikes.unit_index)
+    np.save(folder / "spike_clusters.npy", spikes.unit_index)
+    np.save(folder / "amplitudes.npy", projection.sizes * peak_uV[spikes.unit_index])
 
 
 def _write_units(
     folder: Path,
     sorting: BaseSorting,
-    units: PlacedUnits,
+    units: LocatedUnits,
     groups: Sequence[SortedGroup],
     templates: np.ndarray,
     sampling_frequency: float,
@@ -195,7 +194,7 @@ def _write_channels(folder: Path, recording: BaseRecording, groups: Sequence[Sor
 
 
 def _write_params(partial: Path, folder: Path, recording: BaseRecording, config: PhyConfig) -> str:
-    """Write params.py, and the raw traces where Phy is to have them and cannot read the recording's own."""
+    """Write params.py and, if needed, a copy of the raw traces; return the source of the traces."""
     own = _flat_files(recording) if config.traces == "auto" else None
     dtype, offset = np.dtype(recording.get_dtype()), 0
     if config.traces == "none":
@@ -222,7 +221,7 @@ def _write_params(partial: Path, folder: Path, recording: BaseRecording, config:
 
 
 def _copy(recording: BaseRecording, files: Sequence[Path], dtype: np.dtype) -> None:
-    gc.freeze()  # after each chunk SpikeInterface searches for garbage in all that is loaded: 0.2 s
+    gc.freeze()  # SpikeInterface runs the garbage collector after each chunk; over all objects it takes 0.2 s
     try:
         write_binary_recording(recording, file_paths=files, dtype=dtype, n_jobs=1, progress_bar=False)
     finally:
@@ -230,7 +229,10 @@ def _copy(recording: BaseRecording, files: Sequence[Path], dtype: np.dtype) -> N
 
 
 def _flat_files(recording: BaseRecording) -> dict | None:
-    """Return where the samples of all channels lie in order, for each segment one file; None if nowhere."""
+    """Return SpikeInterface's description of the recording's own files.
+
+    None unless each segment is one flat binary file with exactly the channels of the recording, in order.
+    """
     while isinstance(recording, SilencedRecording) and not recording._kwargs["channel_ids"]:
         recording = recording.get_parent()
     if not recording.binary_compatible_with(time_axis=0):

@@ -1,6 +1,6 @@
-"""Features, sizes and templates of all spikes, in one pass over the recording.
+"""Features and sizes of all spikes, and the templates of their units, in one pass over the recording.
 
-A spike is projected on the rough shape of its unit and on principal components.
+Each spike is projected on the rough shape of its unit and on principal components.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from spikewise.core.threads import on_all_cores
 from spikewise.data.labels.label_set import segment_starts
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.output.export.config import PhyConfig
-from spikewise.output.export.phy_units import PlacedUnits, window_samples
-from spikewise.output.export.sorted_group import SortedGroup
+from spikewise.output.export.phy_units import LocatedUnits, window_samples
+from spikewise.output.export.sorted_group import SortedGroup, SpikeList
 
+# All of these were chosen by hand.
 _CHUNK_S = 1.0
+"""Length of the blocks of traces that are read at once."""
 _SPIKES_AT_ONCE = 256
-_LEAST_FIT = 0.1  # of the square of a rough shape, that the template has in its direction
+"""Spikes that one thread projects at once."""
+_MIN_FIT = 0.1
+"""Smallest product of a template with its rough shape, relative to the square of the rough shape."""
 
 
 @dataclass(frozen=True)
-class Projected:
-    """What the pass gives.
+class Projection:
+    """The templates of all units, and the sizes of all spikes relative to them.
 
     Attributes
     ----------
@@ -42,14 +46,14 @@ class Projected:
     sizes: np.ndarray
 
 
-class _Pass:
-    """One group on its way through the recording."""
+class _GroupProjector:
+    """Projects the spikes of one group, and averages the windows of some of them to templates."""
 
-    def __init__(self, group: SortedGroup, units: PlacedUnits):
+    def __init__(self, group: SortedGroup, units: LocatedUnits):
         self.row_of = np.full(len(units.near), -1)
         self.row_of[group.unit_index] = np.arange(len(group.unit_index))
         near = units.near[group.unit_index]
-        self.is_there = near >= 0
+        self.has_channel = near >= 0
         self.near = np.maximum(near, 0)
         self.components = np.ascontiguousarray(units.components)
         self.rough = np.ascontiguousarray(units.rough[group.unit_index])
@@ -59,100 +63,119 @@ class _Pass:
     def project(
         self, traces: np.ndarray, first: np.ndarray, rows: np.ndarray, chosen: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return features (num_spikes, num_components, num_near) and products with the rough shapes.
+        """Project spikes whose windows lie in `traces`.
 
-        `first` is where the window of each spike begins, `rows` its unit; those that are `chosen` make
-        templates.
+        Parameters
+        ----------
+        traces : ndarray
+            (num_samples, num_channels)
+        first : ndarray of int
+            (num_spikes,) first sample of the window of each spike.
+        rows : ndarray of int
+            (num_spikes,) index within the group of the unit of each spike.
+        chosen : ndarray of bool
+            (num_spikes,) whether a spike counts for the template of its unit.
+
+        Returns
+        -------
+        features : ndarray
+            (num_spikes, num_components, num_near)
+        products : ndarray
+            (num_spikes,) products of the spikes with the rough shapes of their units.
         """
         features = np.empty((len(first), self.components.shape[1], self.near.shape[1]), dtype=np.float32)
         products = np.empty(len(first), dtype=np.float32)
 
         def run(start: int) -> None:
             part = slice(start, start + _SPIKES_AT_ONCE)
-            _project(
-                traces,
-                first[part],
-                rows[part],
-                self.near,
-                self.components,
-                self.rough,
-                features[part],
-                products[part],
+            features[part], products[part] = _project(
+                traces, first[part], rows[part], self.near, self.components, self.rough
             )
 
         on_all_cores(run, range(0, len(first), _SPIKES_AT_ONCE))
-        features *= self.is_there[rows][:, None, :]
+        features *= self.has_channel[rows][:, None, :]
         _add_windows(traces, first[chosen], rows[chosen], self.near, self.sums)
         np.add.at(self.counts, rows[chosen], 1)
         return features, products
 
     def templates(self) -> np.ndarray:
         """Return the mean waveforms (num_units, num_samples, num_near) of the chosen spikes."""
-        return self.sums / np.maximum(self.counts, 1)[:, None, None] * self.is_there[:, None]
+        return self.sums / np.maximum(self.counts, 1)[:, None, None] * self.has_channel[:, None]
 
 
 def project_spikes(
     features_file: Path,
-    frames: np.ndarray,
-    unit_index: np.ndarray,
+    spikes: SpikeList,
     recording: BaseRecording,
     groups: Sequence[SortedGroup],
-    units: PlacedUnits,
+    units: LocatedUnits,
     config: PhyConfig,
     progress: ProgressCallback,
-) -> Projected:
-    """Write the features of all spikes, and return templates and sizes.
+) -> Projection:
+    """Write the features of all spikes, and return their sizes and the templates.
 
     Parameters
     ----------
     features_file : Path
         File to write: .npy of (num_spikes, num_components, num_near).
-    frames, unit_index : ndarray
-        (num_spikes,) frame, segments laid end to end, and unit of each spike, in order of time.
+    spikes : SpikeList
+        All spikes.
     recording : BaseRecording
-        The recording as it came in.
+        The raw recording.
     groups : sequence of SortedGroup
-    units : PlacedUnits
+    units : LocatedUnits
     config : PhyConfig
     progress : callable
-        Told the seconds done, of the seconds in all.
+        Called with the seconds of the recording that are done, and all of them.
+
+    Returns
+    -------
+    Projection
     """
     rate = recording.sampling_frequency
     before, length = window_samples(rate, config)
-    shape = (len(frames), units.components.shape[1], units.near.shape[1])
+    shape = (len(spikes), units.components.shape[1], units.near.shape[1])
     features = np.lib.format.open_memmap(features_file, "w+", dtype=np.float32, shape=shape)
+    frames, unit_index = spikes.frames, spikes.unit_index
     chosen = _chosen_for_templates(unit_index, config.template_spikes)
-    templates, products = units.rough.copy(), np.zeros(len(frames))
+    templates, products = units.rough.copy(), np.zeros(len(spikes))
     chunk = round(_CHUNK_S * rate)
     done, total = 0, recording.get_total_samples() * len(groups)
     for group in groups:
-        of_group, went = np.flatnonzero(np.isin(unit_index, group.unit_index)), _Pass(group, units)
+        of_group = np.flatnonzero(np.isin(unit_index, group.unit_index))
+        projector = _GroupProjector(group, units)
         for segment, origin in enumerate(segment_starts(recording)):
             num_samples = recording.get_num_samples(segment)
             within = np.searchsorted(frames[of_group], (origin, origin + num_samples))
-            mine = of_group[slice(*within)]
-            begins = frames[mine] - origin - before
+            of_segment = of_group[slice(*within)]
+            starts = frames[of_segment] - origin - before
             for low, high, start, stop in _stretches(num_samples, chunk, length):
-                some = slice(*np.searchsorted(begins, (low, high)))
-                spikes = mine[some]
-                if len(spikes):
+                part = slice(*np.searchsorted(starts, (low, high)))
+                index = of_segment[part]
+                if len(index):
                     traces = group.traces.read(segment, start, stop)
                     if isinstance(group.traces, TraceReader):
                         group.traces.read_ahead(segment, stop, stop + chunk)
-                    rows = went.row_of[unit_index[spikes]]
-                    found = went.project(traces, begins[some] - start, rows, chosen[spikes])
-                    features[spikes], products[spikes] = found
+                    rows = projector.row_of[unit_index[index]]
+                    projected = projector.project(traces, starts[part] - start, rows, chosen[index])
+                    features[index], products[index] = projected
                 done += high - max(0, low)
                 progress("phy", done / rate, total / rate, "")
-        templates[group.unit_index] = went.templates()
+        templates[group.unit_index] = projector.templates()
     features.flush()
-    return Projected(templates, products / _fit(templates, units)[unit_index])
+    return Projection(templates, products / _fit(templates, units)[unit_index])
 
 
 def _stretches(num_samples: int, chunk: int, length: int) -> Iterator[tuple[int, int, int, int]]:
-    """Cut a segment: windows that begin from `low` to before `high` lie from `start` to before `stop`.
+    """Divide a segment into stretches to read, so that each window lies within one of them.
 
-    Those within a block of the reader are read as they lie there; those across its end are read apart.
+    Windows within a block of `chunk` samples are read with the block. Windows across the end of a block are
+    read separately.
+
+    Yields
+    ------
+    low, high, start, stop : int
+        Windows that begin in [low, high) lie in [start, stop), the samples to read.
     """
     yield -length, 0, -length, length
     for start in range(0, num_samples, chunk):
@@ -163,19 +186,19 @@ def _stretches(num_samples: int, chunk: int, length: int) -> Iterator[tuple[int,
 
 
 def _chosen_for_templates(unit_index: np.ndarray, max_spikes: int) -> np.ndarray:
-    """Tell for each spike whether it is one of `max_spikes` of its unit, evenly spread, at most."""
+    """Choose at most `max_spikes` spikes of each unit, evenly spread; return a bool for each spike."""
     chosen = np.zeros(len(unit_index), dtype=bool)
     order = np.argsort(unit_index, kind="stable")
-    for spikes in np.split(order, np.flatnonzero(np.diff(unit_index[order])) + 1):
-        spread = np.linspace(0, len(spikes) - 1, min(len(spikes), max_spikes))
-        chosen[spikes[np.rint(spread).astype(np.int64)]] = True
+    for of_unit in np.split(order, np.flatnonzero(np.diff(unit_index[order])) + 1):
+        spread = np.linspace(0, len(of_unit) - 1, min(len(of_unit), max_spikes))
+        chosen[of_unit[np.rint(spread).astype(np.int64)]] = True
     return chosen
 
 
-def _fit(templates: np.ndarray, units: PlacedUnits) -> np.ndarray:
-    """Return the product of each template with the rough shape on which spikes were projected."""
+def _fit(templates: np.ndarray, units: LocatedUnits) -> np.ndarray:
+    """Return the product of each template with its unit's rough shape, bounded from below."""
     square = (units.rough**2).sum(axis=(1, 2))
-    return np.maximum((templates * units.rough).sum(axis=(1, 2)), np.maximum(_LEAST_FIT * square, 1e-12))
+    return np.maximum((templates * units.rough).sum(axis=(1, 2)), np.maximum(_MIN_FIT * square, 1e-12))
 
 
 @compiled(fastmath={"contract", "reassoc"})
@@ -184,14 +207,17 @@ def _project(
     first: np.ndarray,
     rows: np.ndarray,
     near: np.ndarray,
-    basis: np.ndarray,
+    components: np.ndarray,
     shapes: np.ndarray,
-    features: np.ndarray,
-    products: np.ndarray,
-) -> None:
-    """Multiply the window of each spike with the basis, for each channel, and with its unit's shape."""
-    length, num_components = basis.shape
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the products of spikes with the components, on each channel, and with their units' shapes.
+
+    Shapes are (num_spikes, num_components, num_near) and (num_spikes,).
+    """
+    length, num_components = components.shape
     width = near.shape[1]
+    features = np.empty((len(first), num_components, width), np.float32)
+    products = np.empty(len(first), np.float32)
     values = np.empty(width, np.float32)
     product, sums = np.empty(width, np.float32), np.empty((num_components, width), np.float32)
     for spike in range(len(first)):
@@ -201,13 +227,14 @@ def _project(
             for index in range(width):
                 values[index] = traces[start + sample, near[row, index]]
             for component in range(num_components):
-                weight = basis[sample, component]
+                weight = components[sample, component]
                 for index in range(width):
                     sums[component, index] += weight * values[index]
             for index in range(width):
                 product[index] += shapes[row, sample, index] * values[index]
         features[spike] = sums
         products[spike] = product.sum()
+    return features, products
 
 
 @compiled()
@@ -218,7 +245,7 @@ def _add_windows(
     near: np.ndarray,
     sums: np.ndarray,
 ) -> None:
-    """Add the window of each spike to that of its unit."""
+    """Add the window of each spike to the sum of its unit."""
     _, length, width = sums.shape
     for spike in range(len(first)):
         start, row = np.uint64(first[spike]), rows[spike]

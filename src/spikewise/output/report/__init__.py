@@ -1,1 +1,1 @@
-"""The report of a result: one HTML page that needs nothing else."""
+"""The report of a result: one HTML file that needs no other file."""

@@ -1,8 +1,9 @@
-"""The report of a sort: one HTML file that needs nothing else, to look at and to send around.
+"""The report of a sort: one HTML file that needs no other file and no network.
 
-The page is the template ``page/report.html.jinja`` with its style and scripts beside it. The table of units
-is written here; what is drawn, Plotly draws in the browser from what :mod:`spikewise.output.report.page_data` packs,
-and only what is looked at. What is read and drawn is bounded, and the page says where it is.
+The page is the template ``assets/report.html.jinja`` with the style and the scripts beside it. The template
+writes the table of units. Plotly draws the charts in the browser, from the data of
+:mod:`spikewise.output.report.page_data`, and only when they come into view. The amount of data that is read
+and drawn is bounded; the page says how much it is.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import jinja2
 from plotly.offline import get_plotlyjs
 from spikeinterface.core import BaseSorting
 
+from spikewise.core.constants import REFRACTORY_MS
 from spikewise.core.files import check_output_file, writing
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.output.colours import colour_of
 from spikewise.output.measures import (
     MAX_WAVEFORM_SPIKES,
-    REFRACTORY_MS,
     UnitMeasures,
-    measure_with_truth,
+    measure_units,
     spike_trains,
 )
-from spikewise.output.pairs import LEAST_SIMILARITY, UnitPair, likely_pairs, unit_similarity
-from spikewise.output.report.moments import choose_moments
-from spikewise.output.report.page_data import compress, page_data
+from spikewise.output.pairs import MIN_SIMILARITY, UnitPair, likely_pairs, unit_similarity
+from spikewise.output.report.excerpts import choose_excerpts
+from spikewise.output.report.page_data import ReportContents, compress, page_data
 from spikewise.output.result import StoredResult
-from spikewise.output.samples import SpikeSamples, sample_spikes
+from spikewise.output.samples import sample_spikes
 from spikewise.sorting.damaged import tell_damage
 
 if TYPE_CHECKING:
@@ -43,13 +44,14 @@ logger = logging.getLogger(__name__)
 PAGE_FOLDER = "assets"
 TEMPLATE = "report.html.jinja"
 MAX_NAMED_UNITS = 12
-"""Units that a sentence names; the others are counted, and stand in the table."""
+"""Most units that a sentence of the page names; the others are only counted. Chosen by hand."""
 SCRIPTS = ("charts.js", "unit.js", "overview.js", "table.js", "page.js")
+"""The scripts of the page, in the order in which they run."""
 
 
 @dataclass(frozen=True)
 class UnitRow:
-    """A unit as the table shows it.
+    """A row of the table of units.
 
     Attributes
     ----------
@@ -58,13 +60,13 @@ class UnitRow:
     main_channel : str or None
         None without the recording, or without spikes.
     amplitude_cutoff : float or None
-        Estimated fraction of its spikes that are too small to be found; None where too few were looked at.
+        Estimated fraction of its spikes that are too small to be found; None with too few sampled spikes.
     num_labels : int or None
-        Labelled spikes that trained it in this sort; None where the model does not tell.
+        Number of labelled spikes that trained it; None if the model does not store it.
     score : dict of str to Any, or None
         A row of :attr:`Performance.units` with its ``truth_unit``; None if no true unit matches.
     verdict : str
-        How it stands to the units that resemble it: ``duplicate``, ``split`` or empty.
+        The worst :attr:`UnitPair.verdict` of its pairs, ``duplicate`` or ``split``; empty if there is none.
     """
 
     measures: UnitMeasures
@@ -96,13 +98,13 @@ def write_report(
     readers : mapping of str to TraceReader, optional
         Preprocessed traces of each group of the model; without them no trace or waveform is drawn.
     truth : BaseSorting, optional
-        The true spikes that were compared; with the readers they tell the size of each true unit.
+        The true spikes; with the readers they give the SNR of each true unit.
     performance : Performance, optional
         Comparison with the truth; without it no score is shown.
     interval_s : (float, float), optional
-        Time that was compared; traces are drawn from there.
+        Time of that comparison, in seconds; traces are drawn from this time only.
     overwrite : bool
-        Whether a file there may be replaced.
+        Whether an existing file may be replaced.
 
     Returns
     -------
@@ -117,48 +119,8 @@ def write_report(
         If the traces cannot be read.
     """
     path = check_output_file(path, overwrite)
-    units, truth_snr = measure_with_truth(result, truth, readers)
-    samples, similarity = None, None
-    pairs: list[UnitPair] = []
-    if readers is not None:
-        samples = sample_spikes(result, units, readers)
-        similarity = unit_similarity(units)
-        pairs = likely_pairs(result.sorting, spike_trains(result.sorting), result.num_samples, similarity)
-    moments = [] if readers is None else choose_moments(result, units, readers, interval_s)
-    data = page_data(
-        result,
-        units,
-        samples=samples,
-        moments=moments,
-        similarity=similarity,
-        pairs=pairs,
-        performance=performance,
-        truth_snr=truth_snr,
-    )
-    page = _template().render(
-        result=result,
-        facts=result.provenance,
-        damage=tell_damage(result.provenance.get("damage")),
-        num_spikes=sum(unit.num_spikes for unit in units),
-        has_recording=readers is not None,
-        performance=performance,
-        interval_s=interval_s,
-        moments=moments,
-        samples=samples,
-        pairs=pairs,
-        rows=_rows(result, units, samples, pairs, performance),
-        missed=[] if performance is None else _missed_units(performance),
-        limits={
-            "waveform_spikes": MAX_WAVEFORM_SPIKES,
-            "refractory_ms": REFRACTORY_MS,
-            "similarity": LEAST_SIMILARITY,
-            "named": MAX_NAMED_UNITS,
-        },
-        data=compress(data),
-        library=compress(get_plotlyjs()),
-        style=_page_file("report.css"),
-        scripts=[_page_file(name) for name in SCRIPTS],
-    )
+    contents = _gather(result, readers, truth, performance, interval_s)
+    page = _render(contents, interval_s)
     partial = path.with_name(path.name + ".partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,11 +130,61 @@ def write_report(
         except OSError:
             partial.unlink(missing_ok=True)
             raise
-    logger.info("report of %d units written to %s, %d bytes", len(units), path, len(page.encode()))
+    num_units, num_bytes = len(contents.units), len(page.encode())
+    logger.info("report of %d units written to %s, %d bytes", num_units, path, num_bytes)
     return path
 
 
+def _gather(
+    result: StoredResult,
+    readers: Mapping[str, TraceReader] | None,
+    truth: BaseSorting | None,
+    performance: Performance | None,
+    interval_s: tuple[float, float] | None,
+) -> ReportContents:
+    """Measure everything that the report shows; without readers, only what needs no traces."""
+    units, truth_snr = measure_units(result, readers, truth)
+    samples, similarity = None, None
+    pairs: list[UnitPair] = []
+    if readers is not None:
+        samples = sample_spikes(result, units, readers)
+        similarity = unit_similarity(units)
+        pairs = likely_pairs(result.sorting, spike_trains(result.sorting), result.num_samples, similarity)
+    excerpts = [] if readers is None else choose_excerpts(result, units, readers, interval_s)
+    return ReportContents(result, units, samples, excerpts, similarity, pairs, performance, truth_snr)
+
+
+def _render(contents: ReportContents, interval_s: tuple[float, float] | None) -> str:
+    """Return the page as HTML."""
+    result, performance = contents.result, contents.performance
+    return _template().render(
+        result=result,
+        facts=result.provenance,
+        damage=tell_damage(result.provenance.get("damage")),
+        num_spikes=sum(unit.num_spikes for unit in contents.units),
+        has_recording=contents.samples is not None,
+        performance=performance,
+        interval_s=interval_s,
+        excerpts=contents.excerpts,
+        samples=contents.samples,
+        pairs=contents.pairs,
+        rows=_rows(contents),
+        missed=[] if performance is None else _missed_units(performance),
+        limits={
+            "waveform_spikes": MAX_WAVEFORM_SPIKES,
+            "refractory_ms": REFRACTORY_MS,
+            "similarity": MIN_SIMILARITY,
+            "named": MAX_NAMED_UNITS,
+        },
+        data=compress(page_data(contents)),
+        library=compress(get_plotlyjs()),
+        style=_page_file("report.css"),
+        scripts=[_page_file(name) for name in SCRIPTS],
+    )
+
+
 def _page_file(name: str) -> str:
+    """Return the text of a file in the assets folder."""
     folder = importlib.resources.files(__package__) / PAGE_FOLDER
     return (folder / name).read_text(encoding="utf-8")
 
@@ -184,24 +196,19 @@ def _template() -> jinja2.Template:
     return environment.from_string(_page_file(TEMPLATE))
 
 
-def _rows(
-    result: StoredResult,
-    units: list[UnitMeasures],
-    samples: SpikeSamples | None,
-    pairs: list[UnitPair],
-    performance: Performance | None,
-) -> list[UnitRow]:
-    """Join measures, labels, scores and doubts."""
+def _rows(contents: ReportContents) -> list[UnitRow]:
+    """Join the measures, labels, scores and verdicts of the units."""
+    samples = contents.samples
     scores: dict[str, dict[str, Any]] = {}
-    if performance is not None:
-        for score in performance.to_dict()["units"]:
+    if contents.performance is not None:
+        for score in contents.performance.to_dict()["units"]:
             if score["tested_unit"] is not None:
                 scores[str(score["tested_unit"])] = score
     verdicts: dict[int, str] = {}
-    for pair in reversed(pairs):  # the gravest come first, and so are set last
+    for pair in reversed(contents.pairs):  # the worst verdicts come first in the list, so they are set last
         if pair.verdict != "alike":
             verdicts.update(dict.fromkeys((pair.first, pair.second), pair.verdict))
-    labels = result.num_labels_of_units
+    labels = contents.result.num_labels_of_units
     return [
         UnitRow(
             measures=unit,
@@ -212,11 +219,11 @@ def _rows(
             score=scores.get(str(unit.unit_id)),
             verdict=verdicts.get(unit.unit_index, ""),
         )
-        for unit in units
+        for unit in contents.units
     ]
 
 
 def _missed_units(performance: Performance) -> list[dict[str, Any]]:
-    """Return the scores of the true units that fire in the time compared and that no unit matches."""
+    """Return the scores of the true units that fire in the time compared and have no partner."""
     scores = performance.to_dict()["units"]
     return [score for score in scores if score["tested_unit"] is None and score["num_truth"] > 0]

@@ -1,7 +1,7 @@
-"""What a report holds, as one JSON text that its scripts draw from.
+"""The data of a report as one JSON text, from which the page's scripts draw.
 
-Arrays are little-endian numbers in base64: whole numbers of a step where that halves their size. The text is
-compressed, and so is the plotting library, so that a page stays a few megabytes and needs nothing else.
+Arrays are little-endian numbers in base64; many are integers with a step, which halves their size. The text
+and the plotting library are compressed, so that a page has a few megabytes and needs no other file.
 """
 
 from __future__ import annotations
@@ -11,38 +11,88 @@ import gzip
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from spikewise.core.constants import REFRACTORY_MS
 from spikewise.models.checkpoint import GroupModel
 from spikewise.output.colours import colour_of
-from spikewise.output.measures import CORRELOGRAM_MS, REFRACTORY_MS, UnitMeasures, spread
+from spikewise.output.measures import CORRELOGRAM_MS, UnitMeasures, spread
 from spikewise.output.pairs import UnitPair
-from spikewise.output.report.moments import Moment
+from spikewise.output.report.excerpts import Excerpt
 from spikewise.output.result import StoredResult
 from spikewise.output.samples import MAX_SNIPPETS, SpikeSamples, nearest_channels
 
 if TYPE_CHECKING:
     from spikewise.output.matching import Performance
 
+# All of these were chosen by hand.
 MAX_TEMPLATE_CHANNELS = 12
+"""Most channels on which the mean waveform of a unit is drawn."""
 MAX_SHOWN_SPIKES = 60_000
-"""Spikes that the page holds with time, depth and amplitude; of each unit as large a part."""
+"""Most spikes with time, depth and amplitude in the page, evenly chosen, the same fraction of each unit."""
 MAX_RASTER_SPIKES = 6000
+"""Most spikes that the chart of spikes over time draws."""
 GAP_UM = 100.0
-"""Between two probes, drawn side by side where their coordinates overlap."""
-_STEP = 0.01  # noise standard deviations
+"""Gap between probes that are drawn side by side because their coordinates overlap."""
+_STEP = 0.01
+"""Step of packed waveforms and amplitudes, in standard deviations of the noise."""
 _TRACE_STEP = 0.05
+"""Step of packed traces and single waveforms, in standard deviations of the noise."""
+_SIMILARITY_STEP = 1 / 250
+"""Step of packed similarities."""
+
+
+@dataclass(frozen=True)
+class ReportContents:
+    """Everything that a report shows of a result.
+
+    Attributes
+    ----------
+    result : StoredResult
+    units : list of UnitMeasures
+    samples : SpikeSamples or None
+        None without the recording.
+    excerpts : sequence of Excerpt
+        Empty without the recording.
+    similarity : ndarray or None
+        (num_units, num_units); None without the recording.
+    pairs : sequence of UnitPair
+        Empty without the recording.
+    performance : Performance or None
+        The comparison with the truth.
+    truth_snr : sequence of float or None
+        SNR of each true unit; empty if unknown.
+    """
+
+    result: StoredResult
+    units: list[UnitMeasures]
+    samples: SpikeSamples | None
+    excerpts: Sequence[Excerpt]
+    similarity: np.ndarray | None
+    pairs: Sequence[UnitPair]
+    performance: Performance | None
+    truth_snr: Sequence[float | None]
 
 
 def compress(text: str) -> str:
-    """Return a text as gzip in base64, the same for the same text."""
+    """Return a text as gzip in base64; the same text always gives the same bytes."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
 
 
 def pack(values: Any, dtype: str = "float32", step: float = 1.0) -> dict[str, Any]:
-    """Return an array as what ``unpack`` of the page reads: values are multiples of `step`, rounded."""
+    """Return an array in the form that the page's ``unpack`` reads.
+
+    Parameters
+    ----------
+    values : array_like
+    dtype : str
+        Type of the stored numbers. Integer types store ``values / step``, rounded and clipped; NaN becomes 0.
+    step : float
+        Step of an integer type.
+    """
     array = np.asarray(values, dtype=float)
     if np.dtype(dtype).kind in "iu":
         limits = np.iinfo(dtype)
@@ -56,35 +106,10 @@ def pack(values: Any, dtype: str = "float32", step: float = 1.0) -> dict[str, An
     }
 
 
-def page_data(
-    result: StoredResult,
-    units: list[UnitMeasures],
-    *,
-    samples: SpikeSamples | None,
-    moments: Sequence[Moment],
-    similarity: np.ndarray | None,
-    pairs: Sequence[UnitPair],
-    performance: Performance | None,
-    truth_snr: Sequence[float | None],
-) -> str:
-    """Return everything that a page draws as one line of JSON.
-
-    Parameters
-    ----------
-    result : StoredResult
-    units : list of UnitMeasures
-    samples : SpikeSamples or None
-        None without the recording.
-    moments : sequence of Moment
-    similarity : ndarray or None
-        (num_units, num_units)
-    pairs : sequence of UnitPair
-    performance : Performance or None
-        Comparison with the truth.
-    truth_snr : sequence of float or None
-        Size of each true unit over the noise; empty where it is not known.
-    """
-    places = channel_places(result.model.groups)
+def page_data(contents: ReportContents) -> str:
+    """Return everything that a page draws as one line of JSON."""
+    result, samples, performance = contents.result, contents.samples, contents.performance
+    positions = drawn_positions(result.model.groups)
     data = {
         "duration_s": sum(result.num_samples) / result.sorting.sampling_frequency,
         "label_interval_s": result.label_interval_s,
@@ -98,42 +123,47 @@ def page_data(
                 "name": group.name,
                 "channel_ids": list(group.channel_ids),
                 "silenced": [channel in group.silenced_channel_ids for channel in group.channel_ids],
-                "positions": np.round(places[group.name], 2).tolist(),
+                "positions": np.round(positions[group.name], 2).tolist(),
             }
             for group in result.model.groups
         ],
-        "units": [_unit(unit, places[unit.group.name]) for unit in units],
-        "waveforms": None if samples is None else _waveforms(units, samples),
+        "units": [_unit(unit, positions[unit.group.name]) for unit in contents.units],
+        "waveforms": None if samples is None else _waveforms(contents.units, samples),
         "spikes": None if samples is None else _spikes(samples),
         "trains": _trains(result) if samples is None else None,
-        "moments": [_moment(moment) for moment in moments],
-        "similarity": None if similarity is None else pack(similarity, "uint8", 1 / 250),
-        "pairs": [_pair(pair) for pair in pairs],
+        "excerpts": [_excerpt(excerpt) for excerpt in contents.excerpts],
+        "similarity": None
+        if contents.similarity is None
+        else pack(contents.similarity, "uint8", _SIMILARITY_STEP),
+        "pairs": [_pair(pair) for pair in contents.pairs],
         "trainings": result.trainings,
-        "truth": None if performance is None else _truth(performance, truth_snr),
+        "truth": None if performance is None else _truth(performance, contents.truth_snr),
     }
     return json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
 
 
-def channel_places(groups: Sequence[GroupModel]) -> dict[str, np.ndarray]:
-    """Return where the channels of each group are drawn, (num_channels, 2) um, none over another."""
-    places: dict[str, np.ndarray] = {}
+def drawn_positions(groups: Sequence[GroupModel]) -> dict[str, np.ndarray]:
+    """Return the positions (num_channels, 2), in um, at which the channels of each group are drawn.
+
+    Groups whose coordinates overlap are moved side by side.
+    """
+    positions: dict[str, np.ndarray] = {}
     for group in groups:
         own = np.asarray(group.channel_positions_um, dtype=float)[:, :2].copy()
-        others = np.concatenate([np.zeros((0, 2)), *places.values()])
+        others = np.concatenate([np.zeros((0, 2)), *positions.values()])
         if len(others) and own[:, 0].min() <= others[:, 0].max() and own[:, 0].max() >= others[:, 0].min():
             own[:, 0] += others[:, 0].max() + GAP_UM - own[:, 0].min()
-        places[group.name] = own
-    return places
+        positions[group.name] = own
+    return positions
 
 
-def _unit(unit: UnitMeasures, places: np.ndarray) -> dict[str, Any]:
+def _unit(unit: UnitMeasures, positions: np.ndarray) -> dict[str, Any]:
+    """Return a unit; its position is the mean over its channels, weighted by the squared deflections."""
     x = y = None
     if unit.waveform is not None and unit.main_channel is not None:
-        # The centre of mass of the channels near it, of the squared deflections.
-        near = nearest_channels(unit.group, unit.main_channel, len(places))
+        near = nearest_channels(unit.group, unit.main_channel, len(positions))
         weights = np.square(unit.waveform.peaks[near])
-        x, y = (weights @ places[near] / weights.sum()).tolist()
+        x, y = (weights @ positions[near] / weights.sum()).tolist()
     return {
         "id": str(unit.unit_id),
         "group": unit.group.name,
@@ -147,7 +177,7 @@ def _unit(unit: UnitMeasures, places: np.ndarray) -> dict[str, Any]:
 
 
 def _waveforms(units: list[UnitMeasures], samples: SpikeSamples) -> dict[str, Any]:
-    """Return the mean near each unit, and its spread and single waveforms on the main channel."""
+    """Return the mean waveforms on near channels, and spread and single waveforms on the main channels."""
     waveforms = [unit.waveform for unit in units if unit.waveform is not None]
     if not waveforms:
         return {"channels": [], "num_samples": 0}
@@ -159,16 +189,16 @@ def _waveforms(units: list[UnitMeasures], samples: SpikeSamples) -> dict[str, An
     snippets = np.zeros((len(units), MAX_SNIPPETS, num_samples))
     counts = []
     for unit in units:
-        index, main, mine = unit.unit_index, unit.main_channel, samples.snippets[unit.unit_index]
-        counts.append(len(mine))
+        index, main, single = unit.unit_index, unit.main_channel, samples.snippets[unit.unit_index]
+        counts.append(len(single))
         if unit.waveform is None or main is None:
             continue
         near = nearest_channels(unit.group, main, channels.shape[1])
         channels[index, : len(near)] = near
         mean[index, : len(near)] = unit.waveform.values[:, near].T
         deviation[index] = unit.waveform.spread[:, main]
-        if len(mine):
-            snippets[index, : len(mine)] = mine
+        if len(single):
+            snippets[index, : len(single)] = single
     rate = units[0].sampling_frequency
     return {
         "num_samples": num_samples,
@@ -183,6 +213,7 @@ def _waveforms(units: list[UnitMeasures], samples: SpikeSamples) -> dict[str, An
 
 
 def _spikes(samples: SpikeSamples) -> dict[str, Any]:
+    """Return a bounded part of the sampled spikes that have an amplitude, and the responses."""
     rows = np.flatnonzero(np.isfinite(samples.amplitude))
     rows = rows[spread(len(rows), MAX_SHOWN_SPIKES)]
     return {
@@ -192,12 +223,12 @@ def _spikes(samples: SpikeSamples) -> dict[str, Any]:
         "depth_um": pack(samples.depth_um[rows]),
         "responses": samples.responses.tolist(),
         "num_seconds": samples.num_seconds,
-        "num_seconds_asked": samples.num_seconds_asked,
+        "num_seconds_evaluated": samples.num_seconds_evaluated,
     }
 
 
 def _trains(result: StoredResult) -> dict[str, Any]:
-    """Return the times of a part of the spikes, which is all that is known without the recording."""
+    """Return the times of a part of the spikes, for a page without the recording."""
     spikes = result.sorting.to_spike_vector()
     spikes = spikes[spread(len(spikes), MAX_RASTER_SPIKES)]
     offsets = np.cumsum([0, *result.num_samples])
@@ -205,14 +236,14 @@ def _trains(result: StoredResult) -> dict[str, Any]:
     return {"unit": pack(spikes["unit_index"], "uint16"), "time_s": pack(times)}
 
 
-def _moment(moment: Moment) -> dict[str, Any]:
+def _excerpt(excerpt: Excerpt) -> dict[str, Any]:
     return {
-        "start_s": moment.start_s,
-        "step_ms": 1000 / moment.sampling_frequency,
-        "channels": list(moment.channel_ids),
-        "traces": pack(moment.traces.T, "int16", _TRACE_STEP),
-        "spikes": moment.spikes,
-        "num_spikes": moment.num_spikes,
+        "start_s": excerpt.start_s,
+        "step_ms": 1000 / excerpt.sampling_frequency,
+        "channels": list(excerpt.channel_ids),
+        "traces": pack(excerpt.traces.T, "int16", _TRACE_STEP),
+        "spikes": excerpt.spikes,
+        "num_spikes": excerpt.num_spikes,
     }
 
 
@@ -246,7 +277,7 @@ def _truth(performance: Performance, truth_snr: Sequence[float | None]) -> dict[
 
 
 def _finite(value: Any) -> Any:
-    """Return JSON types in which a number that is not finite is null."""
+    """Return a JSON value with None in place of numbers that are not finite."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,9 @@
-"""The report of a result: from a folder or from what was just sorted."""
+"""Makes the report of a result, from its folder or right after the sort."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class SortedResult(Protocol):
-    """What a sort gives: :class:`spikewise.SortingResult`."""
+    """The result of a sort, such as :class:`spikewise.SortingResult`."""
 
     @property
     def sorting(self) -> BaseSorting:
@@ -33,7 +34,7 @@ class SortedResult(Protocol):
 
     @property
     def model(self) -> Model:
-        """The model that found them."""
+        """The model that found the spikes."""
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -49,9 +50,9 @@ class Report:
     path : Path
         The HTML file.
     provenance : dict
-        That of the result it tells of.
+        The provenance of the result.
     performance : Performance or None
-        The comparison with the truth, if that was given.
+        The comparison with the truth; None if no truth was given.
     """
 
     path: Path
@@ -69,12 +70,12 @@ def report(
     config: EvaluationConfig | None = None,
     **options: Any,
 ) -> Report:
-    """Write what a sort found as one HTML page.
+    """Write the report of a result as one HTML page.
 
     Parameters
     ----------
     result : SortingResult, str or Path
-        What :func:`spikewise.sort` gave, or its output folder.
+        The result of :func:`spikewise.sort`, or its output folder.
     output : str or Path
         File to write, for example ``report.html``.
     recording : BaseRecording, str or Path, optional
@@ -82,9 +83,9 @@ def report(
     truth : BaseSorting, str or Path, optional
         True spikes to compare with; without them no score is shown.
     overwrite : bool
-        Whether a file there may be replaced.
+        Whether an existing file may be replaced.
     config : EvaluationConfig, optional
-        How to compare; or give single settings as keyword options.
+        How to compare with the truth; or give single settings as keyword options.
 
     Returns
     -------
@@ -94,7 +95,7 @@ def report(
     Raises
     ------
     SpikewiseError
-        If the result is not whole, or something else that was given cannot be used.
+        If the result is incomplete, or another argument cannot be used.
     """
     output = check_output_file(output, overwrite)
     settings = config or EvaluationConfig.from_dict(options)
@@ -122,22 +123,16 @@ def report(
 
 
 def report_of_sort(
-    recording: BaseRecording,
-    sorting: BaseSorting,
-    model: Model,
-    provenance: dict[str, Any],
-    folder: Path,
-    progress: ProgressCallback,
+    result: StoredResult, readers: Mapping[str, TraceReader], folder: Path, progress: ProgressCallback
 ) -> None:
-    """Write the report of a sort into its output folder; what goes wrong is told, and the sort stands.
+    """Write the report of a sort into its output folder, from the traces that were sorted.
 
-    Ctrl-C leaves the report out, since the sort is finished.
+    The sort is finished, so an error only logs a warning, and Ctrl-C only skips the report.
     """
     progress("report", 0, 1, "")
     try:
-        stored = StoredResult(sorting, model, provenance)
-        write_report(stored, folder / REPORT_FILE, readers=_readers_of(stored, recording))
-    except (Exception, KeyboardInterrupt) as error:  # nothing here may cost the sort that is finished
+        write_report(result, folder / REPORT_FILE, readers=readers)
+    except (Exception, KeyboardInterrupt) as error:  # the finished sort must survive any error here
         logger.debug("the report failed", exc_info=True)
         logger.warning(
             "the report was left out: %s. The sort is complete; "

@@ -1,9 +1,10 @@
-"""The rivals that Li et al. 2020 compare the waveform network with, behind one fit and predict.
+"""The rivals of the waveform network in Li et al. 2020, with one interface: fit and predict.
 
-Each sees the waveforms of all spikes and the labels of some. Clusterings use only the number of units; the
-supervised rivals learn from the labelled spikes, and WMsorting from the others too. What the papers leave
-open is decided in the docstrings below, for the best of each rival: every clustering starts ten times and
-keeps its best objective, and what can be tuned without labels, or by cross-validation on those given, is.
+Each rival gets the waveforms of all spikes and the labels of some. Clusterings use only the number of units;
+the supervised rivals learn from the labelled spikes, and WMsorting also from the others. The docstrings say
+how details are chosen that the papers leave open, in favour of each rival: every clustering starts ten times
+and keeps its best objective; parameters are tuned if that is possible without labels, or by cross-validation
+on the given labels.
 
 Conventions: waveforms are ``(num_spikes, num_samples)``, labels ``(num_spikes,)`` int64, -1 where unknown.
 
@@ -41,12 +42,15 @@ from spikewise.papers.cnn1d.features import (
 )
 
 _STARTS = 10
+"""Starts of each clustering; chosen by hand."""
 _WMSORTING_LABELS = 180
+"""Most labelled spikes of WMsorting (Huang et al. 2019: about 180)."""
 _MLP_FRACTION = 0.1
+"""Fraction of each cluster, nearest to its centre, on which the MLP is trained, as published."""
 
 
 class Baseline(ABC):
-    """A rival: one contract for all.
+    """The interface of all rivals.
 
     Parameters
     ----------
@@ -58,9 +62,9 @@ class Baseline(ABC):
     Attributes
     ----------
     name : str
-        As in the paper.
+        Name in the paper.
     is_supervised : bool
-        Whether it uses labels; if so it predicts labels, and if not, numbers of clusters from 0 on.
+        Whether it uses labels. If so it predicts labels; if not, clusters from 0.
     """
 
     name: str
@@ -73,14 +77,14 @@ class Baseline(ABC):
         self.seed = seed
 
     def fit(self, waveforms: np.ndarray, labels: np.ndarray) -> Self:
-        """Learn from all waveforms and the labels of some.
+        """Fit the rival to all waveforms and the labels of some.
 
         Parameters
         ----------
         waveforms : np.ndarray
             ``(num_spikes, num_samples)``, at least 3 samples.
         labels : np.ndarray
-            ``(num_spikes,)`` int64, -1 where unknown. Clusterings do not look at them.
+            ``(num_spikes,)`` int64, -1 if unknown. Clusterings ignore them.
 
         Raises
         ------
@@ -96,7 +100,7 @@ class Baseline(ABC):
             raise LabelsError(
                 f"there are labels of shape {labels.shape} for {len(waveforms)} waveforms",
                 "one label for each waveform",
-                "give -1 where the unit is not known",
+                "give -1 if the unit is not known",
             )
         num_labelled_units = len(np.unique(labels[labels >= 0]))
         if self.is_supervised and num_labelled_units < 2:
@@ -116,7 +120,7 @@ class Baseline(ABC):
         return self
 
     def predict(self, waveforms: np.ndarray) -> np.ndarray:
-        """Return the unit, or the number of the cluster, of each waveform: ``(num_spikes,)`` int64.
+        """Return the unit, or the cluster, of each waveform: ``(num_spikes,)`` int64.
 
         Raises
         ------
@@ -128,7 +132,7 @@ class Baseline(ABC):
             raise WaveformsError(
                 f"the waveforms have {waveforms.shape[1]} samples",
                 f"{self._num_samples}, as those that were fitted",
-                "cut them alike",
+                "cut them to the same length",
             )
         return self._predict(waveforms).astype(np.int64)
 
@@ -152,12 +156,11 @@ def _checked_waveforms(waveforms: np.ndarray) -> np.ndarray:
 
 
 class FuzzyCMeans:
-    """Fuzzy c-means: each point belongs to every centre to a degree.
+    """Fuzzy c-means: each point belongs to every centre to some degree.
 
-    With the customary exponent m = 2, all centres fall into one in 10 features. It is therefore the largest
-    at which random points still show no clusters, by the formula of Schwämmle & Jensen 2010
-    (Bioinformatics 26:2841), which uses the numbers of points and of features alone, but at most 2. The
-    starts are centres drawn as k-means++ draws them.
+    With the usual exponent m = 2, all centres become equal in 10 features. So the exponent is that of
+    Schwämmle & Jensen 2010 (Bioinformatics 26:2841), the largest at which random points show no clusters, but
+    at most 2; it depends only on the numbers of points and features. The starts are centres of k-means++.
 
     Parameters
     ----------
@@ -172,7 +175,7 @@ class FuzzyCMeans:
         self.seed = seed
 
     def fit(self, features: np.ndarray) -> Self:
-        """Find the centres of ``(num_spikes, num_features)`` points: of ten starts the best objective."""
+        """Find the centres of ``(num_spikes, num_features)`` points; the best of ten starts counts."""
         try:
             from skfuzzy.cluster import cmeans
         except ImportError as error:
@@ -188,12 +191,12 @@ class FuzzyCMeans:
         return self
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """Return the centre to which each point belongs most, which is the nearest."""
+        """Return the centre to which each point belongs most: the nearest one."""
         return pairwise_distances_argmin(features, self.centres_)
 
 
 def fuzzy_exponent(num_points: int, num_features: int) -> float:
-    """Return the exponent m of fuzzy c-means for that many points and features."""
+    """Return the exponent m of fuzzy c-means for these numbers of points and features."""
     slope = -0.0406 * np.log(num_points) - 0.1134
     exponent = 1 + (1418 / num_points + 22.05) / num_features**2
     exponent += (12.33 / num_points + 0.243) * num_features**slope
@@ -220,7 +223,7 @@ class FusionSvm(Baseline):
     """Several kinds of features and a support vector machine.
 
     The kernel is Gaussian; its width and the penalty are those with the best accuracy in up to five folds of
-    the labelled spikes. Where a unit has a single label there are no folds, and usual values are taken.
+    the labelled spikes. If a unit has only one label, there are no folds, and fixed values are used.
     """
 
     name = "Fusion+SVM"
@@ -251,12 +254,12 @@ class FusionSvm(Baseline):
 class WmSorting(Baseline):
     """WMsorting: wavelet packet coefficients chosen by mutual information, and a semi-supervised mixture.
 
-    Public are the coefficients, their choice and the about 180 labelled spikes (Huang et al. 2019,
-    10.1109/TNB.2019.2909010). Chosen here: of more labelled spikes 180 are drawn, one of each unit at least;
-    the mixture has one Gaussian for each labelled unit, which starts at the mean of its labelled spikes with
-    the covariance within units, shrunk (Ledoit & Wolf 2004), and is refined on all spikes. Overlaps may pull
-    a Gaussian away from its unit: where the mixture then tells the labelled spikes apart less well than a
-    linear discriminant that was fitted to them, the discriminant is taken.
+    Published are the coefficients, their choice and the about 180 labelled spikes (Huang et al. 2019,
+    10.1109/TNB.2019.2909010). Chosen here: of more labelled spikes 180 are drawn, at least one of each unit.
+    The mixture has one Gaussian for each labelled unit; it starts at the mean of its labelled spikes with the
+    covariance within units, shrunk (Ledoit & Wolf 2004), and is refined on all spikes. Overlaps may move a
+    Gaussian away from its unit. If the mixture then separates the labelled spikes less well than a linear
+    discriminant that was fitted to them, the discriminant is used.
     """
 
     name = "WMsorting"
@@ -276,7 +279,7 @@ class WmSorting(Baseline):
         self._fit_mixture(features / self._scale, labels, labelled)
 
     def _information(self, coefficients: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return what each coefficient tells of the unit; its variance, where units have one label each."""
+        """Return the mutual information of coefficients and units; the variance if units have one label."""
         counts = np.unique(labels, return_counts=True)[1]
         if np.sum(counts >= 2) < 2:
             return coefficients.var(axis=0)
@@ -311,7 +314,7 @@ class WmSorting(Baseline):
 
 
 def _draw_labelled(labels: np.ndarray, most: int, generator: np.random.Generator) -> np.ndarray:
-    """Return the indices of at most `most` labelled spikes, one of each unit at least."""
+    """Return the indices of at most `most` labelled spikes, at least one of each unit."""
     shuffled = generator.permutation(np.flatnonzero(labels >= 0))
     first_of_units = np.unique(labels[shuffled], return_index=True)[1]
     order = np.concatenate([first_of_units, np.setdiff1d(np.arange(len(shuffled)), first_of_units)])
@@ -321,8 +324,8 @@ def _draw_labelled(labels: np.ndarray, most: int, generator: np.random.Generator
 class Mlp(Baseline):
     """A multilayer perceptron trained on pseudo-labels from k-means.
 
-    Public are k-means on principal components and that the tenth of each cluster nearest to its centre is
-    learnt. Chosen here: 10 components, one hidden layer of 100 units, waveforms scaled as a whole.
+    Published are k-means on principal components, and training on the tenth of each cluster that is nearest
+    to its centre. Chosen here: 10 components, one hidden layer of 100 units, one scale for all waveforms.
     """
 
     name = "MLP"
@@ -376,4 +379,4 @@ BASELINES: dict[str, Callable[[int, int], Baseline]] = {
     "wmsorting_f10": partial(WmSorting, num_features=10),
     "mlp": Mlp,
 }
-"""The rivals by their columns in the paper's tables, each made from the number of units and a seed."""
+"""The rivals, by their columns in the tables of the paper; built from the number of units and a seed."""

@@ -1,8 +1,8 @@
 """Features of waveforms that the rivals of the waveform network cluster or classify.
 
-Each is a transformer of scikit-learn: ``fit`` sees waveforms ``(num_spikes, num_samples)``, ``transform``
+Each is a transformer of scikit-learn: ``fit`` takes waveforms ``(num_spikes, num_samples)``, ``transform``
 returns ``(num_spikes, num_features)``. Features of different kinds are scaled to variance 1; principal
-components and correlations keep their scale, which says how much each of them matters.
+components and correlations keep their scale, which is their weight.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler, normalize
 
 from spikewise.core.errors import MissingExtraError
 
-WAVELET = "db2"  # short enough for two levels of 12 samples and four of 64
+WAVELET = "db2"
+"""Short enough for two levels of 12 samples and for four of 64."""
 _MOST_LEVELS = 4
+"""Most levels of the wavelet packets; chosen by hand."""
 
 
 class PrincipalComponents(TransformerMixin, BaseEstimator):
-    """The first principal components, unscaled; no more than there are samples or spikes.
+    """The first principal components, unscaled; at most as many as there are samples or spikes.
 
     Parameters
     ----------
@@ -49,9 +51,9 @@ class PrincipalComponents(TransformerMixin, BaseEstimator):
 def derivative_extrema(waveforms: np.ndarray) -> np.ndarray:
     """Return the extrema of the first and second differences of waveforms.
 
-    Four extrema exist and three are used: the largest first difference, and the largest and the smallest
-    second difference. Which three the method takes is chosen here; the smallest first difference is left out
-    because a spike's fall, from its peak on, is what the second differences show too.
+    Of the four extrema, the method uses three; the paper does not say which. Here they are the largest first
+    difference, and the largest and the smallest second difference. The smallest first difference is left out,
+    because the second differences also show the fall of a spike after its peak.
 
     Parameters
     ----------
@@ -81,13 +83,13 @@ class Correlations(TransformerMixin, BaseEstimator):
     """Correlation coefficients of a waveform with reference waveforms.
 
     The definition in the paper is not public. Here the references are the first principal components of the
-    waveforms' shapes, each waveform with mean 0 and norm 1 since a correlation sees shape alone. Of the
-    choices tried on real spikes (these, or the means of clusters) they serve the rival best.
+    waveforms, each with mean 0 and norm 1, since a correlation depends only on the shape. On real spikes they
+    gave the rival better scores than the means of clusters.
 
     Parameters
     ----------
     num_features : int
-        Number of references; no more than there are samples or spikes.
+        Number of references; at most as many as there are samples or spikes.
     seed : int
         Seed of the decomposition.
     """
@@ -108,7 +110,7 @@ class Correlations(TransformerMixin, BaseEstimator):
 
 
 def _shapes(waveforms: np.ndarray) -> np.ndarray:
-    """Return each waveform with mean 0 and norm 1; one that is flat becomes 0."""
+    """Return each waveform with mean 0 and norm 1; a constant one becomes 0."""
     return normalize(waveforms - waveforms.mean(axis=1, keepdims=True))
 
 
@@ -126,9 +128,9 @@ def fused_features(num_features: int, seed: int) -> BaseEstimator:
 def wavelet_packets(waveforms: np.ndarray) -> np.ndarray:
     """Return the wavelet packet coefficients of waveforms at the deepest level.
 
-    The wavelet is Daubechies' with two vanishing moments; the level is 4, or the deepest that the samples
-    allow. The signal goes on periodically, so that the coefficients of an even number of samples are as many
-    as the samples and, up to a rotation, the waveform itself.
+    The wavelet is that of Daubechies with two vanishing moments; the level is 4, or the deepest that the
+    samples allow. The signal is continued periodically, so that an even number of samples gives as many
+    coefficients, which are a rotation of the waveform.
 
     Parameters
     ----------

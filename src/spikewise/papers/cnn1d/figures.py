@@ -1,8 +1,8 @@
-"""The pictures of the paper's experiments: SVG for the page in two widths, and a PNG of each.
+"""The figures of the experiments of Li et al. 2020: SVG for the page in two widths, and a PNG of each.
 
-Each ``_draw_*`` function fills one matplotlib figure from one table and returns the text for those who
-cannot see it. Studies have a panel for each set, side by side on a desktop and below each other on a
-telephone. Style and colours are those of :mod:`spikewise.papers.figures`.
+Each ``_draw_*`` function fills one matplotlib figure from one table and returns its alternative text. Studies
+have a panel for each set, side by side on a desktop and below each other on a telephone. Style and colours
+are those of :mod:`spikewise.papers.figures`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spikewise.core.files import writing
 from spikewise.output.colours import COLOURS, colour_of
 from spikewise.papers.cnn1d.methods import PRESETS
 from spikewise.papers.cnn1d.runs import SHARES
-from spikewise.papers.figures import _INK, NARROW, WIDE, _as_svg, _figure
+from spikewise.papers.figures import INK, NARROW, WIDE, as_svg, styled_figure
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -39,33 +39,34 @@ METHOD_NAMES = {
     "wmsorting_f10": "WMsorting, 10",
     "mlp": "MLP",
 }
-"""How methods are called on the page; the number is that of the features."""
+"""Names of the methods on the page; the number is that of the features."""
 
 _COLOUR_OF = {
-    "published": _INK,
+    "published": INK,
     "default": COLOURS[0],
     "paper": COLOURS[1],
     "wmsorting_f10": COLOURS[2],
     "fusion_svm_f10": COLOURS[3],
 }
 _MAX_WRONG = 200
+"""Most misclassified waveforms in a panel."""
 _PNG_DPI = 150
 
 
 def draw_all(frames: dict[str, pd.DataFrame], folder: Path) -> dict[str, dict[str, str]]:
-    """Draw what there is.
+    """Draw the figures whose tables have rows.
 
     Parameters
     ----------
     frames : dict of str to DataFrame
-        By name: the studies, and the table of means as a whole and of the networks alone.
+        By name: the studies, the table of means, and its rows of the networks.
     folder : Path
-        Gets a PNG of each picture.
+        Folder for a PNG of each figure.
 
     Returns
     -------
     dict of str to dict
-        For each name of :data:`PICTURES` that could be drawn, SVG elements: ``wide`` and ``narrow``.
+        For each name in :data:`PICTURES` whose table has rows, SVG elements: ``wide`` and ``narrow``.
 
     Raises
     ------
@@ -88,17 +89,17 @@ def _draw(
     height: float, folder: Path,
 ) -> str:  # fmt: skip
     num_panels = frame["set"].nunique() if "set" in frame else 1
-    with _figure(width, height * (num_panels if width < WIDE else 1)) as figure:
+    with styled_figure(width, height * (num_panels if width < WIDE else 1)) as figure:
         alt = draw(figure, frame)
         if width == WIDE:
             path = folder / f"{name}.png"
             with writing(path):
                 figure.savefig(path, dpi=_PNG_DPI, facecolor="white")
-        return _as_svg(figure, f"{name}{width:g}", alt)
+        return as_svg(figure, f"{name}{width:g}", alt)
 
 
 def _panels(figure: Figure, frame: pd.DataFrame) -> list[tuple[Axes, pd.DataFrame]]:
-    """Return axes for each set, titled with its name and whether it is real."""
+    """Return axes for each set; their title is its name and whether it is real."""
     names = list(frame["set"].unique())
     is_wide = figure.get_figwidth() >= WIDE
     shape = (1, len(names)) if is_wide else (len(names), 1)
@@ -110,8 +111,8 @@ def _panels(figure: Figure, frame: pd.DataFrame) -> list[tuple[Axes, pd.DataFram
     return panels
 
 
-def _name_lines(figure: Figure, columns: int = 4) -> None:
-    """Name the lines of all panels once, over them, where they cover nothing."""
+def _add_legend(figure: Figure, columns: int = 4) -> None:
+    """Add one legend for the lines of all panels, above them."""
     named: dict[str, Artist] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
@@ -121,56 +122,56 @@ def _name_lines(figure: Figure, columns: int = 4) -> None:
 
 
 def _draw_means(figure: Figure, networks: pd.DataFrame) -> str:
-    """Draw the mean accuracy over the sets, E1 to E6, beside the published one on the same sets."""
+    """Draw the mean accuracy over the sets, E1 to E6, and the published one on the same sets."""
     axes = figure.subplots()
     for method, part in networks.groupby("method", sort=False):
         axes.errorbar(
             part["experiment"], part["mean"], part["sd"].fillna(0), color=_COLOUR_OF[str(method)],
             marker="o", markersize=4, linewidth=1.4, capsize=3, label=METHOD_NAMES[str(method)],
         )  # fmt: skip
-    told = networks.drop_duplicates("experiment")
+    published = networks.drop_duplicates("experiment")
     axes.plot(
-        told["experiment"],
-        told["published_mean"],
+        published["experiment"],
+        published["published_mean"],
         "s--",
-        color=_INK,
+        color=INK,
         markersize=4,
         label="published",
         zorder=1,
     )
-    names = [f"E{experiment}\n{100 * SHARES[experiment]:g} %" for experiment in told["experiment"]]
-    axes.set_xticks(told["experiment"], names)
-    axes.set_xlabel("experiment, share of the spikes that trains")
+    names = [f"E{experiment}\n{100 * SHARES[experiment]:g} %" for experiment in published["experiment"]]
+    axes.set_xticks(published["experiment"], names)
+    axes.set_xlabel("experiment, fraction of the spikes that train")
     axes.set_ylabel("accuracy (%)")
-    _name_lines(figure)
-    return "Mean accuracy over the sets in each experiment: " + _told(networks, "experiment", "mean")
+    _add_legend(figure)
+    return "Mean accuracy over the sets in each experiment: " + _as_text(networks, "experiment", "mean")
 
 
 def _draw_rivals(figure: Figure, means: pd.DataFrame) -> str:
-    """Draw each method's mean as measured and as published, on one line."""
+    """Draw the measured and the published mean of each method, on one line."""
     rivals_at = means[~means["method"].isin(PRESETS)]["experiment"]
     experiment = int(rivals_at.iloc[0]) if len(rivals_at) else int(means["experiment"].iloc[0])
     shown = means[means["experiment"] == experiment].sort_values("published_mean", kind="stable")
-    axes, places = figure.subplots(), np.arange(len(shown))
-    axes.hlines(places, shown["published_mean"], shown["mean"], color=_INK, linewidth=0.8, alpha=0.5)
-    axes.plot(shown["published_mean"], places, "s", color=_INK, markersize=5, label="published")
-    axes.plot(shown["mean"], places, "o", color=COLOURS[0], markersize=6, label="measured here")
-    axes.set_yticks(places, [METHOD_NAMES[method] for method in shown["method"]])
+    axes, rows = figure.subplots(), np.arange(len(shown))
+    axes.hlines(rows, shown["published_mean"], shown["mean"], color=INK, linewidth=0.8, alpha=0.5)
+    axes.plot(shown["published_mean"], rows, "s", color=INK, markersize=5, label="published")
+    axes.plot(shown["mean"], rows, "o", color=COLOURS[0], markersize=6, label="measured here")
+    axes.set_yticks(rows, [METHOD_NAMES[method] for method in shown["method"]])
     axes.set_xlabel(f"accuracy (%), E{experiment}")
-    _name_lines(figure)
-    return f"Mean accuracy of each method in E{experiment}: " + _told(shown, "experiment", "mean")
+    _add_legend(figure)
+    return f"Mean accuracy of each method in E{experiment}: " + _as_text(shown, "experiment", "mean")
 
 
 def _draw_confusion(figure: Figure, frame: pd.DataFrame) -> str:
-    told = []
+    texts = []
     for axes, part in _panels(figure, frame):
         counts = part.pivot(index="true_unit", columns="predicted_unit", values="count")
         numbers = counts.to_numpy()
         shares = numbers / numbers.sum(axis=1, keepdims=True)
-        for (true, said), share in np.ndenumerate(shares):
-            axes.add_patch(_square(said, true, share))
-            text = f"{int(numbers[true, said])}\n{100 * share:.2f} %"
-            axes.text(said, true, text, ha="center", va="center")
+        for (true, assigned), share in np.ndenumerate(shares):
+            axes.add_patch(_square(assigned, true, share))
+            text = f"{int(numbers[true, assigned])}\n{100 * share:.2f} %"
+            axes.text(assigned, true, text, ha="center", va="center")
         axes.set_xlim(-0.5, len(counts) - 0.5)
         axes.set_ylim(len(counts) - 0.5, -0.5)
         axes.set_aspect("equal")
@@ -178,16 +179,16 @@ def _draw_confusion(figure: Figure, frame: pd.DataFrame) -> str:
         axes.set_yticks(range(len(counts)), counts.index)
         axes.set_xlabel("assigned unit")
         axes.set_ylabel("true unit")
-        told.append(f"{axes.get_title()}: {numbers.sum() - np.trace(numbers)} of {numbers.sum()} wrong")
-    return "Confusion matrices. " + "; ".join(told) + "."
+        texts.append(f"{axes.get_title()}: {numbers.sum() - np.trace(numbers)} of {numbers.sum()} wrong")
+    return "Confusion matrices. " + "; ".join(texts) + "."
 
 
 def _square(column: float, row: float, share: float) -> Rectangle:
-    """Return a square that is the stronger coloured the larger the share; small shares stay visible."""
+    """Return a square whose colour is stronger for a larger share; small shares are visible too."""
     from matplotlib.patches import Rectangle
 
     face = (COLOURS[0], 0.55 * np.sqrt(share))
-    return Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, edgecolor=_INK, linewidth=0.4)
+    return Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=face, edgecolor=INK, linewidth=0.4)
 
 
 def _draw_losses(figure: Figure, frame: pd.DataFrame) -> str:
@@ -205,13 +206,13 @@ def _draw_losses(figure: Figure, frame: pd.DataFrame) -> str:
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("epoch")
         axes.set_ylabel("training loss")
-    _name_lines(figure)
+    _add_legend(figure)
     last = frame.groupby(["set", "method"], sort=False).tail(1)
-    return "Training loss by epoch; at the end: " + _told(last, "set", "loss")
+    return "Training loss by epoch; at the end: " + _as_text(last, "set", "loss")
 
 
 def _draw_misclassified(figure: Figure, frame: pd.DataFrame) -> str:
-    """Draw the waveforms that got a wrong unit, thin and in the colour of their true unit, over the means."""
+    """Draw the misclassified waveforms, thin and in the colour of their true unit, over the means."""
     counts = []
     for axes, part in _panels(figure, frame):
         samples = [column for column in part.filter(like="sample_") if part[column].notna().all()]
@@ -245,8 +246,8 @@ def _draw_labels(figure: Figure, frame: pd.DataFrame) -> str:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("labelled spikes of each unit")
         axes.set_ylabel("accuracy (%)")
-    _name_lines(figure)
-    return "Accuracy by number of labels: " + _told(frame, "labels_per_unit", "accuracy")
+    _add_legend(figure)
+    return "Accuracy by number of labels: " + _as_text(frame, "labels_per_unit", "accuracy")
 
 
 def _draw_points(figure: Figure, frame: pd.DataFrame) -> str:
@@ -256,14 +257,16 @@ def _draw_points(figure: Figure, frame: pd.DataFrame) -> str:
                 curve["num_points"], curve["accuracy"], "o-", color=_COLOUR_OF[str(method)], markersize=4,
                 linewidth=1.3, label=METHOD_NAMES[str(method)],
             )  # fmt: skip
-        told = part.dropna(subset="published").drop_duplicates("num_points")
-        axes.plot(told["num_points"], told["published"], "s--", color=_INK, markersize=5, label="published")
+        published = part.dropna(subset="published").drop_duplicates("num_points")
+        axes.plot(
+            published["num_points"], published["published"], "s--", color=INK, markersize=5, label="published"
+        )
         axes.set_xticks(part["num_points"].unique())
         axes.invert_xaxis()
         axes.set_xlabel("sampling points of a waveform")
         axes.set_ylabel("accuracy (%)")
-    _name_lines(figure)
-    return "Accuracy by number of sampling points: " + _told(frame, "num_points", "accuracy")
+    _add_legend(figure)
+    return "Accuracy by number of sampling points: " + _as_text(frame, "num_points", "accuracy")
 
 
 def _draw_pairs(figure: Figure, frame: pd.DataFrame) -> str:
@@ -281,14 +284,14 @@ def _draw_pairs(figure: Figure, frame: pd.DataFrame) -> str:
         axes.set_ylim(0, 102)
         axes.set_xticks(sorted({*part["lag_from"], *part["lag_to"]}))
         axes.set_xlabel("lag of the second spike (samples)")
-        axes.set_ylabel("pairs answered right (%)")
-    _name_lines(figure, columns=2)
+        axes.set_ylabel("pairs classified right (%)")
+    _add_legend(figure, columns=2)
     both = frame[(frame["method"] == "default") & (frame["ratio_to"] > 0)]
-    return "Pairs of spikes by lag, both units right: " + _told(both, "lag_from", "both_right")
+    return "Pairs of spikes by lag, both units right: " + _as_text(both, "lag_from", "both_right")
 
 
-def _told(frame: pd.DataFrame, key: str, value: str) -> str:
-    """Return a table in words: for each set, where there are several, and each method its values."""
+def _as_text(frame: pd.DataFrame, key: str, value: str) -> str:
+    """Return a table as text: the values of each method, for each set if there are several."""
     within = ["set", "method"] if "set" in frame and key != "set" else ["method"]
     parts = [
         " ".join([*map(str, names[:-1]), METHOD_NAMES[str(names[-1])]])
@@ -309,4 +312,4 @@ PICTURES: dict[str, tuple[str, Callable[[Figure, pd.DataFrame], str], float]] = 
     "sampling_points": ("sampling_points", _draw_points, 3.0),
     "overlapping_pairs": ("overlapping_pairs", _draw_pairs, 3.2),
 }
-"""For each picture: the table that it is drawn from, its function, and the height of a panel in inches."""
+"""For each figure: its table, its function, and the height of a panel in inches."""

@@ -1,7 +1,7 @@
-"""The folder that the experiments are written to: whether it may be, and what it was made with.
+"""The output folder of the experiments: the check that it may be used, and the settings of its results.
 
-``settings.json`` holds all that decides the scores. A run goes on only in a folder whose settings are its
-own, so that scores that were measured in different ways never stand in one table.
+``settings.json`` holds all that determines the scores. A run is resumed only in a folder with the same
+settings, so that scores that were measured in different ways are never in one table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_folder(output: Path) -> None:
     Raises
     ------
     OutputError
-        If it is a file, or holds anything else.
+        If it is a file, or holds other files.
     """
     with writing(output):
         if not output.exists():
@@ -40,19 +40,19 @@ def check_folder(output: Path) -> None:
     foreign = [name for name in names if name.removesuffix(".partial") not in ours]
     if foreign or (names and _SETTINGS_FILE not in names):
         raise OutputError(
-            f"the place for the results, {output}, holds {', '.join((foreign or names)[:5])}",
+            f"the output {output} holds {', '.join((foreign or names)[:5])}",
             "a new or empty folder, or one of an earlier run of these experiments",
             "choose another folder",
         )
 
 
 def fingerprint_of(sets: list[PaperSet], config: PapersConfig) -> dict[str, Any]:
-    """Return what decides the scores: settings, version, and the contents of the files that are read.
+    """Return all that determines the scores: settings, version, and the content of the files that are read.
 
     Returns
     -------
     dict
-        Of JSON types; files are told by the SHA-256 of their contents.
+        JSON types; files are identified by the SHA-256 of their content.
 
     Raises
     ------
@@ -85,18 +85,18 @@ def hash_of(path: Path) -> str:
 
 
 def claim_folder(output: Path, fingerprint: dict[str, Any]) -> None:
-    """Make the folder and note in it what it is made with.
+    """Make the folder and write its settings, or check those of an earlier run.
 
     Parameters
     ----------
     output : Path
     fingerprint : dict
-        As :func:`fingerprint_of` returned it.
+        The result of :func:`fingerprint_of`.
 
     Raises
     ------
     OutputError
-        If the folder was made with anything else, the message tells what, or it cannot be written.
+        If the folder has other settings (the message lists them), or it cannot be written.
     """
     path = output / _SETTINGS_FILE
     with writing(output):
@@ -112,21 +112,21 @@ def claim_folder(output: Path, fingerprint: dict[str, Any]) -> None:
         earlier = None
     if not isinstance(earlier, dict) or earlier.get("experiments_of") != fingerprint["experiments_of"]:
         raise OutputError(
-            f"the file {path} tells no settings of these experiments",
-            "one that they wrote",
+            f"the file {path} does not hold settings of these experiments",
+            "a file that they wrote",
             "choose another folder",
         )
     changed = _differences(earlier, fingerprint)
     if changed:
         raise OutputError(
             f"the folder {output} was made with other settings ({'; '.join(changed)})",
-            "the same settings, with which a run goes on",
+            "the same settings, to resume its run",
             "choose another folder, or give the settings of the earlier run",
         )
 
 
 def _differences(earlier: dict[str, Any], now: dict[str, Any], within: str = "") -> list[str]:
-    """Return in words what differs between two dictionaries of JSON types."""
+    """Return the differences of two dictionaries of JSON types as text."""
     found = []
     for name in dict.fromkeys([*now, *earlier]):
         before, after = earlier.get(name), now.get(name)
@@ -143,7 +143,7 @@ def _short(value: Any) -> str:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table, whole or not at all.
+    """Write a table as CSV, completely or not at all.
 
     Raises
     ------

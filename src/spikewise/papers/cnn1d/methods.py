@@ -1,7 +1,7 @@
 """The methods that are compared: the two networks of Spikewise and the rivals, by their names.
 
-``default`` is Spikewise as it comes, ``paper`` the network built and trained as Li et al. 2020 tell; the rest
-is :data:`spikewise.papers.cnn1d.baselines.BASELINES`.
+``default`` is the default network of Spikewise; ``paper`` is the network built and trained as Li et al. 2020
+describe; the rivals are :data:`spikewise.papers.cnn1d.baselines.BASELINES`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 from spikewise.core.errors import SettingError
 from spikewise.papers.cnn1d.baselines import BASELINES
-from spikewise.single_channel.classifier import WaveformClassifier, train_classifier
+from spikewise.single_channel.classifier import WaveformClassifier
+from spikewise.single_channel.classifier_training import train_classifier
 from spikewise.single_channel.config import WaveformTrainingConfig
 
 PRESETS: tuple[Literal["default", "paper"], ...] = ("default", "paper")
@@ -21,7 +22,7 @@ METHODS = (*PRESETS, *BASELINES)
 
 
 def choose_methods(names: Iterable[str]) -> list[str]:
-    """Return the methods that are named, ours first; raise :class:`SettingError` if one is unknown."""
+    """Return the named methods, our networks first; raise :class:`SettingError` if one is unknown."""
     names = list(names)
     unknown = [name for name in names if name not in ("all", *METHODS)]
     if unknown or not names:
@@ -34,29 +35,31 @@ def choose_methods(names: Iterable[str]) -> list[str]:
 
 
 def uses_labels(method: str) -> bool:
-    """Tell whether a method learns from labels; those that do not are fitted once for each seed."""
+    """Return whether a method learns from labels; other methods are fitted once for each seed."""
     return method in PRESETS or BASELINES[method](2, 0).is_supervised
 
 
-def answer(method: str, waveforms: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    """Let a method learn, and return what it says of some of the spikes.
+def classify(
+    method: str, waveforms: np.ndarray, labels: np.ndarray, test: np.ndarray, seed: int
+) -> np.ndarray:
+    """Fit a method, and return the units that it assigns to some of the spikes.
 
     Parameters
     ----------
     method : str
-        Of :data:`METHODS`.
+        Name in :data:`METHODS`.
     waveforms : ndarray
         (num_spikes, num_samples)
     labels : ndarray
-        (num_spikes,) from 0, -1 where the method may not know; it may use the waveforms of all spikes.
+        (num_spikes,) from 0, -1 for a label hidden from the method; it may use the waveforms of all spikes.
     test : ndarray
-        Indices of the spikes to answer for.
+        Indices of the spikes to classify.
     seed : int
 
     Returns
     -------
     ndarray
-        (num_test,) units, or numbers of clusters.
+        (num_test,) units, or clusters if the method uses no labels.
     """
     known = labels >= 0
     if method in PRESETS:
@@ -67,12 +70,12 @@ def answer(method: str, waveforms: np.ndarray, labels: np.ndarray, test: np.ndar
 
 
 def train_preset(preset: str, waveforms: np.ndarray, labels: np.ndarray, seed: int) -> WaveformClassifier:
-    """Train one of our networks on all labels that it is given.
+    """Train one of our networks on labelled waveforms.
 
     Parameters
     ----------
     preset : str
-        Of :data:`PRESETS`.
+        Name in :data:`PRESETS`.
     waveforms : ndarray
         (num_spikes, num_samples)
     labels : ndarray
@@ -82,7 +85,7 @@ def train_preset(preset: str, waveforms: np.ndarray, labels: np.ndarray, seed: i
     Raises
     ------
     KeyboardInterrupt
-        If training was interrupted: it ends early then, and its score would be none.
+        If training was interrupted: the network is not fully trained, so its score has no meaning.
     """
     config = WaveformTrainingConfig.from_dict({"preset": preset, "seed": seed, "calibration_fraction": 0.0})
     classifier = train_classifier(waveforms, labels, config)

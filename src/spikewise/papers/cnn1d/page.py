@@ -1,7 +1,7 @@
-"""The page of the paper's experiments: one HTML file that needs nothing else.
+"""The page of the experiments of Li et al. 2020: one HTML file without other files.
 
-Published and measured numbers stand side by side, and each set bears a mark: real or generated. The page is
-the template ``papers.html.jinja``, its pictures come from :mod:`spikewise.papers.cnn1d.figures`.
+The page shows published and measured values, and marks each set as real or generated. It is the template
+``page.html.jinja``; its figures come from :mod:`spikewise.papers.cnn1d.figures`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.resources
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import pandas as pd
@@ -18,11 +18,9 @@ from spikewise.core.files import writing
 from spikewise.core.version import __version__
 from spikewise.papers.cnn1d.figures import METHOD_NAMES, draw_all
 from spikewise.papers.cnn1d.methods import PRESETS
+from spikewise.papers.cnn1d.results import PaperResults
 from spikewise.papers.cnn1d.runs import SHARES
 from spikewise.papers.cnn1d.tables import plain_rows
-
-if TYPE_CHECKING:
-    from spikewise.papers.cnn1d.experiments import PaperResults
 
 TEMPLATE = "page.html.jinja"
 _KEY_NAMES = {"dataset": "set", "noise_level": "noise", "channel": "channel", "n_clusters": "units"}
@@ -31,7 +29,7 @@ _SHARES = {experiment: round(100 * share) for experiment, share in SHARES.items(
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table; `sd` is None where there is one seed or a published number."""
+    """A number of a table; `sd` is None for one seed and for published numbers."""
 
     mean: float | None
     sd: float | None = None
@@ -39,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class PageTable:
-    """A published table beside what was measured, ready to be written row by row.
+    """A published table with the measured values, in the order of the page.
 
     Attributes
     ----------
@@ -50,7 +48,7 @@ class PageTable:
     rows : list of dict
         `keys` (list of str), `source`, `cells` (a list of :class:`Cell`).
     means : list of Cell
-        Mean over the rows; none where a row has no number, since means over other rows would not compare.
+        Mean over the rows; None if a row has no number, since means over other rows are not comparable.
     """
 
     keys: list[str]
@@ -109,22 +107,24 @@ def _template() -> jinja2.Template:
 
 
 def page_table(cells: pd.DataFrame) -> PageTable | None:
-    """Arrange what :func:`spikewise.papers.cnn1d.tables.compare` returned; None if there are no cells."""
+    """Arrange the result of :func:`spikewise.papers.cnn1d.tables.compare`; None if there are no cells."""
     if cells.empty:
         return None
     keys = list(cells.columns[: list(cells.columns).index("set")])
-    places = list(dict.fromkeys(zip(cells["column"], cells["method"], cells["experiment"], strict=True)))
+    page_columns = list(
+        dict.fromkeys(zip(cells["column"], cells["method"], cells["experiment"], strict=True))
+    )
     groups: dict[str, list[str]] = {}
-    for column, method, experiment in places:
+    for column, method, experiment in page_columns:
         groups.setdefault(_group_name(column, experiment), []).append(_column_name(column, method))
-    by_place = {
+    by_cell = {
         (cell["column"], cell["method"], cell["experiment"], cell["set"]): Cell(cell["mean"], cell["sd"])
         for cell in plain_rows(cells)
     }
     rows = []
     for name, part in cells.groupby("set", sort=False):
         first = part.iloc[0]
-        numbers = [by_place.get((*place, name), Cell(None)) for place in places]
+        numbers = [by_cell.get((*column, name), Cell(None)) for column in page_columns]
         rows.append({"keys": [f"{first[key]}" for key in keys], "source": first["source"], "cells": numbers})
     columns = zip(*(row["cells"] for row in rows), strict=True)
     means = [Cell(_mean([cell.mean for cell in column])) for column in columns]
@@ -147,9 +147,9 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _tiles(networks: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the figures that matter: mean accuracy of the networks in E2 and E6."""
-    ours = networks[networks["experiment"].isin([2, 6])]
-    return plain_rows(ours.sort_values(["experiment", "method"]))
+    """Return the main results: mean accuracy of the networks in E2 and E6."""
+    main = networks[networks["experiment"].isin([2, 6])]
+    return plain_rows(main.sort_values(["experiment", "method"]))
 
 
 def _real_rows(real: pd.DataFrame) -> list[dict[str, Any]]:
@@ -168,7 +168,7 @@ def _real_rows(real: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _single_spikes(pairs: pd.DataFrame | None) -> list[dict[str, Any]]:
-    """Return for how many single spikes a second unit is named, for each set and method."""
+    """Return the percentage of single spikes with a second unit, for each set and method."""
     if pairs is None:
         return []
     singles = pairs[pairs["ratio_to"] == 0].groupby(["set", "method"], sort=False)

@@ -1,8 +1,8 @@
-"""The runs: every method on every division of every set, each score a row of a file.
+"""The runs: every method on every division of every set; each score is a row of a file.
 
-A set is divided at random into spikes that train and spikes that test, six times with more that train (E1 to
-E6). Every method gets the same divisions, learns and is scored. A row is written as soon as it is known, so
-that a run that was stopped goes on where it was. Scores are in percent; `seed` counts the divisions of a set.
+A set is divided at random into training and test spikes, with six sizes of the training part (E1 to E6).
+Every method gets the same divisions, is fitted and scored. A row is written as soon as its run ends, so that
+interrupted experiments can be resumed. Scores are in percent; `seed` is the number of the division of a set.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from spikewise.core.progress import ProgressCallback
 from spikewise.core.seeds import stage_generator
 from spikewise.papers.cnn1d.baselines import BASELINES
 from spikewise.papers.cnn1d.config import PapersConfig
-from spikewise.papers.cnn1d.methods import METHODS, answer, uses_labels
+from spikewise.papers.cnn1d.methods import METHODS, classify, uses_labels
 from spikewise.papers.cnn1d.sets import FEWEST_LABELS, PaperSet, load_set, make_set, small_seed
 from spikewise.single_channel.scores import assign_clusters, classification_accuracy, macro_f
 
 SHARES = {1: 0.05, 2: 0.10, 3: 0.20, 4: 0.30, 5: 0.40, 6: 0.50}
-"""Share of the spikes that trains, for each experiment."""
+"""Fraction of the spikes that train, for each experiment."""
 COLUMNS = (
     "set", "source", "dataset", "noise_level", "experiment", "method", "seed",
     "num_train", "num_test", "accuracy", "macro_f", "seconds",
@@ -39,7 +39,7 @@ _KEY = ["set", "experiment", "method", "seed"]
 
 @dataclass(frozen=True)
 class Job:
-    """One method on one division of a set, or on all of one seed where it does not use labels."""
+    """One method on one division of a set; without labels, on all divisions of one seed."""
 
     paper_set: PaperSet
     method: str
@@ -49,23 +49,23 @@ class Job:
 
 
 def divide(labels: np.ndarray, share: float, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the spikes that train and those that test.
+    """Draw the training and the test spikes.
 
-    Those that train are the first of a random order; where these hold fewer than 2 of a unit, the first 2 of
-    that unit train too. From one state of the generator a larger share thus holds the smaller ones.
+    The training spikes are the first of a random order; at least the first 2 of each unit are added. With the
+    same state of the generator, a larger training part contains the smaller ones.
 
     Parameters
     ----------
     labels : ndarray
         (num_spikes,)
     share : float
-        Of the spikes that train, rounded to whole spikes.
+        Fraction of the spikes that train, rounded to whole spikes.
     generator : Generator
 
     Returns
     -------
     train, test : ndarray
-        Indices, ascending; together all spikes.
+        Ascending indices; together all spikes.
     """
     order = generator.permutation(len(labels))
     is_train = np.zeros(len(labels), dtype=bool)
@@ -94,12 +94,12 @@ def run_job(job: Job) -> list[dict[str, Any]]:
         ((train, test),) = divisions.values()
         known = np.full(len(labels), -1)
         known[train] = labels[train]
-        answers = [answer(job.method, waveforms, known, test, seed)]
+        predictions = [classify(job.method, waveforms, known, test, seed)]
         num_train = len(train)
     else:
         rival, unknown = BASELINES[job.method](len(np.unique(labels)), seed), np.full(len(labels), -1)
         clusters = rival.fit(waveforms, unknown).predict(waveforms)
-        answers = [assign_clusters(labels[test], clusters[test]) for _, test in divisions.values()]
+        predictions = [assign_clusters(labels[test], clusters[test]) for _, test in divisions.values()]
         num_train = 0
     seconds = time.perf_counter() - started
     return [
@@ -117,14 +117,14 @@ def run_job(job: Job) -> list[dict[str, Any]]:
             "macro_f": round(100 * macro_f(labels[test], predicted), 4),
             "seconds": round(seconds, 3),
         }
-        for (experiment, (_, test)), predicted in zip(divisions.items(), answers, strict=True)
+        for (experiment, (_, test)), predicted in zip(divisions.items(), predictions, strict=True)
     ]
 
 
 def plan_jobs(
     sets: Iterable[PaperSet], methods: list[str], config: PapersConfig, done: set[tuple[str, int, str, int]]
 ) -> list[Job]:
-    """Return the jobs whose rows are missing; `done` holds set, experiment, method and seed of the others."""
+    """Return the jobs of missing rows; `done` holds (set, experiment, method, seed) of finished ones."""
     experiments = sorted(set(config.experiments))
     jobs = []
     for item in sets:
@@ -139,25 +139,25 @@ def plan_jobs(
 def run_missing(
     path: Path, sets: list[PaperSet], methods: list[str], config: PapersConfig, progress: ProgressCallback
 ) -> tuple[pd.DataFrame, int]:
-    """Run what is missing from a file of results.
+    """Run the jobs whose rows are missing from a file of results.
 
     Parameters
     ----------
     path : Path
-        The file; each job's rows are added to it at once. A last line that was cut short is taken away.
+        The file; rows are added as soon as their job ends. An incomplete last line is removed.
     sets : list of PaperSet
     methods : list of str
-        Of :data:`~spikewise.papers.cnn1d.methods.METHODS`.
+        Names in :data:`~spikewise.papers.cnn1d.methods.METHODS`.
     config : PapersConfig
     progress : callable
-        Told how many jobs are done.
+        Called with the number of finished jobs.
 
     Returns
     -------
     rows : DataFrame
-        All rows, columns as in :data:`COLUMNS`, by set, experiment, method and seed.
+        All rows, sorted by set, experiment, method and seed; columns as in :data:`COLUMNS`.
     num_new : int
-        How many of them were measured now.
+        Number of rows that were measured now.
 
     Raises
     ------
@@ -181,7 +181,7 @@ def run_missing(
             last = rows[-1]
             note = f"{last['method']} on {last['set']}: {last['accuracy']:.2f} %"
             progress("experiments", count, len(jobs), note)
-    order = {name: place for place, name in enumerate([*METHODS, *(item.name for item in sets)])}
+    order = {name: index for index, name in enumerate([*METHODS, *(item.name for item in sets)])}
     rows = _read_rows(path).sort_values(
         _KEY, key=lambda part: part.map(order) if part.dtype.kind == "O" else part
     )
@@ -189,7 +189,7 @@ def run_missing(
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
-    """Return the rows of a file of results; a last line that was cut short is taken away from it."""
+    """Return the rows of a file of results; an incomplete last line is removed from the file."""
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS)
     with writing(path):
@@ -201,12 +201,12 @@ def _read_rows(path: Path) -> pd.DataFrame:
 
 
 def spread(function: Callable[..., Any], arguments: list[tuple], num_jobs: int) -> Iterator[Any]:
-    """Yield the results of calls in the order in which they end, from processes with a thread each."""
+    """Run calls in parallel processes with one thread each; yield results in the order in which calls end."""
     if not arguments:
         return
     with parallel_config(backend="loky", inner_max_num_threads=1):
         yield from Parallel(n_jobs=num_jobs, return_as="generator_unordered")(
-            delayed(_on_one_thread)(function, *given) for given in arguments
+            delayed(_on_one_thread)(function, *call) for call in arguments
         )
 
 
@@ -216,7 +216,7 @@ def _on_one_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def make_missing(sets: list[PaperSet], num_jobs: int, progress: ProgressCallback) -> None:
-    """Make the files of the generated sets that are not there, see :func:`make_set`."""
+    """Simulate the generated sets whose files are missing, see :func:`make_set`."""
     missing = [item for item in sets if item.simulation is not None and not item.path.exists()]
     for count, name in enumerate(spread(make_set, [(item,) for item in missing], num_jobs), 1):
         progress("sets", count, len(missing), name)

@@ -1,12 +1,13 @@
-"""The sets of Li et al. 2020: found in a folder, or simulated in the manner of those that are not at hand.
+"""The sets of Li et al. 2020: read from a folder, or simulated if they are not there.
 
-The paper used the 20 public simulations of Wave_Clus and 28 channels of CRCNS pvc-5. Those of the 20 that are
-not at hand are simulated in their manner, and so are all channels. Such sets are marked ``generated``: other
-units at other times, so that their scores stand beside the published ones without being the same measurement.
+The paper used the 20 public simulations of Wave_Clus and 28 channels of CRCNS pvc-5. Public simulations that
+are not in the folder, and all channels, are replaced by simulations with similar properties. Such sets are
+marked ``generated``: they have other units and spike times, so their scores are not measurements on the sets
+of the paper, even next to the published scores.
 
-Conventions: a file whose name is that of a public set (``C_Easy1_noise015``) is taken for that set, cut at
-the true times; any other file is a set of its own. Spikes without a unit are left out, and so are units with
-less than 0.5 % of the spikes or fewer than 4.
+Conventions: a file with the name of a public set (``C_Easy1_noise015``) is that set, cut at the true times;
+any other file is a set of its own. Spikes without a unit are left out, and so are units with fewer than 0.5 %
+of the spikes or fewer than 4 spikes.
 
 References
 ----------
@@ -36,37 +37,43 @@ from spikewise.single_channel.wave_clus import save_wave_clus, simulate_wave_clu
 logger = logging.getLogger(__name__)
 
 CHANNEL_NOISE = (0.05, 0.25)
-"""Range that the noise level of a generated channel is drawn from."""
+"""Range of the noise level of generated channels; chosen by hand."""
 FEWEST_LABELS = 2
-"""Of each unit, so many spikes train at least."""
+"""Fewest training spikes of each unit."""
 _PUBLISHED = Path(__file__).with_name("published")
 _PUBLIC_NAME = re.compile(r"(C_(?:Easy|Difficult)[12])_noise(0\d+)")
 _KEY_PAIRS = ((None, None), ("spikes_thr_unaligned", "labels_thr"))
+"""Names of waveforms and labels that are tried in a file; None for the usual ones."""
 _FEWEST_SPIKES = 2 * FEWEST_LABELS
+"""Fewest spikes of a unit: enough for training and test."""
 _LEAST_SHARE = 0.005
+"""Smallest unit, as a fraction of the spikes of a set; chosen by hand."""
 _CHANNEL_LEAST_SHARE = 0.015
+"""Smallest unit of a generated channel, as a fraction of the spikes: above _LEAST_SHARE. Chosen by hand."""
 _CHANNEL_RATE_HZ = 60.0
+"""Firing rate of a generated channel, all units together; chosen by hand."""
 _CHANNEL_HZ, _CHANNEL_SAMPLES = 24_400.0, 12
+"""Sampling frequency and length of the waveforms of pvc-5."""
 
 
 @dataclass(frozen=True)
 class PaperSet:
-    """A set of labelled waveforms, in a file that is there or will be made.
+    """A set of labelled waveforms, in a file that exists or will be simulated.
 
     Attributes
     ----------
     name : str
     source : "real" or "generated"
     kind : "wave_clus", "channel" or "other"
-        Of table 1 and 2, of table 3, or of no published table.
+        Set of tables 1 and 2, of table 3, or of no published table.
     path : Path
     dataset : str
-        As in the published table, such as ``C_Easy1``; for others the name.
+        Name in the published table, such as ``C_Easy1``; for other sets, `name`.
     noise_level : float or None
-        Where it is known.
+        None if unknown.
     reading : SnippetsConfig
     simulation : WaveClusConfig or None
-        What a generated set is made with.
+        Settings of a generated set.
     """
 
     name: str
@@ -80,27 +87,28 @@ class PaperSet:
 
 
 def published_table(name: str) -> pd.DataFrame:
-    """Return a table of the paper: ``cnn_table1``, ``cnn_table2`` or ``cnn_table3_macro_f``, in percent."""
+    """Return a published table: ``cnn_table1``, ``cnn_table2`` or ``cnn_table3_macro_f``, in percent."""
     return pd.read_csv(_PUBLISHED / f"{name}.csv")
 
 
 def find_sets(output: Path, data: Path | None, config: PapersConfig) -> list[PaperSet]:
-    """Return the sets that the configuration asks for: those of a folder, and those to be generated.
+    """Return the chosen sets: those of a folder, and those to be generated.
 
     Parameters
     ----------
     output : Path
-        Generated sets lie in its ``sets/``; nothing in it is taken for a real set.
+        Generated sets are in its ``sets/``; no file in it is a real set.
     data : Path or None
-        Searched with all folders in it. What is no set of labelled waveforms is left out, with a note.
+        Folder that is searched, with all folders in it. Files without labelled waveforms are left out; the
+        log says why.
     config : PapersConfig
 
     Raises
     ------
     WaveformsError
-        If `data` is no folder.
+        If `data` is not a folder.
     SettingError
-        If a name fits no set.
+        If a name matches no set.
     """
     public = published_table("cnn_table1")[["dataset", "noise_level"]].itertuples(index=False)
     generated = [_wave_clus_set(dataset, level, output / "sets", config) for dataset, level in public]
@@ -109,8 +117,8 @@ def find_sets(output: Path, data: Path | None, config: PapersConfig) -> list[Pap
         for channel, num_units in published_table("cnn_table3_macro_f")[["channel", "n_clusters"]].to_numpy()
     ]
     real = [] if data is None else _real_sets(data, output, {item.name for item in generated})
-    at_hand = {item.name for item in real}
-    known = real + [item for item in generated if item.name not in at_hand]
+    real_names = {item.name for item in real}
+    known = real + [item for item in generated if item.name not in real_names]
     groups = ("all", "real", "generated")
     unknown = [
         name for name in config.sets if name not in groups and not any(s.name.startswith(name) for s in known)
@@ -125,7 +133,7 @@ def find_sets(output: Path, data: Path | None, config: PapersConfig) -> list[Pap
             f"sets is {', '.join(unknown or config.sets) or 'empty'}"
             + ("" if unknown else ", and there is no such set"),
             f"allowed: {', '.join(groups)}, or beginnings of {', '.join(item.name for item in known)}",
-            "change sets, or the folder of data",
+            "change sets, or the data folder",
         )
     return chosen
 
@@ -136,9 +144,9 @@ def public_name(dataset: str, noise_level: float) -> str:
 
 
 def _real_sets(data: Path, output: Path, reserved: set[str]) -> list[PaperSet]:
-    """Return the sets of a folder, each with a name of its own.
+    """Return the sets of a folder, each with a unique name.
 
-    Of the names in `reserved` a file may have only that of a public set whose simulation it is.
+    A name in `reserved` is used only for the .mat file of that public set.
     """
     if not data.is_dir():
         raise WaveformsError(
@@ -160,7 +168,7 @@ def _real_sets(data: Path, output: Path, reserved: set[str]) -> list[PaperSet]:
 
 
 def _real_set(path: Path, name: str) -> PaperSet | None:
-    """Return the labelled waveforms of a file as a set, or None with a note why it is none."""
+    """Return the labelled waveforms of a file as a set, or None; the log then says why."""
     reasons = []
     for waveforms_key, labels_key in _KEY_PAIRS:
         reading = SnippetsConfig(waveforms_key=waveforms_key, labels_key=labels_key)
@@ -182,7 +190,7 @@ def _real_set(path: Path, name: str) -> PaperSet | None:
 
 
 def _wave_clus_set(dataset: str, noise_level: float, folder: Path, config: PapersConfig) -> PaperSet:
-    """Return a stand-in for a public set; all noise levels of a dataset have the same units."""
+    """Return the replacement of a public set; all noise levels of a dataset have the same units."""
     simulation = WaveClusConfig.from_dict(
         {
             "shapes": config.shapes,
@@ -200,9 +208,9 @@ def _wave_clus_set(dataset: str, noise_level: float, folder: Path, config: Paper
 
 
 def _channel_set(channel: int, num_units: int, folder: Path, config: PapersConfig) -> PaperSet:
-    """Return a set in the manner of a channel of pvc-5: short waveforms, units that fire unequally often.
+    """Return the replacement of a channel of pvc-5: short waveforms, units with unequal firing rates.
 
-    Rates are drawn from a Dirichlet distribution, and none is below 1.5 % of all; the noise level is drawn
+    Rates are drawn from a Dirichlet distribution; none is below 1.5 % of their sum. The noise level is drawn
     from :data:`CHANNEL_NOISE`.
     """
     name = f"channel_{channel}"
@@ -225,7 +233,7 @@ def _channel_set(channel: int, num_units: int, folder: Path, config: PapersConfi
 
 
 def small_seed(seed: int, stage: str) -> int:
-    """Return the seed of a named random stage, below 2**31 as settings want it."""
+    """Return the seed of a named random stage, below 2**31 as the settings require."""
     return stage_seed(seed, stage) >> 1
 
 
@@ -245,10 +253,10 @@ def make_set(item: PaperSet) -> str:
 
 
 class Spikes(NamedTuple):
-    """The spikes of a set that have a unit.
+    """The spikes of a set with a unit.
 
     ``waveforms`` (num_spikes, num_samples) float32, ``labels`` (num_spikes,) int64 from 0, ``is_overlap``
-    (num_spikes,) bool: whether another spike overlaps, where the set tells it.
+    (num_spikes,) bool: whether another spike overlaps; False if the set does not say.
     """
 
     waveforms: np.ndarray
@@ -258,7 +266,7 @@ class Spikes(NamedTuple):
 
 @lru_cache(maxsize=4)
 def load_set(paper_set: PaperSet) -> Spikes:
-    """Read a set: its labelled spikes, without units that have hardly any."""
+    """Read the labelled spikes of a set, without units of very few spikes."""
     return _kept_spikes(load_snippets(paper_set.path, paper_set.reading))
 
 

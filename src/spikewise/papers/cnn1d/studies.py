@@ -1,7 +1,7 @@
 """The studies of Li et al. 2020 on single sets: confusions, losses, few labels, few points, pairs of spikes.
 
-Each study takes a set, the chosen methods and the seed, and returns a table in long form. Where nothing else
-is said the network is that of E6, trained on the first division. Scores are in percent.
+Each study takes a set, the chosen methods and the seed, and returns a table in long form. Unless stated
+otherwise, the network is that of E6, trained on the first division. Scores are in percent.
 """
 
 from __future__ import annotations
@@ -20,57 +20,63 @@ from spikewise.core.progress import ProgressCallback
 from spikewise.core.seeds import stage_generator
 from spikewise.papers.cnn1d.config import PapersConfig
 from spikewise.papers.cnn1d.folder import write_csv
-from spikewise.papers.cnn1d.methods import PRESETS, answer, train_preset
+from spikewise.papers.cnn1d.methods import PRESETS, classify, train_preset
 from spikewise.papers.cnn1d.runs import division_of, spread
 from spikewise.papers.cnn1d.sets import PaperSet, Spikes, load_set, small_seed
 from spikewise.single_channel.classifier import WaveformClassifier
 from spikewise.single_channel.files import load_wave_clus_signal
 from spikewise.single_channel.scores import classification_accuracy, confusion
-from spikewise.single_channel.training_windows import shift_into_silence
+from spikewise.single_channel.training_windows import shift_with_zeros
 
 STUDY_SETS = ("C_Easy1_noise015", "C_Difficult1_noise015")
-"""The sets that the paper chose its network on, and shows figures of."""
+"""The sets on which the paper chose its network and drew its figures."""
 _LABEL_COUNTS = (5, 10, 20, 40, 80, 160)
+"""Numbers of labels per unit that are compared."""
 _POINTS = (64, 48, 32, 24, 16)
+"""Numbers of sampling points that are compared."""
 _PUBLISHED_POINTS = {
     ("C_Easy1_noise015", 64): 99.77,
     ("C_Easy1_noise015", 16): 99.14,
     ("C_Difficult1_noise015", 64): 99.42,
     ("C_Difficult1_noise015", 16): 87.91,
 }
+"""Accuracies in the paper, by set and number of sampling points."""
 _FEW_LABEL_METHODS = ("default", "paper", "wmsorting_f10", "fusion_svm_f10")
 _LAG_EDGES = tuple(range(0, 65, 8))
+"""Edges of the ranges of lags between the two spikes of a pair, in samples."""
 _RATIO_EDGES = (0.5, 0.75, 1.0)
+"""Edges of the ranges of the size of the second spike, relative to the mean waveform of its unit."""
 _PAIRS_PER_CELL = 200
+"""Pairs for each range of lags and sizes."""
 
 
 def run_studies(
     folder: Path, sets: list[PaperSet], methods: list[str], config: PapersConfig, progress: ProgressCallback
 ) -> dict[str, pd.DataFrame]:
-    """Run the studies on the sets of :data:`STUDY_SETS` that were chosen; those that are there are read.
+    """Run the studies on the chosen sets of :data:`STUDY_SETS`; finished studies are read.
 
     Parameters
     ----------
     folder : Path
-        Gets a CSV of each study.
+        Folder for a CSV of each study.
     sets : list of PaperSet
     methods : list of str
-        Of :data:`~spikewise.papers.cnn1d.methods.METHODS`.
+        Names in :data:`~spikewise.papers.cnn1d.methods.METHODS`.
     config : PapersConfig
     progress : callable
-        Told how many studies are done, counted for each set.
+        Called with the number of finished studies, counted for each set.
 
     Returns
     -------
     dict of str to DataFrame
-        By the names in :data:`STUDIES`, with the columns `set` and `source` in front; none without a row.
+        By the names in :data:`STUDIES`, with the columns `set` and `source` in front; only those with rows.
 
     Raises
     ------
     OutputError
         If the folder cannot be written.
     WaveformsError
-        If a set holds no stretch without spikes.
+        If a set has no part without spikes.
     """
     chosen = [item for name in STUDY_SETS for item in sets if item.name == name]
     missing = [name for name in STUDIES if chosen and not (folder / f"{name}.csv").exists()]
@@ -100,26 +106,26 @@ def _run_study(name: str, item: PaperSet, methods: list[str], base_seed: int) ->
 
 @lru_cache(maxsize=4)
 def _trained_on_half(item: PaperSet, preset: str, base_seed: int) -> tuple[WaveformClassifier, np.ndarray]:
-    """Return the network of E6, first division, and the spikes that test it."""
+    """Return the network of E6, first division, and the indices of its test spikes."""
     spikes, (train, test) = load_set(item), division_of(item, 6, 0, base_seed)
     seed = small_seed(base_seed, f"{preset} 0 {item.name}")
     return train_preset(preset, spikes.waveforms[train], spikes.labels[train], seed), test
 
 
 def study_confusion(item: PaperSet, methods: list[str], base_seed: int) -> pd.DataFrame:
-    """Count how often each unit is taken for each: our default in E6."""
+    """Return the confusion matrix of Spikewise's default network in E6."""
     rows: list[tuple] = []
     if "default" in methods:
         spikes = load_set(item)
         classifier, test = _trained_on_half(item, "default", base_seed)
-        said = classifier.classify(spikes.waveforms[test]).labels
-        counts = confusion(spikes.labels[test], said, np.unique(spikes.labels))
+        assigned = classifier.classify(spikes.waveforms[test]).labels
+        counts = confusion(spikes.labels[test], assigned, np.unique(spikes.labels))
         rows = [(*true_and_said, count) for true_and_said, count in np.ndenumerate(counts)]
     return pd.DataFrame(rows, columns=["true_unit", "predicted_unit", "count"])
 
 
 def study_misclassified(item: PaperSet, methods: list[str], base_seed: int) -> pd.DataFrame:
-    """Collect the spikes that our default gets wrong in E6, and the mean waveform of each unit.
+    """Collect the spikes that the default network assigns wrongly in E6, and the mean waveform of each unit.
 
     `kind` is "mean" or "wrong"; the waveform is in the columns ``sample_0`` and so on.
     """
@@ -127,11 +133,11 @@ def study_misclassified(item: PaperSet, methods: list[str], base_seed: int) -> p
     rows: list[tuple] = []
     if "default" in methods:
         classifier, test = _trained_on_half(item, "default", base_seed)
-        said = classifier.classify(spikes.waveforms[test]).labels
+        assigned = classifier.classify(spikes.waveforms[test]).labels
         rows = [("mean", unit, unit, False, *mean) for unit, mean in enumerate(_unit_means(spikes))]
         rows += [
             ("wrong", spikes.labels[spike], unit, spikes.is_overlap[spike], *spikes.waveforms[spike])
-            for spike, unit in zip(test, said, strict=True)
+            for spike, unit in zip(test, assigned, strict=True)
             if spikes.labels[spike] != unit
         ]
     samples = [f"sample_{sample}" for sample in range(spikes.waveforms.shape[1])]
@@ -139,7 +145,7 @@ def study_misclassified(item: PaperSet, methods: list[str], base_seed: int) -> p
 
 
 def study_losses(item: PaperSet, methods: list[str], base_seed: int) -> pd.DataFrame:
-    """Tell the training loss of each epoch in E6. The default's loss has a second part, so levels differ."""
+    """Return the training loss of each epoch in E6; the default's has a second term, so levels differ."""
     rows = [
         (preset, epoch, loss)
         for preset in PRESETS
@@ -152,35 +158,35 @@ def study_losses(item: PaperSet, methods: list[str], base_seed: int) -> pd.DataF
 def study_labels(item: PaperSet, methods: list[str], base_seed: int) -> pd.DataFrame:
     """Measure accuracy against the number of labelled spikes of each unit.
 
-    The labelled spikes are the first of each unit in a random order. Those that any number could take are
-    left out of the test, so that all numbers are tested on the same spikes; numbers above half of the
-    smallest unit are left out.
+    The labelled spikes are the first of each unit in a random order. All numbers of labels are tested on the
+    same spikes: those that are never labelled. Numbers above half of the spikes of the smallest unit are
+    left out.
     """
     waveforms, labels, _ = load_set(item)
     counts = [count for count in _LABEL_COUNTS if count <= np.bincount(labels).min() // 2]
-    place = _place_in_unit(labels, stage_generator(base_seed, f"labels of {item.name}"))
-    test = np.flatnonzero(place >= max(counts, default=0))
+    rank = _rank_in_unit(labels, stage_generator(base_seed, f"labels of {item.name}"))
+    test = np.flatnonzero(rank >= max(counts, default=0))
     rows = []
     for method in (name for name in _FEW_LABEL_METHODS if name in methods):
         for count in counts:
             seed = small_seed(base_seed, f"{method} with {count} labels of {item.name}")
-            said = answer(method, waveforms, np.where(place < count, labels, -1), test, seed)
-            rows.append((method, count, len(test), 100 * classification_accuracy(labels[test], said)))
+            assigned = classify(method, waveforms, np.where(rank < count, labels, -1), test, seed)
+            rows.append((method, count, len(test), 100 * classification_accuracy(labels[test], assigned)))
     return pd.DataFrame(rows, columns=["method", "labels_per_unit", "num_test", "accuracy"])
 
 
-def _place_in_unit(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return the place of each spike among those of its unit, in a random order: (num_spikes,) from 0."""
+def _rank_in_unit(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return the rank of each spike in a random order of the spikes of its unit: (num_spikes,) from 0."""
     order = generator.permutation(len(labels))
-    place = np.empty(len(labels), dtype=np.int64)
+    rank = np.empty(len(labels), dtype=np.int64)
     for unit in np.unique(labels):
         mine = order[labels[order] == unit]
-        place[mine] = np.arange(len(mine))
-    return place
+        rank[mine] = np.arange(len(mine))
+    return rank
 
 
 def study_points(item: PaperSet, methods: list[str], base_seed: int) -> pd.DataFrame:
-    """Measure accuracy in E6 with fewer sampling points, beside what is published for 64 and 16."""
+    """Measure accuracy in E6 with fewer sampling points, and add the published accuracy for 64 and 16."""
     waveforms, labels, _ = load_set(item)
     train, test = division_of(item, 6, 0, base_seed)
     rows = []
@@ -188,28 +194,28 @@ def study_points(item: PaperSet, methods: list[str], base_seed: int) -> pd.DataF
         for num_points in _POINTS:
             fewer = take_points(waveforms, num_points)
             seed = small_seed(base_seed, f"{preset} at {num_points} points of {item.name}")
-            said = train_preset(preset, fewer[train], labels[train], seed).classify(fewer[test]).labels
-            accuracy = 100 * classification_accuracy(labels[test], said)
+            assigned = train_preset(preset, fewer[train], labels[train], seed).classify(fewer[test]).labels
+            accuracy = 100 * classification_accuracy(labels[test], assigned)
             rows.append((preset, num_points, accuracy, _PUBLISHED_POINTS.get((item.name, num_points))))
     return pd.DataFrame(rows, columns=["method", "num_points", "accuracy", "published"])
 
 
 def take_points(waveforms: np.ndarray, num_points: int) -> np.ndarray:
-    """Return waveforms at fewer, evenly spaced points: every second, every fourth, or by a cubic spline."""
+    """Return waveforms at fewer, evenly spaced points: every n-th sample, or by a cubic spline."""
     num_samples = waveforms.shape[1]
-    places = np.arange(num_points) * (num_samples / num_points)
+    points = np.arange(num_points) * (num_samples / num_points)
     if num_samples % num_points == 0:
-        return waveforms[:, places.astype(np.int64)]
-    return CubicSpline(np.arange(num_samples), waveforms, axis=1)(places).astype(np.float32)
+        return waveforms[:, points.astype(np.int64)]
+    return CubicSpline(np.arange(num_samples), waveforms, axis=1)(points).astype(np.float32)
 
 
 def study_pairs(item: PaperSet, methods: list[str], base_seed: int) -> pd.DataFrame:
-    """Measure what is said of two spikes in one waveform, by lag and size of the second.
+    """Measure the assignment of two spikes in one waveform, by lag and size of the second.
 
-    Pairs are two mean waveforms on noise from where the signal has no spikes; a row with the ratio 0 tells of
-    single spikes. `both_right` is the share in which unit and second unit are the two, in either order;
-    `one_right` that in which the unit is one of the two; `second_named` that in which a second unit is named
-    at all. The paper's network has one answer, so that it never gets both.
+    A pair is the sum of two mean waveforms and noise from parts of the signal without spikes. Rows with the
+    ratio 0 are single spikes. `both_right` is the percentage of pairs in which unit and second unit are the
+    two, in either order; `one_right` that in which the unit is one of the two; `second_named` that in which a
+    second unit is returned. The paper's network returns only one unit, so it never has both right.
     """
     means = _unit_means(load_set(item))
     channel = load_wave_clus_signal(item.path)
@@ -223,18 +229,20 @@ def study_pairs(item: PaperSet, methods: list[str], base_seed: int) -> pd.DataFr
     waveforms, first, second = make_pairs(means, noise, lag, ratio, generator)
     rows = []
     for preset in (preset for preset in PRESETS if preset in methods):
-        said = _trained_on_half(item, preset, base_seed)[0].classify(waveforms)
-        is_one = (said.labels == first) | ((said.labels == second) & (ratio > 0))
-        is_same = np.sort([said.labels, said.second_labels], axis=0) == np.sort([first, second], axis=0)
-        answers = np.stack([is_same.all(axis=0) & (ratio > 0), is_one, said.second_labels >= 0])
-        shares = 100 * answers.reshape(3, len(cells), _PAIRS_PER_CELL).mean(axis=2)
+        assigned = _trained_on_half(item, preset, base_seed)[0].classify(waveforms)
+        is_one = (assigned.labels == first) | ((assigned.labels == second) & (ratio > 0))
+        is_same = np.sort([assigned.labels, assigned.second_labels], axis=0) == np.sort(
+            [first, second], axis=0
+        )
+        outcomes = np.stack([is_same.all(axis=0) & (ratio > 0), is_one, assigned.second_labels >= 0])
+        shares = 100 * outcomes.reshape(3, len(cells), _PAIRS_PER_CELL).mean(axis=2)
         rows += [(preset, *cell, _PAIRS_PER_CELL, *of) for cell, of in zip(cells, shares.T, strict=True)]
     columns = ["method", "lag_from", "lag_to", "ratio_from", "ratio_to", "num_pairs"]
     return pd.DataFrame(rows, columns=[*columns, "both_right", "one_right", "second_named"])
 
 
 def _unit_means(spikes: Spikes) -> np.ndarray:
-    """Return the mean waveform of each unit's spikes that overlap no other: (num_units, num_samples)."""
+    """Return the mean waveform of each unit over its spikes without overlap: (num_units, num_samples)."""
     means = []
     for unit in np.unique(spikes.labels):
         mine = spikes.labels == unit
@@ -246,7 +254,7 @@ def _unit_means(spikes: Spikes) -> np.ndarray:
 def draw_noise(
     signal: np.ndarray, sample_index: np.ndarray, num_samples: int, count: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Draw stretches of a signal that share no sample with a spike.
+    """Draw parts of a signal that share no sample with a spike.
 
     Parameters
     ----------
@@ -260,12 +268,12 @@ def draw_noise(
     Returns
     -------
     ndarray
-        (count, num_samples); a stretch may be drawn more than once.
+        (count, num_samples); a part may be drawn more than once.
 
     Raises
     ------
     WaveformsError
-        If the signal has no such stretch.
+        If the signal has no such part.
     """
     is_open = np.ones(len(signal) - num_samples + 1, dtype=bool)
     reach = np.arange(1 - num_samples, num_samples)
@@ -282,7 +290,7 @@ def draw_noise(
 def make_pairs(
     means: np.ndarray, noise: np.ndarray, lag: np.ndarray, ratio: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Make waveforms in which a second spike follows the first.
+    """Return waveforms in which a second spike follows the first.
 
     Parameters
     ----------
@@ -291,7 +299,7 @@ def make_pairs(
     noise : ndarray
         (num_pairs, num_samples)
     lag, ratio : ndarray
-        (num_pairs,) how many samples the second spike is later, and the factor of its mean waveform.
+        (num_pairs,) lag of the second spike in samples, and the factor of its mean waveform.
     generator : Generator
         Draws the units, which differ.
 
@@ -304,7 +312,7 @@ def make_pairs(
     """
     first = generator.integers(len(means), size=len(lag))
     second = (first + generator.integers(1, len(means), size=len(lag))) % len(means)
-    later = shift_into_silence(means[second], lag)
+    later = shift_with_zeros(means[second], lag)
     return (means[first] + ratio[:, None] * later + noise).astype(np.float32), first, second
 
 

@@ -1,4 +1,4 @@
-"""The tables of Li et al. 2020: what is published beside what was measured, from the rows of a run alone.
+"""The tables of Li et al. 2020: published and measured values, made from the rows of results.
 
 Conventions: scores are in percent; means are over the sets, standard deviations over the divisions.
 """
@@ -18,10 +18,11 @@ from spikewise.papers.cnn1d.methods import METHODS, PRESETS
 from spikewise.papers.cnn1d.sets import public_name, published_table
 
 _RIVALS_EXPERIMENT = 2
+"""The experiment in which the paper compares the rivals."""
 
 
 def make_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Return the paper's tables beside what was measured, from the rows alone.
+    """Return the tables of the paper with the measured values.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ def make_tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def _cells_of(
     published: list[str], experiments: list[int], rivals_at: int
 ) -> dict[str, list[tuple[str, int]]]:
-    """Return, for each published column, the methods and the experiment that it stands beside."""
+    """Return, for each published column, the methods and the experiment that it is compared with."""
     cells: dict[str, list[tuple[str, int]]] = {}
     for column in published:
         if column in BASELINES:
@@ -75,7 +76,7 @@ def compare(
     keys: list[str],
     score: str,
 ) -> pd.DataFrame:
-    """Return the cells of a published table beside what was measured.
+    """Return the cells of a published table with the measured values.
 
     Parameters
     ----------
@@ -86,13 +87,13 @@ def compare(
     columns : dict
         For each published column the methods and experiments that it is compared with.
     keys : list of str
-        Columns of `published` that name its rows.
+        Columns of `published` that identify its rows.
     score : "accuracy" or "macro_f"
 
     Returns
     -------
     DataFrame
-        Long: `keys`, `set`, `source`, `column`, `method` ("published" or the name of one),
+        Long: `keys`, `set`, `source`, `column`, `method` ("published" or the name of a method),
         `experiment`, `mean`, `sd` (NaN for one seed), `num_seeds`. Only sets that were run.
     """
     source = rows.drop_duplicates("set").set_index("set")["source"]
@@ -100,17 +101,17 @@ def compare(
     measured = {key: tuple(values) for key, values in zip(scores.index, scores.to_numpy(), strict=True)}
     cells = []
     for row in published[published["set"].isin(source.index)].to_dict("records"):
-        place = {**{key: row[key] for key in keys}, "set": row["set"], "source": source[row["set"]]}
+        identity = {**{key: row[key] for key in keys}, "set": row["set"], "source": source[row["set"]]}
         for column, methods in columns.items():
-            beside = [
+            compared = [
                 (method, e, *measured[key])
                 for method, e in methods
                 if (key := (row["set"], method, e)) in measured
             ]
-            told = ("published", methods[0][1], row[column], np.nan, 0)
-            for method, experiment, mean, sd, count in [told, *beside]:
+            from_paper = ("published", methods[0][1], row[column], np.nan, 0)
+            for method, experiment, mean, sd, count in [from_paper, *compared]:
                 cells.append(
-                    {**place, "column": column, "method": method, "experiment": experiment,
+                    {**identity, "column": column, "method": method, "experiment": experiment,
                      "mean": mean, "sd": sd, "num_seeds": int(count)}
                 )  # fmt: skip
     names = [*keys, "set", "source", "column", "method", "experiment", "mean", "sd", "num_seeds"]
@@ -118,14 +119,14 @@ def compare(
 
 
 def mean_scores(rows: pd.DataFrame, experiments: list[int], rivals_at: int) -> pd.DataFrame:
-    """Return the mean accuracy over the Wave_Clus sets, the figure by which the paper compares methods.
+    """Return the mean accuracy over the Wave_Clus sets, by which the paper compares methods.
 
     Returns
     -------
     DataFrame
         `method`, `experiment`, `num_sets` and `num_generated` that were run and have a published score,
         `mean` over them, `sd` over the seeds of that mean, `published_mean` over the same sets and
-        `published_mean_all` over all 20; ours first, and each by experiment.
+        `published_mean_all` over all 20; the networks first, each sorted by experiment.
     """
     tables = [published_table(name) for name in ("cnn_table1", "cnn_table2")]
     published = tables[0].merge(tables[1].drop(columns="cnn_e2"), on=["dataset", "noise_level"])
@@ -133,10 +134,12 @@ def mean_scores(rows: pd.DataFrame, experiments: list[int], rivals_at: int) -> p
     published = published.set_index(pd.Index(names, name="set"))
     means = []
     for column, methods in _cells_of([str(column) for column in published], experiments, rivals_at).items():
-        told = published[column].dropna()
+        known = published[column].dropna()
         for method, experiment in methods:
             mine = rows[
-                (rows["method"] == method) & (rows["experiment"] == experiment) & rows["set"].isin(told.index)
+                (rows["method"] == method)
+                & (rows["experiment"] == experiment)
+                & rows["set"].isin(known.index)
             ]
             if mine.empty:
                 continue
@@ -150,13 +153,13 @@ def mean_scores(rows: pd.DataFrame, experiments: list[int], rivals_at: int) -> p
                     "num_generated": int((sources == "generated").sum()),
                     "mean": of_seeds.mean(),
                     "sd": of_seeds.std(),
-                    "published_mean": told[told.index.isin(mine["set"])].mean(),
-                    "published_mean_all": told.mean(),
+                    "published_mean": known[known.index.isin(mine["set"])].mean(),
+                    "published_mean_all": known.mean(),
                 }
             )
     names = ["method", "experiment", "num_sets", "num_generated", "mean", "sd"]
     table = pd.DataFrame(means, columns=[*names, "published_mean", "published_mean_all"])
-    order = {method: place for place, method in enumerate(METHODS)}
+    order = {method: index for index, method in enumerate(METHODS)}
     table = table.sort_values(
         ["method", "experiment"], key=lambda part: part.map(order) if part.name == "method" else part
     )
@@ -178,7 +181,7 @@ def _real_scores(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def widen(cells: pd.DataFrame) -> pd.DataFrame:
-    """Return what :func:`compare` made in wide form: each published column, then what was measured."""
+    """Return the result of :func:`compare` in wide form: each published column, then the measured ones."""
     keys = list(cells.columns[: list(cells.columns).index("source") + 1])
     table: dict[str, dict[str, Any]] = {}
     for cell in cells.to_dict("records"):
@@ -192,7 +195,7 @@ def widen(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a table as dictionaries of plain types, None for what is missing."""
+    """Return the rows of a table as dictionaries of plain types; missing values are None."""
     return [
         {str(key): None if pd.isna(value) else value for key, value in row.items()}
         for row in table.to_dict("records")
@@ -200,7 +203,7 @@ def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Write what :func:`make_tables` returned, a CSV for each; published tables in wide form.
+    """Write the tables of :func:`make_tables`, a CSV for each; published tables are in wide form.
 
     Raises
     ------

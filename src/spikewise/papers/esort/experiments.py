@@ -1,8 +1,8 @@
-"""The experiments of Han & Wang (arXiv 2409.13067), run again: runs, tables, figures and a page.
+"""The experiments of Han & Wang (arXiv 2409.13067), repeated: runs, tables, figures and a page.
 
-The parts: :mod:`~spikewise.papers.esort.plan` says what is run, :mod:`~spikewise.papers.esort.runs` runs it,
-:mod:`~spikewise.papers.esort.scores` scores it, :mod:`~spikewise.papers.esort.tables` sets it beside
-what is published, and :mod:`~spikewise.papers.esort.page` shows it.
+The parts: :mod:`~spikewise.papers.esort.plan` plans the runs, :mod:`~spikewise.papers.esort.runs` executes
+them, :mod:`~spikewise.papers.esort.scores` scores the sortings, :mod:`~spikewise.papers.esort.tables`
+compares the scores with the published ones, and :mod:`~spikewise.papers.esort.page` writes the page.
 
 References
 ----------
@@ -30,14 +30,15 @@ from spikewise.papers.cnn1d.folder import (
     hash_of,
     write_csv,
 )
-from spikewise.papers.esort.plan import SCALES, EsortPaperConfig, Scale, find_templates, plan_runs
-from spikewise.papers.esort.runs import Workshop, missing_sorters, run_missing
+from spikewise.papers.esort.config import SCALES, EsortPaperConfig, Scale
+from spikewise.papers.esort.plan import find_templates, plan_runs
+from spikewise.papers.esort.runs import RunContext, missing_sorters, run_missing
 from spikewise.papers.esort.tables import make_tables
 
 
 @dataclass(frozen=True)
 class EsortPaperResults:
-    """What the experiments measured, and where it lies.
+    """The results of the experiments, and the folder that holds them.
 
     Attributes
     ----------
@@ -47,9 +48,9 @@ class EsortPaperResults:
     config : EsortPaperConfig
     scale : Scale
     rows : DataFrame
-        All scores, columns as in ``esort_runs.COLUMNS``.
+        All scores; columns as in :data:`spikewise.papers.esort.runs.COLUMNS`.
     num_new : int
-        Rows that this call measured; the others were there.
+        Number of rows that this call measured; the others were read.
     tables : dict of str to DataFrame
         By the names of :func:`~spikewise.papers.esort.tables.make_tables`.
     not_run : dict of str to str
@@ -73,20 +74,20 @@ def run_esort_paper(
     progress: ProgressCallback = silent,
     scale: Scale | None = None,
 ) -> EsortPaperResults:
-    """Run the experiments, and write scores, tables, figures and a page of them all.
+    """Run the experiments; write scores, tables, figures and a page.
 
     Parameters
     ----------
     output : path
-        Folder to write: new, empty, or of an earlier run with the same settings, which is then completed;
-        more experiments and more seeds may be added.
+        Output folder: new, empty, or of an earlier run with the same settings, which is then completed. More
+        experiments and more seeds may be added.
     data : path, optional
-        Folder with MEArec template files in ``mearec/``; what is not there comes from the generator.
+        Folder with MEArec template files in ``mearec/``; other recordings come from a generator.
     config : EsortPaperConfig, optional
     progress : callable
-        Told how many runs are done.
+        Called with the number of finished runs.
     scale : Scale, optional
-        Sizes other than those that `config` names.
+        Sizes that replace those of the scale in `config`.
 
     Returns
     -------
@@ -97,13 +98,13 @@ def run_esort_paper(
     SettingError
         If a setting is not allowed.
     RecordingError
-        If `data` is no folder.
+        If `data` is not a folder.
     OutputError
-        If the folder holds anything else, or a run with other settings, or cannot be written.
+        If the folder holds other files or a run with other settings, or cannot be written.
     MissingExtraError
         If matplotlib, or MEArec where a template file is used, is not installed.
     Interrupted
-        If it was stopped; what was finished is kept.
+        If it was interrupted; finished runs are kept.
     """
     from spikewise.papers.esort.page import write_esort_page
     from spikewise.papers.figures import require_matplotlib
@@ -117,9 +118,9 @@ def run_esort_paper(
     planned = plan_runs(config, scale, frozenset(templates))
     not_run = missing_sorters(planned)
     runs = [run for run in planned if run.method not in not_run]
-    workshop = Workshop(output / "sets", config, scale, templates)
+    context = RunContext(output / "sets", config, scale, templates)
     try:
-        rows, num_new = run_missing(output / RESULTS_FILE, runs, workshop, progress)
+        rows, num_new = run_missing(output / RESULTS_FILE, runs, context, progress)
     except KeyboardInterrupt as error:
         raise _interrupted(output) from error
     except Interrupted as error:
@@ -133,7 +134,7 @@ def run_esort_paper(
 
 
 def _fingerprint(config: EsortPaperConfig, scale: Scale, templates: dict[str, Path]) -> dict[str, Any]:
-    """Return what decides the scores, in JSON types; experiments and seeds only add to them."""
+    """Return all that determines the scores, in JSON types; more experiments and seeds only add scores."""
     sizes = {name: value for name, value in dataclasses.asdict(scale).items() if name != "num_seeds"}
     return {
         "experiments_of": "Han & Wang 2024",
@@ -148,6 +149,6 @@ def _fingerprint(config: EsortPaperConfig, scale: Scale, templates: dict[str, Pa
 def _interrupted(output: Path) -> Interrupted:
     return Interrupted(
         "the experiments were interrupted",
-        f"the folder {output} keeps what was finished",
-        "run the same command again to go on from there",
+        f"the folder {output} keeps the finished runs",
+        "run the same command again to resume",
     )

@@ -1,7 +1,7 @@
-"""The pictures of the experiments of Han & Wang: SVG for the page in two widths, and a PNG of each.
+"""The figures of the experiments of Han & Wang: SVG for the page in two widths, and a PNG of each.
 
-Each ``_draw_*`` function fills one matplotlib figure from one table and returns the text for those who cannot
-see it. Style and colours are those of :mod:`spikewise.papers.figures`.
+Each ``_draw_*`` function fills one matplotlib figure from one table and returns its alternative text. Style
+and colours are those of :mod:`spikewise.papers.figures`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pandas as pd
 
 from spikewise.core.files import writing
 from spikewise.output.colours import COLOURS
-from spikewise.papers.esort.plan import METHOD_NAMES
+from spikewise.papers.esort.methods import METHOD_NAMES
 from spikewise.papers.esort.tables import PUBLISHED_REDUCTION_PERCENT
-from spikewise.papers.figures import _INK, NARROW, WIDE, _as_svg, _figure
+from spikewise.papers.figures import INK, NARROW, WIDE, as_svg, styled_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,19 +28,19 @@ _PNG_DPI = 150
 
 
 def draw_all(tables: dict[str, pd.DataFrame], folder: Path) -> dict[str, dict[str, str]]:
-    """Draw the tables that there are.
+    """Draw the tables.
 
     Parameters
     ----------
     tables : dict of str to DataFrame
         As :func:`spikewise.papers.esort.tables.make_tables` returned them.
     folder : Path
-        Gets a PNG of each picture.
+        Folder for a PNG of each figure.
 
     Returns
     -------
     dict of str to dict
-        For each name of :data:`PICTURES` that could be drawn, SVG elements: ``wide`` and ``narrow``.
+        For each name in :data:`PICTURES` whose table has rows, SVG elements: ``wide`` and ``narrow``.
 
     Raises
     ------
@@ -60,13 +60,13 @@ def draw_all(tables: dict[str, pd.DataFrame], folder: Path) -> dict[str, dict[st
 def _draw(
     name: str, draw: Callable[[Figure, pd.DataFrame], str], table: pd.DataFrame, width: float, folder: Path
 ) -> str:
-    with _figure(width, 3.4) as figure:
+    with styled_figure(width, 3.4) as figure:
         alt = draw(figure, table)
         if width == WIDE:
             path = folder / f"{name}.png"
             with writing(path):
                 figure.savefig(path, dpi=_PNG_DPI, facecolor="white")
-        return _as_svg(figure, f"{name}{width:g}", alt)
+        return as_svg(figure, f"{name}{width:g}", alt)
 
 
 def _draw_lines(figure: Figure, table: pd.DataFrame, key: str, label: str) -> str:
@@ -81,8 +81,8 @@ def _draw_lines(figure: Figure, table: pd.DataFrame, key: str, label: str) -> st
     axes.set_xticks(sorted(table[key].unique()))
     axes.set_xlabel(label)
     axes.set_ylabel("accuracy (%)")
-    _name_parts(figure)
-    return f"Accuracy by {label}: " + _told(table, [key])
+    _add_legend(figure)
+    return f"Accuracy by {label}: " + _as_text(table, [key])
 
 
 def _draw_labels(figure: Figure, table: pd.DataFrame) -> str:
@@ -94,44 +94,44 @@ def _draw_noise(figure: Figure, table: pd.DataFrame) -> str:
 
 
 def _draw_needed(figure: Figure, table: pd.DataFrame) -> str:
-    """Draw the reduction of labels, bounds as open marks, beside the published one."""
-    axes, told = figure.subplots(), []
-    for place, (names, part) in enumerate(table.groupby(["method", "baseline"], sort=False)):
+    """Draw the reduction of labels and the published one; bounds are open marks."""
+    axes, texts = figure.subplots(), []
+    for index, (names, part) in enumerate(table.groupby(["method", "baseline"], sort=False)):
         method, baseline = map(str, names)
         label = f"{METHOD_NAMES[method]} against {METHOD_NAMES[baseline]}"
-        colour = COLOURS[place]
+        colour = COLOURS[index]
         counts, shares = part["labels_per_unit"], part["reduction_percent"]
         axes.plot(counts, shares, color=colour, linewidth=1.4, label=label)
         for is_bound, fill in (((part["bound"] != ""), "none"), ((part["bound"] == ""), colour)):
             axes.plot(counts[is_bound], shares[is_bound], "o", color=colour, markersize=5, mfc=fill)
-        told.append(label + " " + _pairs(counts, shares))
-    axes.axhline(PUBLISHED_REDUCTION_PERCENT, color=_INK, linestyle="--", linewidth=1, label="published")
+        texts.append(label + " " + _pairs(counts, shares))
+    axes.axhline(PUBLISHED_REDUCTION_PERCENT, color=INK, linestyle="--", linewidth=1, label="published")
     axes.set_xticks(sorted(table["labels_per_unit"].unique()))
     axes.set_xlabel("labelled spikes of each unit")
     axes.set_ylabel("fewer labels (%)")
-    _name_parts(figure, columns=2)
-    return "Reduction of labels at equal accuracy, by labels: " + "; ".join(told) + "."
+    _add_legend(figure, columns=2)
+    return "Reduction of labels at equal accuracy, by labels: " + "; ".join(texts) + "."
 
 
 def _draw_bars(figure: Figure, table: pd.DataFrame, keys: list[str]) -> str:
-    """Draw accuracy as bars, a row of them for each condition and a colour for each method."""
+    """Draw accuracy as bars, a group for each condition and a colour for each method."""
     axes = figure.subplots()
     conditions = list(dict.fromkeys(_conditions(table, keys)))
     methods = list(table["method"].unique())
     height = 0.8 / len(methods)
-    for place, method in enumerate(methods):
+    for index, method in enumerate(methods):
         part = table[table["method"] == method]
-        at = np.array([conditions.index(condition) for condition in _conditions(part, keys)])
+        rows = np.array([conditions.index(condition) for condition in _conditions(part, keys)])
         axes.barh(
-            at + (place - (len(methods) - 1) / 2) * height, part["accuracy"], 0.9 * height,
+            rows + (index - (len(methods) - 1) / 2) * height, part["accuracy"], 0.9 * height,
             xerr=part["sd"].fillna(0), color=_COLOUR_OF[method], label=METHOD_NAMES[method],
         )  # fmt: skip
     axes.set_yticks(range(len(conditions)), conditions)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy (%)")
-    _name_parts(figure)
-    return "Accuracy: " + _told(table, keys)
+    _add_legend(figure)
+    return "Accuracy: " + _as_text(table, keys)
 
 
 def _draw_probes(figure: Figure, table: pd.DataFrame) -> str:
@@ -157,21 +157,22 @@ def _draw_sorters(figure: Figure, table: pd.DataFrame) -> str:
 
 
 def _conditions(table: pd.DataFrame, keys: list[str]) -> list[str]:
-    """Return the condition of each row in words."""
+    """Return the condition of each row as text."""
     if keys == ["drift", "pretraining_drift"]:
         pairs = zip(table["drift"], table["pretraining_drift"], strict=True)
         return [drift if before == "none" else f"{drift}, filters from {before}" for drift, before in pairs]
     return [" ".join(map(str, row)) for row in table[keys].itertuples(index=False)]
 
 
-def _name_parts(figure: Figure, columns: int = 3) -> None:
-    """Name the lines or bars once, over them, where they cover nothing."""
+def _add_legend(figure: Figure, columns: int = 3) -> None:
+    """Add one legend above the axes."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     columns = columns if figure.get_figwidth() >= WIDE else 1
     figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
-def _told(table: pd.DataFrame, keys: list[str]) -> str:
+def _as_text(table: pd.DataFrame, keys: list[str]) -> str:
+    """Return the accuracies of a table as text."""
     parts = [
         f"{METHOD_NAMES[str(method)]} {_pairs(_conditions(part, keys), part['accuracy'])}"
         for method, part in table.groupby("method", sort=False)
@@ -191,4 +192,4 @@ PICTURES: dict[str, Callable[[Figure, pd.DataFrame], str]] = {
     "drift": _draw_drift,
     "sorters": _draw_sorters,
 }
-"""For each table that is drawn, its function."""
+"""The function that draws each table."""

@@ -1,6 +1,6 @@
-"""The page of the experiments of Han & Wang: one HTML file that needs nothing else.
+"""The page of the experiments of Han & Wang: one HTML file without other files.
 
-Published claims stand beside what was measured. The page is the template ``esort.html.jinja``, its pictures
+The page shows published claims beside measured values. It is the template ``page.html.jinja``; its figures
 come from :mod:`spikewise.papers.esort.figures`.
 """
 
@@ -16,8 +16,9 @@ import pandas as pd
 from spikewise.core.files import replacing
 from spikewise.core.version import __version__
 from spikewise.papers.cnn1d.tables import plain_rows
+from spikewise.papers.esort.config import EXPERIMENTS, EsortPaperConfig, Scale
 from spikewise.papers.esort.figures import draw_all
-from spikewise.papers.esort.plan import EXPERIMENTS, METHOD_NAMES, EsortPaperConfig, Scale
+from spikewise.papers.esort.methods import METHOD_NAMES
 
 TEMPLATE = "page.html.jinja"
 _TABLES_OF = {
@@ -75,11 +76,11 @@ def write_esort_page(
     page : Path
         The file.
     config, scale
-        What was run.
+        The settings of the runs.
     rows : DataFrame
-        All results; those with a note are listed with it.
+        All results; failed runs are listed with their note.
     tables : dict of str to DataFrame
-        As :func:`spikewise.papers.esort.tables.make_tables` returned them.
+        The result of :func:`spikewise.papers.esort.tables.make_tables`.
     not_run : dict of str to str
         Methods that could not run, with the reason.
 
@@ -133,7 +134,7 @@ def page_table(table: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def cell_text(column: str, value: Any) -> str:
-    """Return a value of a table as the page shows it."""
+    """Return a value of a table as text for the page."""
     if value is None:
         return "-"
     if isinstance(value, str):

@@ -1,10 +1,10 @@
 """The two ways to score a sorting on the test interval: corrected, and as the authors' published code does.
 
-Their way, told as facts and computed here anew: the index of a peak is 7 samples late, a match may be 29
-samples away, the threshold is the best of 0.5, 0.6, ... 0.9 on the test interval itself, and samples at the
-seams of chunks of 10,000 windows are not examined, 9 to either side (8 of the triangle, 1 of the neighbour
-that a peak is compared with). These are samples at 32 kHz, the rate of their recordings. Accuracies are in
-percent, and pooled: TP / (TP + FP + FN) over the spikes of all units.
+The published code, whose method is computed here independently: the index of a peak is 7 samples late; a
+match may be 29 samples away; the threshold is the best of 0.5, 0.6, ... 0.9 on the test interval itself;
+samples at the seams of chunks of 10,000 windows are not examined, 9 on either side (8 because of the
+triangle, 1 because a peak is compared with its neighbour). These are samples at 32 kHz, the rate of their
+recordings. Accuracies are in percent, and pooled: TP / (TP + FP + FN) over the spikes of all units.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ from spikeinterface.core import BaseSorting, NumpySorting
 
 from spikewise.core.config import EvaluationConfig
 from spikewise.output.matching import compare_sortings
-from spikewise.sorting.detect import Spikes
+from spikewise.sorting.spikes import Spikes
 
 SHIFT_SAMPLES = 7
+"""How late the published code reports a peak."""
 TOLERANCE_SAMPLES = 29
+"""Largest distance of a match in the published code."""
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Thresholds that the published code tries on the test interval."""
 CHUNK_WINDOWS = 10_000
+"""Windows of a chunk in the published code."""
 UNSEEN_SAMPLES = 9
+"""Samples on either side of a seam that the published code does not examine."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How good a sorting is on the test interval, in percent; `threshold` is the one that was swept."""
+    """Scores of a sorting on the test interval, in percent; `threshold` is the best one of the sweep."""
 
     accuracy: float
     precision: float
@@ -42,7 +47,7 @@ class Score:
 def score_sorting(
     truth: BaseSorting, sorting: BaseSorting, interval: tuple[float, float], as_published: bool = False
 ) -> Score:
-    """Score spikes that are final.
+    """Score the spikes of a finished sorting.
 
     Parameters
     ----------
@@ -50,12 +55,12 @@ def score_sorting(
     interval : tuple of float
         Start and end of the test, in seconds.
     as_published : bool
-        Let matches be 29 samples apart, and units match however little they agree.
+        Accept matches up to 29 samples apart, and match units regardless of their agreement.
 
     Returns
     -------
     Score
-        Units count as found from an accuracy of 50 % on.
+        A unit counts as found if its accuracy is above 50 %.
 
     Raises
     ------
@@ -83,21 +88,21 @@ def score_as_published(
     ----------
     truth : BaseSorting
     peaks : Spikes
-        All peaks of the test interval above the lowest of :data:`THRESHOLDS`; a response is a fraction of
-        that to a perfect spike.
+        All peaks of the test interval above the lowest of :data:`THRESHOLDS`; responses are relative to that
+        of a perfect spike.
     unit_ids : sequence
-        Ids of the units that the peaks count.
+        Ids of the units that the unit index of the peaks refers to.
     interval : tuple of float
         Start and end of the test, in seconds.
 
     Returns
     -------
     Score
-        That of the threshold with the highest accuracy, the lowest of equals.
+        Score of the threshold with the highest accuracy; of equal ones, the lowest threshold.
     """
     rate = truth.sampling_frequency
-    place = (peaks.sample_index - round(interval[0] * rate)) % CHUNK_WINDOWS
-    is_seen = (place >= UNSEEN_SAMPLES) & (place < CHUNK_WINDOWS - UNSEEN_SAMPLES)
+    position = (peaks.sample_index - round(interval[0] * rate)) % CHUNK_WINDOWS
+    is_seen = (position >= UNSEEN_SAMPLES) & (position < CHUNK_WINDOWS - UNSEEN_SAMPLES)
     scores = []
     for threshold in THRESHOLDS:
         kept = is_seen & (peaks.response > threshold)

@@ -1,4 +1,4 @@
-"""The tables of the experiments of Han & Wang, from the rows of results alone, published claims beside ours.
+"""The tables of the experiments of Han & Wang, made from the rows of results, with the published claims.
 
 Conventions: accuracies in percent, their differences in points; means and standard deviations over the seeds.
 """
@@ -10,27 +10,23 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from spikewise.papers.esort.plan import (
-    COMPARED,
-    LEARNERS,
-    METHOD_NAMES,
-    NOISE_UV,
-    RIVALS,
-    UNLABELLED,
-    Scale,
-    base_recipe,
-)
+from spikewise.papers.esort.config import Scale
+from spikewise.papers.esort.methods import COMPARED, LEARNERS, METHOD_NAMES, RIVALS, UNLABELLED
+from spikewise.papers.esort.plan import NOISE_UV, base_recipe
 
 PUBLISHED_REDUCTION_PERCENT = 44.0
+"""Largest reduction of labels at equal accuracy in the abstract of the paper."""
 PUBLISHED_GAIN_POINTS = 25.68
+"""Largest gain in accuracy in the abstract of the paper, in points."""
 PUBLISHED_SECONDS_OF_50 = 1.32
+"""Seconds for sorting 50 s in the abstract of the paper."""
 PAIRS = (
     ("spikewise", "spikewise_scratch"),
     ("esort_transfer", "esort"),
     ("esort_transfer_denser", "esort"),
     ("spikewise", "esort"),
 )
-"""A method and that from scratch with which its need of labels is compared."""
+"""Methods, each with the method from scratch that it is compared with."""
 _CONDITION = ["probe", "num_units", "noise_uV", "drift"]
 _SCORES = {
     "accuracy": ("accuracy", "mean"),
@@ -47,9 +43,9 @@ def make_tables(rows: pd.DataFrame, scale: Scale, experiments: Sequence[str]) ->
     Parameters
     ----------
     rows : DataFrame
-        Columns as in ``esort_runs.COLUMNS``; rows with a note have no score and are left out.
+        Columns as in :data:`spikewise.papers.esort.runs.COLUMNS`; rows without a score are left out.
     scale : Scale
-        That of the rows.
+        Scale of the rows.
     experiments : sequence of str
         Letters.
 
@@ -57,31 +53,33 @@ def make_tables(rows: pd.DataFrame, scale: Scale, experiments: Sequence[str]) ->
     -------
     dict of str to DataFrame
         By name: `claims`, `labels` (a), `labels_needed` (b), `probes` (c), `noise` (d), `drift` (e),
-        `sorters` and `best_sorters` (f); only those chosen, and without those that have no row.
+        `sorters` and `best_sorters` (f); only tables of chosen experiments that have rows.
     """
     rows = rows[rows["accuracy"].notna()]
     base = base_recipe(scale, 0)
-    is_usual = rows["labels_per_unit"] == scale.labels_per_unit
+    has_standard_labels = rows["labels_per_unit"] == scale.labels_per_unit
     is_quiet, is_still = rows["noise_uV"] == NOISE_UV, rows["drift"] == "none"
     is_plain = rows["pretraining_drift"] == "none"
-    mine = (rows["probe"] == base.probe) & (rows["num_units"] == base.num_units)
-    is_compared = rows["method"].isin(COMPARED) & is_usual
+    is_base = (rows["probe"] == base.probe) & (rows["num_units"] == base.num_units)
+    is_compared = rows["method"].isin(COMPARED) & has_standard_labels
     is_other = rows["method"].isin([*UNLABELLED, *RIVALS])
     labels = _means(
-        rows[mine & is_quiet & is_still & is_plain & rows["method"].isin(LEARNERS)],
+        rows[is_base & is_quiet & is_still & is_plain & rows["method"].isin(LEARNERS)],
         ["method", "labels_per_unit"],
     )
-    sorters = sorter_table(rows[mine & is_quiet & is_still & is_plain], scale.labels_per_unit)
-    of_probe = ["probe", "num_channels", "source", "num_units", "method"]
-    with_filters = mine & is_quiet & is_usual & rows["method"].isin([*COMPARED, "esort_transfer"])
+    sorters = sorter_table(rows[is_base & is_quiet & is_still & is_plain], scale.labels_per_unit)
+    probe_keys = ["probe", "num_channels", "source", "num_units", "method"]
+    with_filters = (
+        is_base & is_quiet & has_standard_labels & rows["method"].isin([*COMPARED, "esort_transfer"])
+    )
     tables = {
         ("a", "labels"): labels,
         ("b", "labels_needed"): labels_needed_table(labels),
-        ("c", "probes"): _means(rows[is_compared & is_quiet & is_still], of_probe),
-        ("d", "noise"): _means(rows[mine & (is_compared | is_other) & is_still], ["noise_uV", "method"]),
+        ("c", "probes"): _means(rows[is_compared & is_quiet & is_still], probe_keys),
+        ("d", "noise"): _means(rows[is_base & (is_compared | is_other) & is_still], ["noise_uV", "method"]),
         ("e", "drift"): _means(rows[with_filters], ["drift", "pretraining_drift", "method"]),
         ("f", "sorters"): sorters,
-        ("f", "best_sorters"): best_sorter_table(rows[is_plain & (is_compared & is_usual | is_other)]),
+        ("f", "best_sorters"): best_sorter_table(rows[is_plain & (is_compared | is_other)]),
     }
     chosen = {name: table for (key, name), table in tables.items() if key in experiments and len(table)}
     return {"claims": claims_table(chosen), **chosen}
@@ -92,19 +90,19 @@ def _means(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 
 def labels_needed(counts: Sequence[float], accuracies: Sequence[float], wanted: float) -> float:
-    """Return how many labels a curve needs to reach an accuracy.
+    """Return the number of labels at which a curve reaches an accuracy.
 
     Parameters
     ----------
     counts, accuracies : sequence of float
-        The curve, ascending in counts. Where it falls, what was reached before counts.
+        The curve, ascending in counts. Where it falls, the best accuracy so far is used.
     wanted : float
         Accuracy.
 
     Returns
     -------
     float
-        Interpolated linearly; the lowest count if that is enough, infinity if none is.
+        Interpolated linearly; the lowest count if it is enough, infinity if no count is.
     """
     reached = np.maximum.accumulate(np.asarray(accuracies, dtype=float))
     enough = np.flatnonzero(reached >= wanted)
@@ -118,7 +116,7 @@ def labels_needed(counts: Sequence[float], accuracies: Sequence[float], wanted: 
 
 
 def labels_needed_table(labels: pd.DataFrame) -> pd.DataFrame:
-    """Compare methods with those from scratch at equal accuracy and at equal labels.
+    """Compare methods with those from scratch, at equal accuracy and at equal numbers of labels.
 
     Parameters
     ----------
@@ -130,8 +128,8 @@ def labels_needed_table(labels: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         For each of :data:`PAIRS` and each number of labels: `accuracy`, `baseline_accuracy`, `gain_points`,
         `labels_needed` by the baseline for the same accuracy, `reduction_percent` of labels. `bound` is
-        "at least" where the baseline's curve ends below that accuracy, and "at most" where it begins no
-        lower: `labels_needed` is then the end or the beginning of the curve.
+        "at least" if the baseline's curve ends below that accuracy, and "at most" if it begins at or above
+        it; `labels_needed` is then the last or the first number of labels of the curve.
     """
     curves = {str(name): part.sort_values("labels_per_unit") for name, part in labels.groupby("method")}
     found = []
@@ -163,13 +161,13 @@ def labels_needed_table(labels: pd.DataFrame) -> pd.DataFrame:
 
 
 def sorter_table(rows: pd.DataFrame, labels_per_unit: int) -> pd.DataFrame:
-    """Compare sorters on one recording: the networks with labels, then all that need none.
+    """Compare sorters on one recording: the networks with labels, then all methods without labels.
 
     Returns
     -------
     DataFrame
-        Scores and `accuracy_all_spikes`, which counts the spikes of units without a partner as false;
-        `learning_s`; `sorting_s_of_50`, seconds that finding the spikes of 50 s takes.
+        Scores and `accuracy_all_spikes`, which counts the spikes of units without a match as false;
+        `learning_s`; `sorting_s_of_50`, the seconds for finding the spikes of 50 s.
     """
     with_labels = rows["method"].isin(COMPARED) & (rows["labels_per_unit"] == labels_per_unit)
     part = rows[with_labels | rows["method"].isin([*UNLABELLED, *RIVALS])]
@@ -181,17 +179,17 @@ def sorter_table(rows: pd.DataFrame, labels_per_unit: int) -> pd.DataFrame:
         learning_s=("learning_s", "mean"),
         sorting_s_of_50=("sorting_s_of_50", "mean"),
     )  # fmt: skip
-    order = {name: place for place, name in enumerate(METHOD_NAMES)}
+    order = {name: index for index, name in enumerate(METHOD_NAMES)}
     return table.reset_index().sort_values("method", key=lambda names: names.map(order), ignore_index=True)
 
 
 def best_sorter_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Set Spikewise beside the best other sorter of each kind of recording.
+    """Compare Spikewise with the best other sorter on each kind of recording.
 
     Parameters
     ----------
     rows : DataFrame
-        Rows of one number of labels, and rows of methods that get none.
+        Rows of methods with one number of labels, and of methods without labels.
 
     Returns
     -------
@@ -210,21 +208,21 @@ def best_sorter_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def claims_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return the figures of the paper's abstract beside those measured.
+    """Return the claims of the paper's abstract beside the measured values.
 
     Returns
     -------
     DataFrame
         `claim`, `method`, `compared_with`, `published`, `measured`, `bound`, `unit`, `labels_per_unit` at
-        which the largest value was found. `published` is NaN where the paper has words only.
+        which the largest value was found. `published` is NaN if the paper gives no number.
     """
     found: list[tuple] = []
     needed = tables.get("labels_needed", pd.DataFrame(columns=["method", "baseline"]))
     for (method, baseline), part in needed.groupby(["method", "baseline"], sort=False):
         rows = part.to_dict("records")
-        told = [row for row in rows if row["bound"] != "at most"]
-        if told:
-            best = max(told, key=lambda row: row["reduction_percent"])
+        usable = [row for row in rows if row["bound"] != "at most"]
+        if usable:
+            best = max(usable, key=lambda row: row["reduction_percent"])
             found.append(
                 ("fewer labels for equal accuracy, largest", method, baseline, PUBLISHED_REDUCTION_PERCENT,
                  best["reduction_percent"], best["bound"], "%", best["labels_per_unit"])
@@ -243,16 +241,16 @@ def claims_table(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _sorter_claims(sorters: pd.DataFrame) -> list[tuple]:
-    told = {str(row.pop("method")): row for row in sorters.to_dict("records")}
-    ours = [name for name in COMPARED if name in told]
+    scores = {str(row.pop("method")): row for row in sorters.to_dict("records")}
+    ours = [name for name in COMPARED if name in scores]
     claims: list[tuple] = [
         ("seconds to sort 50 s (published on a GPU)", name, "", PUBLISHED_SECONDS_OF_50,
-         told[name]["sorting_s_of_50"], "", "s", told[name]["labels_per_unit"])
+         scores[name]["sorting_s_of_50"], "", "s", scores[name]["labels_per_unit"])
         for name in ours
     ]  # fmt: skip
     claims += [
         ("accuracy above another sorter (published: comparable with Kilosort4)", name, rival, np.nan,
-         told[name]["accuracy"] - told[rival]["accuracy"], "", "points", told[name]["labels_per_unit"])
-        for name in ours for rival in RIVALS if rival in told
+         scores[name]["accuracy"] - scores[rival]["accuracy"], "", "points", scores[name]["labels_per_unit"])
+        for name in ours for rival in RIVALS if rival in scores
     ]  # fmt: skip
     return claims

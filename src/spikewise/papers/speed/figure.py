@@ -1,4 +1,4 @@
-"""The picture of the speed benchmark: seconds of each stage, and of each method in all.
+"""The figure of the speed benchmark: seconds of each stage, and of each method.
 
 Style and colours are those of :mod:`spikewise.papers.figures`.
 """
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from spikewise.core.files import writing
 from spikewise.output.colours import COLOURS
-from spikewise.papers.figures import WIDE, _figure
+from spikewise.papers.figures import WIDE, styled_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PNG_DPI = 150
 _LOWEST_SHARE = 0.3
-"""Of the shortest bar: where the bars on a logarithmic scale begin."""
+"""Beginning of the logarithmic axis, as a fraction of the shortest bar."""
 
 
 def draw_speed(results: dict[str, Any], path: Path) -> None:
@@ -37,7 +37,7 @@ def draw_speed(results: dict[str, Any], path: Path) -> None:
 
     stages = {name: stage["seconds"] for name, stage in results["stages"].items()}
     methods, colours = _methods(results)
-    with _figure(WIDE, 0.9 + 0.32 * max(len(stages), len(methods))) as figure:
+    with styled_figure(WIDE, 0.9 + 0.32 * max(len(stages), len(methods))) as figure:
         left, right = figure.subplots(1, 2)
         _draw_bars(left, stages, [COLOURS[0]] * len(stages))
         left.set_xlim(0, 1.2 * max(stages.values()))
@@ -59,7 +59,7 @@ def draw_speed(results: dict[str, Any], path: Path) -> None:
 
 
 def _methods(results: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """Return the seconds of each method, and its colour: ours, the paper's, other sorters."""
+    """Return the seconds and the colour of each method: Spikewise, the paper's network, other sorters."""
     ours = {
         "Spikewise, file to file": results["end_to_end_seconds"],
         "network": results["network_seconds"],

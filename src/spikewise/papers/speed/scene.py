@@ -1,7 +1,6 @@
-"""What the speed benchmark runs on: a simulation with its truth, and a model that was trained on its start.
+"""The simulation of the speed benchmark, and the model that is trained on its first part.
 
-Both are kept in the folder of the benchmark, each with what it was made of, and made again where that
-differs.
+Both stay in the folder of the benchmark, each with its settings; they are made again if the settings differ.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import numpy as np
 import probeinterface
 import spikeinterface
 from spikeinterface.core import BaseRecording, BaseSorting
-from spikeinterface.sorters import available_sorters
 
 from spikewise.api import load_recording, simulate, train
 from spikewise.core.config import (
@@ -29,18 +27,17 @@ from spikewise.core.config import (
 from spikewise.core.errors import Interrupted, SettingError
 from spikewise.core.files import check_output_file, save_json, writing
 from spikewise.core.progress import ProgressCallback
-from spikewise.core.settings import Settings, setting
 from spikewise.core.untrusted import read_json
 from spikewise.core.version import __version__
 from spikewise.data.recordings.probes import load_probe
 from spikewise.data.simulation.mearec import load_mearec_templates
-from spikewise.data.simulation.simulate import save_simulation
+from spikewise.data.simulation.saving import save_simulation
 from spikewise.models.checkpoint import Model, load_model, save_model
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.output.store import MODEL_FILE
 from spikewise.papers.cnn1d.folder import hash_of
-from spikewise.papers.esort.plan import RIVALS
-from spikewise.sorting.detect import SparseDetector
+from spikewise.papers.speed.config import SpeedConfig
+from spikewise.sorting.sparse_detector import network_with_gates
 
 PROBE = "neuropixels-1.0"
 SCENE, SIMULATION_FILE, NOTE_FILE, PROBE_FILE = "scene", "simulation.json", "model.json", "probe.json"
@@ -48,51 +45,16 @@ ON_CPU = Config(sorting=SortingConfig(device="cpu", report=False))
 
 
 @dataclass(frozen=True)
-class SpeedConfig(Settings):
-    """What is measured."""
-
-    channels: int | None = setting(
-        None,
-        "Channels: the first so many of a Neuropixels 1.0; default: 384, or those of the template file",
-        minimum=1,
-    )
-    units: int = setting(200, "Units", minimum=1, maximum=10000)
-    duration_s: float = setting(50.0, "Length of what is sorted", unit="s", minimum=1.0, maximum=1e5)
-    label_s: float = setting(30.0, "Length of what is learnt from", unit="s", minimum=1.0, maximum=1e5)
-    labels_per_unit: int = setting(15, "Labelled spikes of each unit", minimum=1)
-    templates: str | None = setting(None, "MEArec template file; default: waveforms of a generator")
-    excitatory_fraction: float = setting(
-        0.8,
-        "Fraction of the units that are excitatory, of which a file may have few",
-        minimum=0.0,
-        maximum=1.0,
-    )
-    against: tuple[str, ...] = setting((), "Other sorters, by their names in SpikeInterface")
-    paper_s: float = setting(0.5, "Length of what the network of the paper is run on", unit="s", minimum=0.01)
-    repeats: int = setting(3, "How often each stage is timed", minimum=1, maximum=100)
-    model: str | None = setting(None, "A model of the same simulation; default: one is trained")
-    seed: int = setting(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
-
-    def _check_together(self) -> None:
-        allowed = sorted({*available_sorters(), *RIVALS})
-        unknown = [name for name in self.against if name not in allowed]
-        if unknown:
-            raise SettingError(
-                f"there is no sorter {unknown[0]!r}", f"sorters are {', '.join(allowed)}", "correct its name"
-            )
-
-
-@dataclass(frozen=True)
 class Scene:
-    """A simulation, and the stretch of it that is tested.
+    """A simulation, and the part of it that is tested.
 
     Attributes
     ----------
     folder : Path
     whole : (BaseRecording, BaseSorting)
-        All of it, with the true spikes.
+        The whole simulation, with its true spikes.
     recording, truth
-        The tested stretch, from sample `start` on.
+        The tested part, from sample `start` on.
     start : int
     """
 
@@ -104,7 +66,7 @@ class Scene:
 
 
 def make_scene(output: Path, config: SpeedConfig) -> Scene:
-    """Return the simulation, which is made at the first call and whenever its settings have changed."""
+    """Return the simulation; make it if the folder holds none with these settings."""
     folder = output / SCENE
     simulation = SimulationConfig(
         num_units=config.units,
@@ -116,14 +78,14 @@ def make_scene(output: Path, config: SpeedConfig) -> Scene:
         max_amplitude_uV=300.0,
         **_source(output, config),
     )
-    wanted = {"settings": simulation.to_dict(), "version": __version__}
+    expected = {"settings": simulation.to_dict(), "version": __version__}
     if config.templates is not None:
-        wanted["templates_sha256"] = hash_of(Path(config.templates))
-    there = _read_json(folder / SIMULATION_FILE)
-    found = {name: there.get(name) for name in wanted} | {
-        "version": there.get("versions", {}).get("spikewise")
+        expected["templates_sha256"] = hash_of(Path(config.templates))
+    saved = _read_json(folder / SIMULATION_FILE)
+    found = {name: saved.get(name) for name in expected} | {
+        "version": saved.get("versions", {}).get("spikewise")
     }
-    if found != wanted:
+    if found != expected:
         save_simulation(simulate(config=simulation), folder, overwrite=folder.exists())
     recording, truth = load_recording(folder / "recording"), spikeinterface.load(folder / "truth")
     start, stop = round(config.label_s * recording.get_sampling_frequency()), recording.get_num_samples(0)
@@ -132,13 +94,13 @@ def make_scene(output: Path, config: SpeedConfig) -> Scene:
 
 
 def _source(output: Path, config: SpeedConfig) -> dict[str, Any]:
-    """Return where waveforms and channels come from; the file of a part of a probe is written."""
+    """Return the settings of waveforms and channels; write the file of a part of a probe."""
     if config.templates is not None:
-        there = load_mearec_templates(config.templates).probe.get_contact_count()
-        if config.channels not in (None, there):
+        num_contacts = load_mearec_templates(config.templates).probe.get_contact_count()
+        if config.channels not in (None, num_contacts):
             raise SettingError(
-                f"{config.channels} channels were asked for",
-                f"the template file {config.templates} has {there}",
+                f"{config.channels} channels were requested",
+                f"the template file {config.templates} has {num_contacts}",
                 "leave out channels, or give another template file",
             )
         return {"source": "mearec", "templates": config.templates}
@@ -148,9 +110,9 @@ def _source(output: Path, config: SpeedConfig) -> dict[str, Any]:
         return {"probe": PROBE}
     if config.channels > most:
         raise SettingError(
-            f"{config.channels} channels were asked for",
+            f"{config.channels} channels were requested",
             f"1 to {most}, those of a {PROBE}",
-            "ask for fewer, or give a template file of a larger probe with templates",
+            "request fewer, or give a template file of a larger probe with templates",
         )
     path = output.absolute() / PROBE_FILE
     part = probe.get_slice(np.arange(config.channels))
@@ -163,7 +125,7 @@ def _source(output: Path, config: SpeedConfig) -> dict[str, Any]:
 def train_model(
     output: Path, scene: Scene, config: SpeedConfig, units: UnitsConfig, progress: ProgressCallback
 ) -> tuple[Path, float | None]:
-    """Return the file of the model and how long training took; None where it was there."""
+    """Return the file of the model, and the seconds of training; None if the model was there already."""
     if config.model is not None:
         return Path(config.model), None
     path, note = output / MODEL_FILE, output / NOTE_FILE
@@ -173,10 +135,10 @@ def train_model(
         training=TrainingConfig(seed=config.seed),
         sorting=ON_CPU.sorting,
     )
-    wanted = {"scene": _read_json(scene.folder / SIMULATION_FILE), "learning": learning.to_dict()}
-    there = _read_json(note)
-    check_output_file(path, overwrite=bool(there), ending=".safetensors")
-    if path.exists() and there == {**wanted, "hash": load_model(path).hash()}:
+    settings = {"scene": _read_json(scene.folder / SIMULATION_FILE), "learning": learning.to_dict()}
+    saved = _read_json(note)
+    check_output_file(path, overwrite=bool(saved), ending=".safetensors")
+    if path.exists() and saved == {**settings, "hash": load_model(path).hash()}:
         return path, None
     started = time.perf_counter()
     model = train(*scene.whole, config=learning, progress=progress)
@@ -185,13 +147,13 @@ def train_model(
             "training was interrupted", f"the simulation is kept in {scene.folder}", "give the command again"
         )
     seconds = time.perf_counter() - started
-    save_json({**wanted, "hash": model.hash()}, note)
+    save_json({**settings, "hash": model.hash()}, note)
     save_model(model, path)
     return path, seconds
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds; nothing where there is none, or what is there is no such file."""
+    """Return the object in a JSON file; an empty one if the file is missing or holds something else."""
     try:
         content = read_json(path)
     except (OSError, ValueError):
@@ -200,7 +162,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def open_model(path: Path) -> Model:
-    """Load a model that has gates.
+    """Load a model with gates.
 
     Raises
     ------
@@ -222,9 +184,7 @@ def gated_network(model: Model) -> NeighbourhoodNetwork:
     SettingError
         If the model has several groups or another design.
     """
-    network = SparseDetector.network_with_gates(
-        model.groups[0].network, model.sampling_frequency, model.detection_config
-    )
+    network = network_with_gates(model.groups[0].network, model.sampling_frequency, model.detection_config)
     if network is None or len(model.groups) > 1:
         raise SettingError(
             f"the model has the design {model.network_config.design} and {len(model.groups)} groups",

@@ -1,22 +1,20 @@
-"""How fast the sorter is, and what bounds it: a simulation is sorted, and each stage is timed.
+"""The speed of the sorter and its limits: a simulation is sorted, and each stage is timed.
 
-The first seconds of the simulation train, the others are sorted, judged and timed; the traces lie on disk as
-16-bit samples. Beside the sorter stand its own network without gates, the network of Han & Wang (arXiv
-2409.13067) applied as published, and other sorters of SpikeInterface. Everything runs on the CPU.
+The model is trained on the first seconds of the simulation; the rest is sorted, scored and timed. The traces
+are on disk as 16-bit samples. The sorter is compared with its own network without gates, with the network of
+Han & Wang (arXiv 2409.13067) applied as published, and with other sorters of SpikeInterface. Everything runs
+on the CPU.
 
-Conventions: seconds are those of a clock on the wall and of the whole tested stretch. The sorter and its
-stages are timed several times, and the least counts; all else runs once, the two other networks on a part of
-the stretch, from which their seconds are scaled up.
+Conventions: seconds are wall-clock time for the whole tested part. The sorter and its stages are timed
+several times, and the least time counts. Everything else runs once; the two other networks run on the
+beginning of the tested part, and their seconds are scaled up.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from spikeinterface.core import NumpySorting
+from spikeinterface.core import BaseSorting, NumpySorting
 from spikeinterface.sorters import installed_sorters
 
-from spikewise.api import SortingResult, evaluate, load_recording, sort
+from spikewise.api import SortingResult, evaluate, sort
 from spikewise.core.config import NetworkConfig, UnitsConfig
 from spikewise.core.errors import SpikewiseError
 from spikewise.core.files import check_output_file, save_json, writing
@@ -37,44 +35,52 @@ from spikewise.core.progress import ProgressCallback, silent
 from spikewise.models.checkpoint import Model, save_model
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.output.store import MODEL_FILE, PROVENANCE_FILE, save_sorting
-from spikewise.papers.esort.plan import RIVALS
-from spikewise.papers.esort.runs import quietly, rival_parameters
+from spikewise.papers.esort.methods import RIVALS
+from spikewise.papers.esort.runs import rival_parameters, run_in_folder
+from spikewise.papers.speed.config import SpeedConfig
 from spikewise.papers.speed.limits import (
     GIGA,
-    NETWORK_STAGES,
     Clock,
+    Limits,
     MemoryTraces,
     Stage,
-    TimedDetector,
     Work,
     describe_machine,
     measure_limits,
     preprocessing_work,
     unfolded_probabilities,
 )
+from spikewise.papers.speed.memory import peak_gib
 from spikewise.papers.speed.scene import (
     ON_CPU,
     Scene,
-    SpeedConfig,
     gated_network,
     make_scene,
     open_model,
     train_model,
 )
+from spikewise.papers.speed.timed_detector import NETWORK_STAGES, TimedDetector
 from spikewise.sorting.batch import detect_in_chunks
-from spikewise.sorting.detect import Detector, Spikes, make_detector
-from spikewise.sorting.groups import prepare_groups
+from spikewise.sorting.detector import Detector
+from spikewise.sorting.detectors import make_detector
+from spikewise.sorting.groups import Preparation, prepare_groups
+from spikewise.sorting.spikes import Spikes
 
 SPEED_FILE, PICTURE_FILE = "speed.json", "speed.png"
 STAGES = ("read", "prepare", "preprocess", *NETWORK_STAGES, "write")
 _BLOCK_SAMPLES = 30000
-_DENSE_S, _LEAST_S = 10.0, 1e-6
+"""Samples that are read and preprocessed at once."""
+_DENSE_S = 10.0
+"""Length on which the network runs without gates."""
+_LEAST_S = 1e-6
+"""Least seconds of preprocessing, whose time is a difference of two."""
 _PAPER_BATCH = 1024
+"""Windows in a batch: the batch size of Han & Wang."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is timed, and how often: a model on a scene."""
+    """A model and a scene to time it on."""
 
     scene: Scene
     model_file: Path
@@ -82,7 +88,7 @@ class Subject:
     repeats: int
 
     def detector(self, sparse: bool = True) -> Detector:
-        """Return what finds spikes, as a sort has it."""
+        """Return the detector of a sort."""
         part, model = self.model.groups[0], self.model
         sorting = dataclasses.replace(ON_CPU.sorting, sparse=sparse)
         return make_detector(
@@ -90,7 +96,7 @@ class Subject:
         )
 
     def timed_detector(self) -> TimedDetector:
-        """Return the same with a clock."""
+        """Return the same detector with a clock."""
         part, model = self.model.groups[0], self.model
         return TimedDetector(
             gated_network(model), part.thresholds, model.sampling_frequency, model.detection_config
@@ -99,7 +105,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Whole:
-    """The sort from file to file."""
+    """The sort from the file of the recording to the files of the result."""
 
     seconds: float
     result: SortingResult
@@ -108,14 +114,49 @@ class Whole:
 
 @dataclass(frozen=True)
 class NetworkTimes:
-    """The network on traces in memory: with its gates, and dense, scaled up from the first seconds."""
+    """Times of the network on traces in memory: with gates, and without (scaled up from a part)."""
 
     seconds: float
     stages: dict[str, Stage]
-    asked: dict[str, Any]
+    evaluated: dict[str, Any]
     dense_seconds: float
     accuracy_dense: float
     accuracy_fast: float
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All that was measured on a scene."""
+
+    training_s: float | None
+    whole: Whole
+    reading_stages: dict[str, Stage]
+    network: NetworkTimes
+    paper_s: float
+    others: list[dict[str, Any]]
+
+    def to_dict(self, truth: BaseSorting, limits: Limits) -> dict[str, Any]:
+        """Return the measurements in JSON types."""
+        network, whole = self.network, self.whole
+        stages = self.reading_stages | network.stages
+        best = min((other["seconds"] for other in self.others if other["seconds"] is not None), default=None)
+        return {
+            "network_seconds": network.seconds,
+            "end_to_end_seconds": whole.seconds,
+            "training_seconds": self.training_s,
+            "dense_seconds": network.dense_seconds,
+            "paper_form_seconds": self.paper_s,
+            "paper_form_ratio": self.paper_s / network.seconds,
+            "other_sorter_ratio": None if best is None else best / whole.seconds,
+            "peak_memory_gib": whole.peak_gib,
+            "accuracy_dense": network.accuracy_dense,
+            "accuracy_fast": network.accuracy_fast,
+            "accuracy_sorted": evaluate(truth, whole.result.sorting).accuracy,
+            "stages": {name: stages[name].to_dict(limits) for name in STAGES},
+            "asked": network.evaluated,
+            "limits": vars(limits),
+            "others": self.others,
+        }
 
 
 def measure_speed(
@@ -129,10 +170,10 @@ def measure_speed(
     Parameters
     ----------
     output : path
-        Folder; simulation and model in it are used again where the settings are the same.
+        Folder; simulation and model in it are used again if the settings are the same.
     config : SpeedConfig, optional
     progress : callable
-        Told what was done.
+        Called with the progress.
     units : UnitsConfig, optional
         How the units are learnt.
 
@@ -154,7 +195,7 @@ def measure_speed(
     require_matplotlib()
     output, config = Path(output), config or SpeedConfig()
     if config.model is not None:
-        open_model(Path(config.model))  # a wrong one is told before anything is made
+        open_model(Path(config.model))  # refuse a wrong model before anything is made
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     check_output_file(output / SPEED_FILE, overwrite=True, ending=".json")
@@ -168,7 +209,7 @@ def measure_speed(
     step("sorting from file to file")
     whole = _sort_whole(subject)
     step("stages")
-    traces, stages = _reading_stages(subject, whole.result)
+    traces, reading_stages = _reading_stages(subject, whole.result)
     network = _time_network(subject, traces)
     step("network of the paper")
     paper_s = _paper_seconds(subject, traces, config.paper_s)
@@ -179,25 +220,11 @@ def measure_speed(
     step("limits of this machine")
     limits = measure_limits()
     step("done")
-    best = min((other["seconds"] for other in others if other["seconds"] is not None), default=None)
+    measured = Measurements(training_s, whole, reading_stages, network, paper_s, others)
     results = {
-        "network_seconds": network.seconds,
-        "end_to_end_seconds": whole.seconds,
-        "training_seconds": training_s,
-        "dense_seconds": network.dense_seconds,
-        "paper_form_seconds": paper_s,
-        "paper_form_ratio": paper_s / network.seconds,
-        "other_sorter_ratio": None if best is None else best / whole.seconds,
-        "peak_memory_gib": whole.peak_gib,
-        "accuracy_dense": network.accuracy_dense,
-        "accuracy_fast": network.accuracy_fast,
-        "accuracy_sorted": evaluate(scene.truth, whole.result.sorting).accuracy,
-        "stages": {name: (stages | network.stages)[name].told(limits) for name in STAGES},
-        "asked": network.asked,
-        "limits": vars(limits),
-        "others": others,
+        **measured.to_dict(scene.truth, limits),
         "load": load,
-        **_circumstances(scene, config),
+        **_describe_run(scene, config),
     }
     save_json(results, output / SPEED_FILE)
     draw_speed(results, output / PICTURE_FILE)
@@ -205,54 +232,18 @@ def measure_speed(
 
 
 def _sort_whole(subject: Subject) -> Whole:
-    """Time ``spikewise.sort`` from the file to the written result; its memory is that of a new process."""
+    """Time ``spikewise.sort`` from the file to the written result; measure its memory in a new process."""
     scene, taken = subject.scene, []
     one_second = scene.recording.frame_slice(0, round(scene.recording.get_sampling_frequency()))
-    sort(one_second, model=subject.model, config=ON_CPU)  # compiles what is not yet compiled
-    with tempfile.TemporaryDirectory(prefix=".sort-", dir=scene.folder.parent) as place:
+    sort(one_second, model=subject.model, config=ON_CPU)  # compiles the loops that are not compiled yet
+    with tempfile.TemporaryDirectory(prefix=".sort-", dir=scene.folder.parent) as folder:
         for repeat in range(subject.repeats):
             started = time.perf_counter()
             result = sort(
-                scene.recording, model=subject.model_file, output=Path(place) / f"{repeat}", config=ON_CPU
+                scene.recording, model=subject.model_file, output=Path(folder) / f"{repeat}", config=ON_CPU
             )
             taken.append(time.perf_counter() - started)
-        return Whole(min(taken), result, _peak_gib(subject, Path(place) / "alone"))
-
-
-def _peak_gib(subject: Subject, output: Path) -> float | None:
-    """Return the largest memory of a process that does nothing but sort; None where it cannot be told."""
-    call = "import sys; from spikewise.papers.speed.speed import sort_alone; sort_alone(*sys.argv[1:])"
-    scene = subject.scene
-    given = (scene.folder / "recording", scene.start, subject.model_file, output)
-    done = subprocess.run([sys.executable, "-c", call, *map(str, given)], capture_output=True, text=True)
-    if done.returncode:
-        raise SpikewiseError(
-            f"sorting in a process of its own failed: {(done.stderr.splitlines() or [''])[-1]}",
-            "a process that ends well",
-            "sort a shorter stretch with --duration-s if the memory was not enough",
-        )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def sort_alone(recording_folder: str, start: str, model_file: str, output: str) -> None:
-    """Sort a stretch from `start` on, and print the largest memory of this process so far, in GiB.
-
-    On Linux the resource usage of a process begins with that of its parent, so the kernel is asked for the
-    high-water mark of the process's own memory instead.
-    """
-    recording = load_recording(recording_folder)
-    stretch = recording.frame_slice(int(start), recording.get_num_samples(0))
-    sort(stretch, model=model_file, output=output, config=ON_CPU)
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        print(int(line.split()[1]) / 2**20)
-    elif sys.platform == "win32":
-        print("null")
-    else:
-        import resource
-
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30)
+        return Whole(min(taken), result, peak_gib(scene, subject.model_file, Path(folder) / "alone"))
 
 
 def _reading_stages(subject: Subject, result: SortingResult) -> tuple[MemoryTraces, dict[str, Stage]]:
@@ -265,7 +256,7 @@ def _reading_stages(subject: Subject, result: SortingResult) -> tuple[MemoryTrac
     for _ in range(subject.repeats):
         clock = Clock()
         with clock("prepare"):
-            (group,) = prepare_groups(raw, ON_CPU, model)
+            (group,) = prepare_groups(raw, Preparation.of(ON_CPU, model))
         for start in range(0, num_samples, _BLOCK_SAMPLES):
             stop = min(start + _BLOCK_SAMPLES, num_samples)
             with clock("read"):
@@ -273,12 +264,12 @@ def _reading_stages(subject: Subject, result: SortingResult) -> tuple[MemoryTrac
             with clock("preprocess"):
                 traces = group.preprocessed.recording.get_traces(0, start, stop)
             by_channel[:, start:stop] = traces.T
-        with tempfile.TemporaryDirectory(prefix=".write-", dir=subject.scene.folder.parent) as place:
+        with tempfile.TemporaryDirectory(prefix=".write-", dir=subject.scene.folder.parent) as folder:
             with clock("write"):
-                save_sorting(result.sorting, Path(place))
-                save_json(result.provenance, Path(place) / PROVENANCE_FILE)
-                save_model(result.model, Path(place) / MODEL_FILE)
-            written = sum(path.stat().st_size for path in Path(place).rglob("*") if path.is_file())
+                save_sorting(result.sorting, Path(folder))
+                save_json(result.provenance, Path(folder) / PROVENANCE_FILE)
+                save_model(result.model, Path(folder) / MODEL_FILE)
+            written = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         taken.append(clock.seconds)
     least = {name: min(seconds[name] for seconds in taken) for name in taken[0]}
     has_reference = any(step.startswith("common median reference over") for step in group.preprocessed.steps)
@@ -294,7 +285,7 @@ def _reading_stages(subject: Subject, result: SortingResult) -> tuple[MemoryTrac
 
 
 def _time_network(subject: Subject, traces: MemoryTraces) -> NetworkTimes:
-    """Time the network on traces in memory: as it is, stage by stage, and without gates."""
+    """Time the network on traces in memory: as in a sort, stage by stage, and without gates."""
     fast = subject.detector()
     taken, staged = [], []
     for _ in range(subject.repeats):
@@ -310,7 +301,7 @@ def _time_network(subject: Subject, traces: MemoryTraces) -> NetworkTimes:
     return NetworkTimes(
         min(taken),
         {name: Stage(min(part[name] for part in staged), work[name]) for name in NETWORK_STAGES},
-        timed.asked(),
+        timed.evaluated(),
         dense_s * traces.num_samples(0) / beginning.num_samples(0),
         evaluate(truth, _as_sorting(dense_spikes, subject.model)).accuracy,
         evaluate(truth, _as_sorting(fast_spikes, subject.model)).accuracy,
@@ -330,9 +321,9 @@ def _as_sorting(spikes: Spikes, model: Model) -> NumpySorting:
 
 
 def _paper_seconds(subject: Subject, traces: MemoryTraces, paper_s: float) -> float:
-    """Return how long the network of the paper takes, a window cut out for each sample, without its peaks.
+    """Return the seconds of the network of the paper, without those of finding its peaks.
 
-    Its weights are drawn at random, since they do not change the time.
+    A window is cut for each sample. The weights are random, since they do not change the time.
     """
     sizes, rate = NetworkConfig(), traces.sampling_frequency
     network = EsortNetwork(
@@ -350,25 +341,25 @@ def _paper_seconds(subject: Subject, traces: MemoryTraces, paper_s: float) -> fl
 
 
 def _run_other(name: str, scene: Scene, seed: int) -> dict[str, Any]:
-    """Run another sorter on the tested stretch; return seconds and accuracy, or why there are none."""
+    """Run another sorter on the tested part; return seconds and accuracy, or the reason for their absence."""
     _, sorter, _ = RIVALS.get(name, (name, name, {}))
-    told = {"name": name, "seconds": None, "accuracy": None, "parameters": None, "reason": None}
+    row = {"name": name, "seconds": None, "accuracy": None, "parameters": None, "reason": None}
     if sorter not in installed_sorters():
-        return told | {"reason": f"{sorter} is not installed"}
+        return row | {"reason": f"{sorter} is not installed"}
     parameters = rival_parameters(name, scene.recording, seed) if name in RIVALS else {}
     try:
-        with tempfile.TemporaryDirectory(prefix=".sorter-", dir=scene.folder.parent) as place:
+        with tempfile.TemporaryDirectory(prefix=".sorter-", dir=scene.folder.parent) as folder:
             started = time.perf_counter()
-            found = quietly(sorter, scene.recording, Path(place), parameters, seed)
+            found = run_in_folder(sorter, scene.recording, Path(folder), parameters, seed)
             seconds = time.perf_counter() - started
     except SpikewiseError as error:
-        return told | {"reason": str(error), "parameters": parameters}
+        return row | {"reason": str(error), "parameters": parameters}
     accuracy = evaluate(scene.truth, found).accuracy
-    return told | {"seconds": seconds, "accuracy": accuracy, "parameters": parameters}
+    return row | {"seconds": seconds, "accuracy": accuracy, "parameters": parameters}
 
 
-def _circumstances(scene: Scene, config: SpeedConfig) -> dict[str, Any]:
-    """Return what was sorted, and where."""
+def _describe_run(scene: Scene, config: SpeedConfig) -> dict[str, Any]:
+    """Return the facts about the scene, the machine and the settings."""
     recording = scene.recording
     return {
         "scene": {
@@ -385,10 +376,10 @@ def _circumstances(scene: Scene, config: SpeedConfig) -> dict[str, Any]:
 
 
 def _steps(progress: ProgressCallback, total: int) -> Callable[[str], None]:
-    """Return what tells that a step begins, and with it that those before are done."""
-    begun = itertools.count()
+    """Return a function that reports the beginning of a step."""
+    numbers = itertools.count()
 
     def begin(name: str) -> None:
-        progress("benchmark", next(begun), total, name)
+        progress("benchmark", next(numbers), total, name)
 
     return begin

@@ -1,10 +1,10 @@
-// Drawing: what the data are unpacked to, the look of all charts, and drawing only what has come into view.
+// Drawing: unpacking the data, the style of all charts, and drawing each chart when it comes into view.
 
-const page = { data: null, unit: 0, moment: 0, pair: 0 };
+const page = { data: null, unit: 0, excerpt: 0, pair: 0 };
 const COARSE = window.matchMedia("(pointer: coarse)").matches;
 const CONFIG = { displayModeBar: false, responsive: true, doubleClick: "reset" };
 
-// Text that was packed as gzip in base64.
+// Return a text that was packed as gzip in base64.
 async function inflate(id) {
   const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -14,7 +14,7 @@ async function inflate(id) {
 const TYPES = { int16: Int16Array, uint16: Uint16Array, uint8: Uint8Array, float32: Float32Array };
 const unpacked = new Map();
 
-// Numbers of a packed array, row after row; each array is unpacked once.
+// Return the numbers of a packed array, row after row; each array is unpacked only once.
 function unpack(packed) {
   if (!unpacked.has(packed)) {
     const bytes = Uint8Array.from(atob(packed.data), (c) => c.charCodeAt(0));
@@ -28,18 +28,18 @@ function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
-// Names come from outside; Plotly reads tags in what it writes.
+// Escape a name: names are untrusted, and Plotly interprets tags in texts.
 function plain(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
-function told(value, digits = 2) {
+function formatted(value, digits = 2) {
   if (value === null || value === undefined) return "–";
   return value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits });
 }
 
 function counted(count, noun) {
-  return `${told(count, 0)} ${noun}${count === 1 ? "" : "s"}`;
+  return `${formatted(count, 0)} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 function range(count, start = 0, step = 1) {
@@ -92,7 +92,7 @@ function band(axisName, from, to) {
   };
 }
 
-// Each chart is a function that returns { traces, layout, label, onClick }; it is called when it is looked at.
+// Each chart is a function that returns { traces, layout, label, onClick }; it is called to draw the chart.
 const builders = new Map();
 const visible = new Set();
 
@@ -102,13 +102,13 @@ function chart(id, build) {
 
 function draw(id) {
   const element = document.getElementById(id);
-  const made = builders.get(id)();
+  const built = builders.get(id)();
   element.setAttribute("role", "img");
-  element.setAttribute("aria-label", made.label);
-  Plotly.react(element, made.traces, made.layout, CONFIG);
-  if (made.onClick) {
+  element.setAttribute("aria-label", built.label);
+  Plotly.react(element, built.traces, built.layout, CONFIG);
+  if (built.onClick) {
     element.removeAllListeners("plotly_click");
-    element.on("plotly_click", made.onClick);
+    element.on("plotly_click", built.onClick);
   }
 }
 

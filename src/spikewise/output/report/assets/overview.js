@@ -1,4 +1,4 @@
-// All units together: the probe, spikes over time, similarity, training, the truth, and moments of the traces.
+// The charts of all units: the probe, spikes over time, similarity, the truth, training, and excerpts of traces.
 
 function timeScale() {
   const duration = page.data.duration_s;
@@ -8,7 +8,7 @@ function timeScale() {
 
 chart("probe", () => {
   const { groups, units } = page.data;
-  const places = groups.flatMap((group) => group.positions);
+  const positions = groups.flatMap((group) => group.positions);
   const placed = units.map((unit, index) => ({ unit, index })).filter(({ unit }) => unit.x !== null);
   const names = groups.flatMap((group) => group.channel_ids.map((id, k) => plain(id) + (group.silenced[k] ? " (silenced)" : "")));
   const silenced = groups.flatMap((group) => group.silenced);
@@ -16,8 +16,8 @@ chart("probe", () => {
     {
       type: "scatter",
       mode: "markers",
-      x: places.map((place) => place[0]),
-      y: places.map((place) => place[1]),
+      x: positions.map((position) => position[0]),
+      y: positions.map((position) => position[1]),
       text: names,
       hovertemplate: "channel %{text}<extra></extra>",
       marker: { symbol: silenced.map((is) => (is ? "x-thin-open" : "square")), size: 5, color: colour("line"), line: { color: colour("soft"), width: 0.5 } },
@@ -39,15 +39,15 @@ chart("probe", () => {
       cliponaxis: false,
     },
   ];
-  const spans = [0, 1].map((k) => Math.max(...places.map((p) => p[k])) - Math.min(...places.map((p) => p[k])));
+  const spans = [0, 1].map((k) => Math.max(...positions.map((p) => p[k])) - Math.min(...positions.map((p) => p[k])));
   const equal = spans[1] < 4 * Math.max(spans[0], 10) ? { scaleanchor: "x" } : {};
   const pad = 0.35 * Math.max(spans[0], 20);
-  const left = Math.min(...places.map((place) => place[0]));
+  const left = Math.min(...positions.map((position) => position[0]));
   const x = axis("um", { range: equal.scaleanchor ? undefined : [left - pad, left + spans[0] + pad], nticks: 4 });
   return {
     traces,
     layout: layout(x, axis("depth (um)", equal)),
-    label: `Map of ${places.length} channels and ${placed.length} units.`,
+    label: `Map of ${positions.length} channels and ${placed.length} units.`,
     onClick: (event) => {
       const index = event.points[0].customdata;
       if (index !== undefined) choose(index);
@@ -55,17 +55,17 @@ chart("probe", () => {
   };
 });
 
-// The probe is long enough for depths to tell units apart.
+// Return whether a probe is long enough for depth to separate units.
 function hasDepth() {
   return page.data.groups.some((group) => {
-    const depths = group.positions.map((place) => place[1]);
+    const depths = group.positions.map((position) => position[1]);
     return Math.max(...depths) - Math.min(...depths) >= 100;
   });
 }
 
 const LEGEND = { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" };
 
-// The larger the further from the page.
+// Colours of amplitudes: the larger the amplitude, the larger the contrast to the page.
 const AMPLITUDES = {
   light: [[0, "#7ad151"], [0.33, "#22a884"], [0.6, "#2a788e"], [1, "#440154"]],
   dark: [[0, "#4a4f8f"], [0.33, "#2a8f8e"], [0.66, "#5ec962"], [1, "#fde725"]],
@@ -109,11 +109,11 @@ chart("raster", () => {
     amplitude: () => axis("amplitude (noise s.d.)", { rangemode: "tozero" }),
     units: () => axis("unit", { ...named, showgrid: false, range: [data.units.length - 0.5, -0.5] }),
   }[view]();
-  document.getElementById("raster-drawn").textContent = `Drawn are ${counted(rows.length, "spike")}, evenly chosen.`;
+  document.getElementById("raster-drawn").textContent = `${counted(rows.length, "spike")} are drawn, evenly chosen.`;
   return {
     traces,
     layout: layout(axis(`time (${name})`, { range: [0, data.duration_s / scale] }), y, { shapes }),
-    label: `${counted(rows.length, "spike")} of ${counted(data.units.length, "unit")} over ${told(data.duration_s, 1)} s.`,
+    label: `${counted(rows.length, "spike")} of ${counted(data.units.length, "unit")} over ${formatted(data.duration_s, 1)} s.`,
     onClick: (event) => choose(event.points[0].customdata),
   };
 });
@@ -165,7 +165,7 @@ chart("confusion", () => {
     const found = columns.map((column) => common[row][column] / units[row].num_truth);
     return [...found, units[row].fn / units[row].num_truth];
   });
-  const names = [...columns.map((column) => plain(tested[column])), "none"];
+  const names = [...columns.map((column) => plain(tested[column])), "missed"];
   const label = `Confusion of ${rows.length} true units with ${tested.length} units.`;
   const trueNames = rows.map((row) => plain(units[row].truth_unit));
   return heatmap(values, names, trueNames, ["unit found", "true unit"], label, "found, true: %{text}: %{z:.3f}<extra></extra>");
@@ -173,7 +173,7 @@ chart("confusion", () => {
 
 chart("accuracy-snr", () => {
   const known = page.data.truth.units.filter((unit) => unit.snr !== null);
-  if (!known.length) return nothing("The size of the true units is known only with the recording.");
+  if (!known.length) return emptyChart("The SNR of the true units needs the recording.");
   const traces = [
     {
       type: "scatter",
@@ -207,7 +207,7 @@ chart("accuracy-units", () => {
   }));
   const x = axis("true unit, by accuracy", { type: "category", showticklabels: names.length <= 40, showgrid: false });
   const more = { barmode: "relative", showlegend: true, legend: LEGEND, margin: { l: 44, r: 10, t: 44, b: 36 } };
-  return { traces, layout: layout(x, axis("of its spikes"), more), label: `Spikes found, missed and false of ${counted(units.length, "true unit")}.` };
+  return { traces, layout: layout(x, axis("fraction of its spikes"), more), label: `Spikes found, missed and false of ${counted(units.length, "true unit")}.` };
 });
 
 chart("losses", () => {
@@ -238,16 +238,16 @@ chart("label-counts", () => {
   return { traces, layout: layout(x, axis("labels")), label: `Labelled spikes of ${counted(names.length, "unit")}.` };
 });
 
-// Text of the units that fire in a moment.
-function firing(moment) {
-  return [...new Set(moment.spikes.map(([, , unit]) => unitOf(unit).id))];
+// Return the ids of the units that fire in an excerpt.
+function firing(excerpt) {
+  return [...new Set(excerpt.spikes.map(([, , unit]) => unitOf(unit).id))];
 }
 
 chart("moment-traces", () => {
-  const moment = page.data.moments[page.moment];
-  const values = unpack(moment.traces);
-  const [channels, size] = moment.traces.shape;
-  const times = range(size, 0, moment.step_ms);
+  const excerpt = page.data.excerpts[page.excerpt];
+  const values = unpack(excerpt.traces);
+  const [channels, size] = excerpt.traces.shape;
+  const times = range(size, 0, excerpt.step_ms);
   const spacing = 0.75 * Math.max(8, values.reduce((most, value) => Math.max(most, Math.abs(value)), 0));
   const level = (channel, sample) => values[channel * size + sample] - spacing * channel;
   const base = { type: "scatter", mode: "lines", hoverinfo: "skip" };
@@ -258,11 +258,11 @@ chart("moment-traces", () => {
     line: { color: colour("soft"), width: 0.8 },
     opacity: 0.8,
   }));
-  const [before, after] = [0.4, 0.8].map((side) => Math.round(side / moment.step_ms));
+  const [before, after] = [0.4, 0.8].map((side) => Math.round(side / excerpt.step_ms));
   const annotations = [];
   const taken = new Map();
   const wide = document.getElementById("moment-traces").clientWidth || 800;
-  for (const [sample, channel, index] of moment.spikes) {
+  for (const [sample, channel, index] of excerpt.spikes) {
     const unit = unitOf(index);
     const samples = range(before + after + 1, sample - before).filter((s) => s >= 0 && s < size);
     traces.push({ ...base, x: samples.map((s) => times[s]), y: samples.map((s) => level(channel, s)), line: { color: unit.colour, width: 2 } });
@@ -276,14 +276,14 @@ chart("moment-traces", () => {
   }
   const lowest = range(size).map((sample) => level(channels - 1, sample));
   const highest = range(size).map((sample) => level(0, sample));
-  const y = axis(`channel (${told(spacing, 0)} noise s.d. apart)`, {
-    tickvals: range(channels).map((channel) => -spacing * channel), ticktext: moment.channels.map(plain), showgrid: false,
+  const y = axis(`channel (${formatted(spacing, 0)} noise s.d. apart)`, {
+    tickvals: range(channels).map((channel) => -spacing * channel), ticktext: excerpt.channels.map(plain), showgrid: false,
     range: [Math.min(...lowest, -spacing * (channels - 0.5)) - 0.05 * spacing, Math.max(...highest, spacing / 2) + 0.35 * spacing],
   });
-  const units = firing(moment);
+  const units = firing(excerpt);
   return {
     traces,
-    layout: layout(axis(`ms after ${moment.start_s.toFixed(3)} s`, { range: [0, times[size - 1]] }), y, { annotations }),
-    label: `Traces of ${channels} channels from ${moment.start_s.toFixed(3)} s with ${counted(moment.spikes.length, "spike")} of units ${units.join(", ")} marked.`,
+    layout: layout(axis(`ms after ${excerpt.start_s.toFixed(3)} s`, { range: [0, times[size - 1]] }), y, { annotations }),
+    label: `Traces of ${channels} channels from ${excerpt.start_s.toFixed(3)} s with ${counted(excerpt.spikes.length, "spike")} of units ${units.join(", ")} marked.`,
   };
 });

@@ -1,4 +1,4 @@
-// The page: light and dark, moments and pairs, keys, printing; and how it all begins.
+// The page: light and dark, excerpts and pairs, keys, printing, and the start of it all.
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
@@ -15,34 +15,34 @@ document.getElementById("theme").addEventListener("click", () => {
   setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
 });
 
-function showMoment(index) {
-  const { moments } = page.data;
-  if (!moments.length) return;
-  page.moment = Math.min(Math.max(index, 0), moments.length - 1);
-  const moment = moments[page.moment];
-  document.getElementById("moment").value = String(page.moment);
-  document.getElementById("moment-previous").disabled = page.moment === 0;
-  document.getElementById("moment-next").disabled = page.moment === moments.length - 1;
-  const hidden = moment.num_spikes - moment.spikes.length;
+function showExcerpt(index) {
+  const { excerpts } = page.data;
+  if (!excerpts.length) return;
+  page.excerpt = Math.min(Math.max(index, 0), excerpts.length - 1);
+  const excerpt = excerpts[page.excerpt];
+  document.getElementById("moment").value = String(page.excerpt);
+  document.getElementById("moment-previous").disabled = page.excerpt === 0;
+  document.getElementById("moment-next").disabled = page.excerpt === excerpts.length - 1;
+  const hidden = excerpt.num_spikes - excerpt.spikes.length;
   document.getElementById("moment-told").textContent =
-    `Moment ${page.moment + 1} of ${moments.length}: ${counted(moment.spikes.length, "spike")} of ${counted(firing(moment).length, "unit")}` +
-    (hidden ? `, ${hidden} more on channels that are left out.` : ".");
+    `Excerpt ${page.excerpt + 1} of ${excerpts.length}: ${counted(excerpt.spikes.length, "spike")} of ${counted(firing(excerpt).length, "unit")}` +
+    (hidden ? `, ${hidden} more on channels that are not drawn.` : ".");
   redraw(["moment-traces"]);
 }
 
-function prepareMoments() {
+function prepareExcerpts() {
   const select = document.getElementById("moment");
   if (!select) return;
-  page.data.moments.forEach((moment, index) => {
+  page.data.excerpts.forEach((excerpt, index) => {
     const option = document.createElement("option");
     option.value = String(index);
-    option.textContent = `${moment.start_s.toFixed(3)} s: ${firing(moment).length} units`;
+    option.textContent = `${excerpt.start_s.toFixed(3)} s: ${firing(excerpt).length} units`;
     select.append(option);
   });
-  select.addEventListener("change", () => showMoment(Number(select.value)));
-  document.getElementById("moment-previous").addEventListener("click", () => showMoment(page.moment - 1));
-  document.getElementById("moment-next").addEventListener("click", () => showMoment(page.moment + 1));
-  showMoment(0);
+  select.addEventListener("change", () => showExcerpt(Number(select.value)));
+  document.getElementById("moment-previous").addEventListener("click", () => showExcerpt(page.excerpt - 1));
+  document.getElementById("moment-next").addEventListener("click", () => showExcerpt(page.excerpt + 1));
+  showExcerpt(0);
 }
 
 function preparePairs() {
@@ -71,10 +71,10 @@ function prepareKeys() {
       k: () => step(-1),
       ArrowDown: inTable && (() => step(1)),
       ArrowUp: inTable && (() => step(-1)),
-      n: () => showMoment(page.moment + 1),
-      p: () => showMoment(page.moment - 1),
-      ArrowRight: inTraces && (() => showMoment(page.moment + 1)),
-      ArrowLeft: inTraces && (() => showMoment(page.moment - 1)),
+      n: () => showExcerpt(page.excerpt + 1),
+      p: () => showExcerpt(page.excerpt - 1),
+      ArrowRight: inTraces && (() => showExcerpt(page.excerpt + 1)),
+      ArrowLeft: inTraces && (() => showExcerpt(page.excerpt - 1)),
       "/": () => document.getElementById("filter-text").focus(),
     };
     const action = actions[event.key];
@@ -107,7 +107,7 @@ async function begin() {
   if (!page.data.spikes || !hasDepth()) view.value = "units";
   view.addEventListener("change", () => redraw(["raster"]));
   prepareTable();
-  prepareMoments();
+  prepareExcerpts();
   preparePairs();
   prepareKeys();
   preparePrinting();

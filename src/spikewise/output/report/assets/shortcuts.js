@@ -1,4 +1,4 @@
-// Keys of the browser's curation: what is pressed is told to Python by name.
+// Keyboard shortcuts of the curation page: the name of the pressed shortcut is sent to Python.
 
 function chordOf({ key, altKey, ctrlKey, metaKey, shiftKey }) {
   return [key, ...[altKey, ctrlKey, metaKey, shiftKey].map(Boolean)].join(" ");
@@ -10,7 +10,7 @@ export function render({ model }) {
     names.set(chordOf(shortcut), shortcut.name);
     if (shortcut.ctrlKey) names.set(chordOf({ ...shortcut, ctrlKey: false, metaKey: true }), shortcut.name);
   }
-  const tell = (event) => {
+  const send = (event) => {
     const name = names.get(chordOf(event));
     const target = event.composedPath()[0];
     const isText = target instanceof HTMLInputElement || target instanceof HTMLTextAreaElement;
@@ -19,9 +19,9 @@ export function render({ model }) {
     event.stopPropagation();
     model.send_msg(name);
   };
-  window.addEventListener("keydown", tell);
-  model.on("remove", () => window.removeEventListener("keydown", tell));
-  const nothing = document.createElement("span");
-  nothing.hidden = true;
-  return nothing;
+  window.addEventListener("keydown", send);
+  model.on("remove", () => window.removeEventListener("keydown", send));
+  const empty = document.createElement("span");
+  empty.hidden = true;
+  return empty;
 }

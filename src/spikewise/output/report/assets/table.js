@@ -1,4 +1,4 @@
-// The table of units: sorting, filtering, and choosing the unit that is shown.
+// The table of units: sorting, filtering, and selecting a unit.
 
 const table = document.getElementById("table");
 const body = table.tBodies[0];
@@ -18,7 +18,7 @@ function valueOf(row, name) {
 
 for (const row of rows) row.dataset.labels = valueOf(row, "labels") || "0";
 
-// Numbers by size, other text by name; what is not known goes last, either way.
+// Compare numbers by value and other texts by name; unknown values come last in both directions.
 function compare(a, b, direction) {
   if (a === "" || b === "") return (a === "") - (b === "");
   const numbers = [Number(a), Number(b)];
@@ -94,7 +94,7 @@ function describe(index, row) {
   document.getElementById("unit-labels").textContent = page.labels(row.dataset.labels);
 }
 
-// The next or previous of the units that the table shows, in its order.
+// Select the next or previous unit in the order of the table.
 function step(by) {
   const shown = [...body.rows].filter((row) => !row.hidden);
   if (!shown.length) return;

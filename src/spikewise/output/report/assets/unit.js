@@ -1,10 +1,10 @@
-// One unit: its waveforms, intervals, amplitudes and responses; and two of them side by side.
+// The charts of one unit (waveforms, correlogram, amplitudes, responses), and of a pair of units.
 
 function unitOf(index) {
   return page.data.units[index];
 }
 
-// Mean waveforms of a unit as { channel, values } on the channels nearest to it.
+// Return the mean waveforms of a unit as { channel, values } on the channels nearest to it.
 function meansOf(index) {
   const waveforms = page.data.waveforms;
   const mean = unpack(waveforms.mean);
@@ -24,10 +24,10 @@ function groupOf(unit) {
   return page.data.groups.find((group) => group.name === unit.group);
 }
 
-// Distances to the nearest channel to the side and along the probe, for the size of drawn waveforms.
+// Return the smallest distance of channels across and along the probe; it sets the size of drawn waveforms.
 function pitch(positions) {
   const nearest = (axisIndex) => {
-    const own = [...new Set(positions.map((place) => Math.round(place[axisIndex])))].sort((a, b) => a - b);
+    const own = [...new Set(positions.map((position) => Math.round(position[axisIndex])))].sort((a, b) => a - b);
     const gaps = own.slice(1).map((value, k) => value - own[k]);
     return gaps.length ? Math.min(...gaps) : 0;
   };
@@ -35,14 +35,14 @@ function pitch(positions) {
   return { x: x || y || 20, y: y || x || 20 };
 }
 
-// Waveforms of units at the places of their channels.
+// Draw the waveforms of units at the positions of their channels.
 function onProbe(indices) {
   const first = unitOf(indices[0]);
   const group = groupOf(first);
   const shown = indices.map((index) => meansOf(index));
   const channels = shown[0].map((part) => part.channel);
-  const places = channels.map((channel) => group.positions[channel]);
-  const size = pitch(places);
+  const positions = channels.map((channel) => group.positions[channel]);
+  const size = pitch(positions);
   const largest = Math.max(1e-6, ...shown.flat().map((part) => part.values.reduce((a, v) => Math.max(a, Math.abs(v)), 0)));
   const times = waveformTimes();
   const width = (0.8 * size.x) / (times[times.length - 1] - times[0]);
@@ -63,8 +63,8 @@ function onProbe(indices) {
     return { x, y, mode: "lines", line, hoverinfo: "skip", type: "scatter" };
   });
   traces.push({
-    x: places.map((place) => place[0] + (times[0] - centre) * width),
-    y: places.map((place) => place[1]),
+    x: positions.map((position) => position[0] + (times[0] - centre) * width),
+    y: positions.map((position) => position[1]),
     text: channels.map((channel) => plain(group.channel_ids[channel])),
     mode: "text",
     textposition: "top left",
@@ -74,7 +74,7 @@ function onProbe(indices) {
     type: "scatter",
   });
   const pad = { x: 0.6 * size.x, y: 1.1 * size.y };
-  const extent = (k, by) => [Math.min(...places.map((p) => p[k])) - by, Math.max(...places.map((p) => p[k])) + by];
+  const extent = (k, by) => [Math.min(...positions.map((p) => p[k])) - by, Math.max(...positions.map((p) => p[k])) + by];
   const x = axis("", { ...BARE, range: extent(0, pad.x) });
   const y = axis("", { ...BARE, range: extent(1, pad.y) });
   return { traces, layout: layout(x, y, { margin: { l: 26, r: 4, t: 4, b: 4 } }) };
@@ -82,18 +82,18 @@ function onProbe(indices) {
 
 chart("unit-probe", () => {
   const unit = unitOf(page.unit);
-  if (unit.main === null) return nothing(`Unit ${unit.id} has no waveform.`);
+  if (unit.main === null) return emptyChart(`Unit ${unit.id} has no waveform.`);
   return { ...onProbe([page.unit]), label: `Mean waveform of unit ${unit.id} on the channels near it.` };
 });
 
-function nothing(label) {
+function emptyChart(label) {
   const note = { text: plain(label), showarrow: false, x: 0.5, y: 0.5, xref: "paper", yref: "paper" };
   return { traces: [], layout: layout(axis("", BARE), axis("", BARE), { annotations: [note] }), label };
 }
 
 chart("unit-waveforms", () => {
   const unit = unitOf(page.unit);
-  if (unit.main === null) return nothing(`Unit ${unit.id} has no waveform.`);
+  if (unit.main === null) return emptyChart(`Unit ${unit.id} has no waveform.`);
   const { num_samples: size, deviation, snippets, num_snippets: counts } = page.data.waveforms;
   const times = waveformTimes();
   const mean = Array.from(meansOf(page.unit)[0].values);
@@ -139,7 +139,7 @@ chart("unit-correlogram", () => {
   return correlogram(unit.correlogram, unit.colour, `Auto-correlogram of unit ${unit.id}.`);
 });
 
-// Where the spikes of a unit lie in the table of spikes, which goes unit by unit.
+// Return the first and the end index of the spikes of a unit in the arrays of spikes, which are ordered by unit.
 function spikesOf(index) {
   const units = unpack(page.data.spikes.unit);
   const first = units.indexOf(index);
@@ -189,7 +189,7 @@ chart("unit-responses", () => {
   return {
     traces,
     layout: layout(axis("response (probability)", { range: [0, 1], showgrid: false }), y, { shapes, bargap: 0 }),
-    label: `Responses of the network for unit ${unit.id}: ${above} peaks above the threshold ${told(unit.threshold)}.`,
+    label: `Responses of the network for unit ${unit.id}: ${above} peaks above the threshold ${formatted(unit.threshold)}.`,
   };
 });
 

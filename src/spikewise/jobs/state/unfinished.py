@@ -19,8 +19,8 @@ from typing import Any
 
 from spikewise.core.errors import OutputError
 from spikewise.core.files import save_json, writing
-from spikewise.jobs.fingerprint import check_same_job
-from spikewise.jobs.shards import ShardStore
+from spikewise.jobs.state.fingerprint import check_same_job
+from spikewise.jobs.state.shards import ShardStore
 from spikewise.output.store import UNFINISHED_FOLDER
 
 logger = logging.getLogger(__name__)

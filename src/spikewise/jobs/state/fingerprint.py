@@ -24,7 +24,7 @@ from spikewise.core.errors import OutputError, RecordingError
 from spikewise.core.version import __version__
 from spikewise.data.recordings.formats import reading_errors
 from spikewise.output.store import spikes_hash
-from spikewise.sorting.device import choose_dtype
+from spikewise.sorting.device_detector import choose_dtype
 
 _PIECES = 32
 _PIECE_SAMPLES = 500

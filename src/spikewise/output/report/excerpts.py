@@ -1,7 +1,8 @@
-"""Moments of the recording: a few milliseconds of traces with the spikes found in them.
+"""Short excerpts of the traces with the spikes found in them.
 
-The first that is chosen is where the most units fire, each further one where the most units fire that were
-not seen yet, so that a few moments show many units; when all were seen, it starts anew.
+The first excerpt is the one in which the most units fire. Each further one is the one with the most units
+that no earlier excerpt shows, so that a few excerpts show many units. When all units were shown, the choice
+starts again with all of them.
 """
 
 from __future__ import annotations
@@ -15,28 +16,33 @@ from spikewise.data.recordings.reader import TraceReader
 from spikewise.output.measures import UnitMeasures
 from spikewise.output.result import StoredResult
 
-MOMENT_MS = 50.0
+# All of these were chosen by hand.
+EXCERPT_MS = 50.0
+"""Length of an excerpt."""
 MAX_CHANNELS = 12
-MAX_MOMENTS = 16
+"""Most channels that an excerpt shows."""
+MAX_EXCERPTS = 16
+"""Most excerpts in a report."""
 
 
 @dataclass(frozen=True)
-class Moment:
-    """Traces of a short time and the spikes in it.
+class Excerpt:
+    """Traces of a short time on some channels, and the spikes in it.
 
     Attributes
     ----------
     start_s : float
-        Start, from the start of the recording, segments laid end to end.
+        Start of the excerpt, from the start of the recording, segments laid end to end.
     sampling_frequency : float
     traces : ndarray, shape (num_samples, num_channels)
-        As the network sees them, in standard deviations of the noise.
+        Traces preprocessed as for the network, in standard deviations of the noise.
     channel_ids : tuple of str
-        The channels drawn: the main channels of the largest units that fire, from the top of the probe.
+        The channels: the main channels of the largest units that fire, from the top of the probe.
     spikes : list of (int, int, int)
-        Sample of the stretch, position in `channel_ids` of the unit's main channel, and unit index.
+        For each spike its sample in the excerpt, the index of its unit's main channel in `channel_ids`, and
+        its unit index.
     num_spikes : int
-        Spikes of the group in this time; those whose main channel is not drawn are not in `spikes`.
+        Number of all spikes of the group in this time. `spikes` lacks those on other main channels.
     """
 
     start_s: float
@@ -47,28 +53,29 @@ class Moment:
     num_spikes: int
 
 
-def choose_moments(
+def choose_excerpts(
     result: StoredResult,
     units: list[UnitMeasures],
     readers: Mapping[str, TraceReader],
     interval_s: tuple[float, float] | None = None,
-) -> list[Moment]:
-    """Choose moments that show many units, and read them.
+) -> list[Excerpt]:
+    """Choose excerpts that show many units, and read their traces.
 
     Parameters
     ----------
     result : StoredResult
     units : list of UnitMeasures
-        With waveforms.
+        The measures, with waveforms.
     readers : mapping of str to TraceReader
         The preprocessed traces of each group.
     interval_s : (float, float), optional
-        Where to look, from the start of the recording, segments laid end to end; default: everywhere.
+        Time to choose from, in seconds from the start of the recording, segments laid end to end; by default
+        the whole recording.
 
     Returns
     -------
-    list of Moment
-        At most :data:`MAX_MOMENTS`, in order of time; empty if no unit fires there.
+    list of Excerpt
+        At most :data:`MAX_EXCERPTS`, in order of time; empty if no unit fires.
 
     Raises
     ------
@@ -77,7 +84,7 @@ def choose_moments(
     """
     spikes = result.sorting.to_spike_vector()
     rate = result.sorting.sampling_frequency
-    length = round(MOMENT_MS / 1000 * rate)
+    length = round(EXCERPT_MS / 1000 * rate)
     offsets = np.cumsum([0, *result.num_samples])
     segment, step = spikes["segment_index"].astype(np.int64), spikes["sample_index"] // length
     inside = (step + 1) * length <= np.asarray(result.num_samples)[segment]
@@ -90,43 +97,53 @@ def choose_moments(
     if len(spikes) == 0:
         return []
     group = _group_index(units)[spikes["unit_index"]]
-    place = (segment * (1 + step.max()) + step) * (1 + group.max()) + group
-    moments = []
-    for chosen in sorted(_choose_places(place, spikes["unit_index"].astype(np.int64))):
-        rows = np.flatnonzero(place == chosen)
+    window = (segment * (1 + step.max()) + step) * (1 + group.max()) + group
+    excerpts = []
+    for chosen in sorted(_choose_windows(window, spikes["unit_index"].astype(np.int64))):
+        rows = np.flatnonzero(window == chosen)
         first = rows[0]
         start = int(step[first]) * length
         reader = readers[units[spikes["unit_index"][first]].group.name]
         traces = reader.read(int(segment[first]), start, start + length)
         found = [(int(spike["sample_index"]) - start, int(spike["unit_index"])) for spike in spikes[rows]]
         start_s = (int(offsets[segment[first]]) + start) / rate
-        moments.append(_with_main_channels(found, traces, units, rate, start_s))
-    return moments
+        excerpts.append(_with_main_channels(found, traces, units, rate, start_s))
+    return excerpts
 
 
-def _choose_places(place: np.ndarray, unit_index: np.ndarray) -> list[int]:
-    """Return the places, each where the most units fire that no earlier one shows.
+def _choose_windows(window: np.ndarray, unit_index: np.ndarray) -> list[int]:
+    """Choose windows in which many units fire that no earlier window shows.
 
-    Of equal places the one with the most spikes is taken, of these the first.
+    Of equally good windows the one with the most spikes is chosen, and of these the first.
+
+    Parameters
+    ----------
+    window, unit_index : ndarray of int
+        (num_spikes,) number of the window that each spike lies in, and its unit.
+
+    Returns
+    -------
+    list of int
+        Numbers of the chosen windows, in the order of the choice.
     """
-    places, index = np.unique(place, return_inverse=True)
+    windows, index = np.unique(window, return_inverse=True)
     num_units = int(unit_index.max()) + 1
     pairs = np.unique(index * num_units + unit_index)
-    where, who = pairs // num_units, pairs % num_units
+    pair_window, pair_unit = pairs // num_units, pairs % num_units
     num_spikes = np.bincount(index)
     chosen: list[int] = []
-    free = np.ones(len(places), dtype=bool)
+    free = np.ones(len(windows), dtype=bool)
     unseen = np.ones(num_units, dtype=bool)
-    while len(chosen) < min(MAX_MOMENTS, len(places)):
-        new = np.bincount(where[unseen[who]], minlength=len(places))
+    while len(chosen) < min(MAX_EXCERPTS, len(windows)):
+        new = np.bincount(pair_window[unseen[pair_unit]], minlength=len(windows))
         if not new[free].any():
             unseen[:] = True
             continue
         best = int(np.where(free, new * (1 + num_spikes.max()) + num_spikes, -1).argmax())
         chosen.append(best)
         free[best] = False
-        unseen[who[where == best]] = False
-    return [int(places[best]) for best in chosen]
+        unseen[pair_unit[pair_window == best]] = False
+    return [int(windows[best]) for best in chosen]
 
 
 def _with_main_channels(
@@ -135,8 +152,11 @@ def _with_main_channels(
     units: list[UnitMeasures],
     rate: float,
     start_s: float,
-) -> Moment:
-    """Keep the main channels of the units that fire, the largest units first, in the order of the probe."""
+) -> Excerpt:
+    """Return an excerpt of the main channels of the largest units that fire, ordered by depth.
+
+    `spikes` are (sample, unit index); `traces` hold all channels of the group.
+    """
     main: dict[int, int] = {}
     size: dict[int, float] = {}
     for index in sorted({unit for _, unit in spikes}):
@@ -149,7 +169,7 @@ def _with_main_channels(
     group = units[by_size[0]].group
     depth = np.asarray(group.channel_positions_um)[:, -1]
     kept.sort(key=lambda channel: (-depth[channel], channel))
-    return Moment(
+    return Excerpt(
         start_s=start_s,
         sampling_frequency=rate,
         traces=traces[:, kept],
@@ -160,6 +180,6 @@ def _with_main_channels(
 
 
 def _group_index(units: list[UnitMeasures]) -> np.ndarray:
-    """Return the position of each unit's group among the groups, shape (num_units,)."""
+    """Return the index of each unit's group, shape (num_units,)."""
     names = list(dict.fromkeys(unit.group.name for unit in units))
     return np.array([names.index(unit.group.name) for unit in units], dtype=np.int64)

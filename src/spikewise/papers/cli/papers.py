@@ -1,15 +1,19 @@
-"""The commands for the experiments of the papers: parse, call, print; no logic."""
+"""The commands of the papers' experiments."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App
 
-from spikewise.cli.console import out, print_json, progress_bars, say
+from spikewise.cli.console import out, print_json, say
+from spikewise.cli.options import AsJson, Output, flat
+from spikewise.core.progress_bars import progress_bars
 from spikewise.papers.cnn1d.config import PapersConfig
+from spikewise.papers.esort.config import EsortPaperConfig
+from spikewise.papers.esort.methods import METHOD_NAMES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,10 +22,6 @@ papers = App(
     name="papers", help="Run the experiments of the papers, with their rivals.", help_format="plaintext"
 )
 
-Output = Annotated[Path, Parameter(alias="-o")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line")]
-Experiments = Annotated[PapersConfig, Parameter(name="*", group=Group("Experiments", sort_key=10))]
-
 
 @papers.command
 def cnn(
@@ -29,19 +29,17 @@ def cnn(
     *,
     output: Output,
     json: AsJson = False,
-    experiments: Annotated[
-        PapersConfig, Parameter(name="*", group=Group("Experiments", sort_key=10))
-    ] = PapersConfig(),
+    experiments: Annotated[PapersConfig, flat("Experiments")] = PapersConfig(),
 ) -> None:
     """Compare the 1D-CNN with its rivals as its paper does (Li et al. 2020): tables, figures, one page.
 
-    A run that was interrupted goes on where it stopped: give the same command again.
+    To resume an interrupted run, give the same command again.
 
     Parameters
     ----------
     data
-        Folder with Wave_Clus simulations or other labelled waveforms. What the paper has and the folder has
-        not is generated, and marked so.
+        Folder with Wave_Clus simulations or other labelled waveforms. Sets of the paper that are not in the
+        folder are simulated, and marked so.
     output
         Folder for tables, figures and page.
     """
@@ -62,7 +60,7 @@ def cnn(
         numbers = (f"E{row['experiment']}", f"{row['num_sets']}", f"{row['num_generated']}", measured)
         shown.add_row(row["method"], *numbers, f"{row['published_mean']:.2f}")
     if means:
-        say("mean accuracy over the Wave_Clus sets, and the published one of the sets of these names")
+        say("mean accuracy over the Wave_Clus sets, and the published accuracy on the sets of these names")
         out.print(shown)
     say(
         f"sets: {len(results.sets)}, scores: {len(results.rows)}, measured now: {results.num_new}",
@@ -84,46 +82,31 @@ def esort(
     *,
     output: Output,
     json: AsJson = False,
-    scale: Literal["small", "medium", "paper"] = "small",
-    experiments: tuple[str, ...] = ("all",),
-    seeds: int | None = None,
-    as_published: Annotated[bool, Parameter(negative="")] = False,
-    seed: int = 0,
+    experiments: Annotated[EsortPaperConfig, flat("Experiments")] = EsortPaperConfig(),
 ) -> None:
     """Run the experiments of E-Sort (Han & Wang): labels, transfer, probes, noise, drift, other sorters.
 
-    A run that was interrupted goes on where it stopped: give the same command again.
+    To resume an interrupted run, give the same command again.
 
     Parameters
     ----------
     data
-        Folder with MEArec template files in mearec/. What it has not is generated, and told so.
+        Folder with MEArec template files in mearec/. Recordings without a template file come from a
+        generator.
     output
         Folder for tables, figures and page.
-    scale
-        Size: small takes minutes on two cores, paper has the published lengths and takes days there.
-    experiments
-        all, or a (labels), b (labels needed), c (probes), d (noise), e (drift), f (other sorters).
-    seeds
-        Recordings for each condition; default: as the scale has it.
-    as_published
-        Score in the way of the authors' published code instead of the corrected one.
-    seed
-        Seed of everything random.
     """
     from spikewise.papers.cnn1d.tables import plain_rows
     from spikewise.papers.esort.experiments import run_esort_paper
-    from spikewise.papers.esort.plan import METHOD_NAMES, EsortPaperConfig
 
     started = time.perf_counter()
-    config = EsortPaperConfig(scale, experiments, seeds, as_published, seed)
     with progress_bars() as progress:
-        results = run_esort_paper(output, data, config, progress)
+        results = run_esort_paper(output, data, experiments, progress)
     claims = plain_rows(results.tables["claims"])
     if claims:
         out.print(_claims_shown(claims))
     for name, reason in results.not_run.items():
-        say(f"not run: {METHOD_NAMES[name]}, since {reason}")
+        say(f"not run: {METHOD_NAMES[name]}, because {reason}")
     failed = int(results.rows["accuracy"].isna().sum())
     say(
         f"scores: {len(results.rows) - failed}, failed: {failed}, run now: {results.num_new}",
@@ -144,10 +127,8 @@ def esort(
 
 
 def _claims_shown(claims: list[dict[str, Any]]) -> Table:
-    """Return the published claims beside what was measured, as a table for the console."""
+    """Return the published claims beside the measured values, as a table for the console."""
     from rich.table import Table
-
-    from spikewise.papers.esort.plan import METHOD_NAMES
 
     shown = Table("claim", box=None, pad_edge=False)
     for name in ("method", "compared with", "published", "measured"):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from spikewise.data.recordings.device_reader import DeviceTraces
 from spikewise.data.recordings.reader import Traces
 from spikewise.models.grouped import GroupedNetwork
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
-from spikewise.sorting.detect import SpikeDetector, Spikes, tile_samples
+from spikewise.sorting.detector import SegmentSearch, tile_samples
 from spikewise.sorting.device_memory import (
     free_bytes,
     is_out_of_memory,
@@ -33,6 +33,8 @@ from spikewise.sorting.device_memory import (
     too_little_memory,
 )
 from spikewise.sorting.peaks import smooth_probabilities
+from spikewise.sorting.spikes import Spikes
+from spikewise.sorting.tensor_detector import TensorDetector
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ _TILE_VALUES = 2**23
 _TILE_SAMPLES = (2048, 65536)
 """So few that the features of all channels nearly stay in a GPU's cache, so many that products are large."""
 _BYTES_OF_SAMPLE = 32
-"""Of a sample of a unit, while it is smoothed and searched for peaks."""
+"""Memory of a sample of a unit while it is smoothed and searched for peaks. Chosen by hand."""
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -52,19 +54,15 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-class DeviceDetector(SpikeDetector):
+class DeviceDetector(TensorDetector):
     """Finds the spikes of a network of the neighbourhood design on a device.
 
     Parameters
     ----------
     network : NeighbourhoodNetwork
-        Trained network; it is put into evaluation mode, and stays where it is.
-    thresholds : ndarray
-        (num_units,) response that a spike of each unit must exceed.
-    sampling_frequency : float
-        In Hz.
-    config : DetectionConfig
-        Label radius and merging.
+        Trained network; it is kept on the CPU.
+    thresholds, sampling_frequency, config
+        See :class:`spikewise.sorting.detector.Detector`.
     device : torch.device
     precision : {"auto", "float32", "bfloat16"}
         Of the network's features and weights; see :func:`choose_dtype`.
@@ -87,113 +85,59 @@ class DeviceDetector(SpikeDetector):
         device: torch.device,
         precision: Precision = "auto",
     ):
-        super().__init__(network, thresholds, sampling_frequency, config, torch.device("cpu"))
-        self.device = device
-        self.tiles_at_once: int | None = None
-        self.allocate: Callable[..., Tensor] = torch.empty
-        self._second = round(sampling_frequency)
         of_units = network.units.hidden_bias.numel() // network.backbone.num_features
-        widest = max(network.num_channels, of_units)
-        self.tile_samples = tile_samples(widest, _TILE_VALUES, _TILE_SAMPLES)
-        num_outputs = self.tile_samples // self.stride + self._beyond
+        tile = tile_samples(max(network.num_channels, of_units), _TILE_VALUES, _TILE_SAMPLES)
         with memory_errors(device, f"the weights of {network.num_units} units"):
-            self.thresholds = self.thresholds.to(device)
+            devices = torch.device("cpu"), device
+            super().__init__(network, thresholds, sampling_frequency, config, tile, devices)
+            self.tiles_at_once: int | None = None
+            self.allocate: Callable[..., Tensor] = torch.empty
+            self.samples_ahead = round(sampling_frequency)
+            num_outputs = self.tile_samples // self.stride + self._beyond
             self._shares = torch.arange(self.stride, device=device) / self.stride
             dtype = choose_dtype(precision, device)
             self._grouped = GroupedNetwork(network, num_outputs, self.stride, device, dtype)
             self._run = _captured(self._grouped) if device.type == "cuda" else self._grouped
 
-    @torch.inference_mode()
-    def find(
-        self, traces: Traces, segment_index: int, start: int, stop: int, known: dict[int, Any] | None = None
-    ) -> Spikes:
-        """Find the spikes of one stretch of a segment.
+    def search(self, traces: Traces, segment_index: int, read_ahead: bool = True) -> SegmentSearch:
+        """Begin a search of a segment.
 
-        Parameters
-        ----------
-        traces : Traces
-            Those that are :class:`spikewise.data.recordings.device_reader.DeviceTraces` too stay on the device.
-        segment_index : int
-        start, stop : int
-            The stretch; spikes have ``start <= sample_index < stop``.
-        known : dict, optional
-            The tiles that are known already, by number; those that the next stretch may need are left in it.
-
-        Raises
-        ------
-        SpikewiseError
-            If the device has too little memory for one tile.
+        Traces that are :class:`spikewise.data.recordings.device_reader.DeviceTraces` too stay on the device.
+        Its `find` raises a SpikewiseError if the device has too little memory for one tile. See
+        :meth:`spikewise.sorting.detector.Detector.search`.
         """
-        # Where more will be asked for, its first samples are read while the last are worked on.
-        beyond = 0 if known is None else self._second
-        known = {} if known is None else known
-        parts: list[Spikes] = []
-        at = start
-        while at < stop:
-            if self.tiles_at_once is None:
-                self.tiles_at_once = self._tiles_that_fit()
-            end = min(stop, at + self.tiles_at_once * self.tile_samples)
-            found = self._try(traces, segment_index, (at, end, stop + beyond), known)
-            if found is None:
-                self._shrink(traces, known)
-                continue
-            parts.append(found)
-            at = end
-        return Spikes.concatenate(parts)
+        return _DeviceSearch(self, traces, segment_index, read_ahead)
 
-    def _tiles_that_fit(self) -> int:
+    def tiles_that_fit(self) -> int:
         """Return how many tiles the free memory allows to search at once."""
         of_tile = _BYTES_OF_SAMPLE * self.tile_samples * self.network.num_units
         return max(1, free_bytes(self.device) // of_tile)
 
-    def _try(
-        self, traces: Traces, segment_index: int, stretch: tuple[int, int, int], known: dict[int, Any]
-    ) -> Spikes | None:
-        """Return the spikes of a stretch, or None where memory was not enough."""
-        try:
-            found = self._find(traces, segment_index, stretch, known)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            logger.info("the device has too little memory for %s tiles: %s", self.tiles_at_once, error)
-            return None
-        if isinstance(traces, DeviceTraces):
-            traces.settle()
-        return found
+    def tiles_of(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the first tile that a stretch needs, and the one after its last."""
+        return self._tiles(start, stop)
 
-    def _shrink(self, traces: Traces, known: dict[int, Any]) -> None:
-        """Work on half as many tiles at once from now on, with all memory given back."""
-        known.clear()
-        if isinstance(traces, DeviceTraces):
-            traces.forget()
-        release(self.device)
-        if self.tiles_at_once == 1:
-            num_channels, num_units = self.network.num_channels, self.network.num_units
-            what = f"one tile of {num_channels} channels and {num_units} units"
-            raise too_little_memory(self.device, what)
-        self.tiles_at_once = max(1, (self.tiles_at_once or 1) // 2)
+    def samples_until(self, stop: int) -> int:
+        """Return the sample after the last that finding spikes before `stop` takes."""
+        return self._tiles(stop, stop)[1] * self.tile_samples + self.network.right_margin + self._beyond
 
-    def _find(
-        self, traces: Traces, segment_index: int, stretch: tuple[int, int, int], known: dict[int, Any]
-    ) -> Spikes:
-        """Return the spikes of a stretch: its start and stop, and up to where will be asked for next."""
-        start, stop, until = stretch
+    def peaks_of_tiles(self, tiles: dict[int, Tensor], start: int, stop: int) -> Spikes:
+        """Return the spikes of a stretch from the outputs (N, T) of the tiles that it needs."""
         first, last = self._tiles(start, stop)
-        end = self._tiles(start, until)[1] * self.tile_samples + self.network.right_margin + self._beyond
-        for number in [number for number in known if not first <= number < last]:
-            del known[number]
         outputs = self.allocate(
             (self.network.num_units, last - first, self.tile_samples // self.stride + self._beyond),
             dtype=torch.float32,
             device=self.device,
         )  # N, R, T
         for number in range(first, last):
-            if number not in known:
-                known[number] = self._run(self._read_tile(traces, segment_index, number, end))
-            outputs[:, number - first] = known[number]
-        begin = start - self._context - first * self.tile_samples
-        probabilities = self._interpolated(outputs)[:, begin : begin + stop - start + 2 * self._context]
+            outputs[:, number - first] = tiles[number]
+        begin = start - self.context - first * self.tile_samples
+        probabilities = self._interpolated(outputs)[:, begin : begin + stop - start + 2 * self.context]
         return self._peaks(smooth_probabilities(probabilities.T, self.label_radius), start)
+
+    def outputs_of(self, traces: Traces, segment_index: int, number: int, until: int) -> Tensor:
+        """Return the outputs (N, T) of a tile; samples before `until` may be sent to the device with it."""
+        return self._run(self._read_tile(traces, segment_index, number, until))
 
     def _read_tile(self, traces: Traces, segment_index: int, number: int, until: int) -> Tensor:
         """Return the traces (C, S) of a tile on the device."""
@@ -221,6 +165,86 @@ class DeviceDetector(SpikeDetector):
             tile[:, : given.shape[1]] = given
             outputs.append(self._run(tile.to(self.device)))
         return self._interpolated(torch.stack(outputs, dim=1)).T
+
+
+class _DeviceSearch:
+    """A search that keeps on the device the outputs of tiles which the next stretch may need.
+
+    Parameters
+    ----------
+    detector : DeviceDetector
+    traces : Traces
+    segment_index : int
+    read_ahead : bool
+    """
+
+    def __init__(self, detector: DeviceDetector, traces: Traces, segment_index: int, read_ahead: bool):
+        self._detector, self._traces, self._segment_index = detector, traces, segment_index
+        self._samples_ahead = detector.samples_ahead if read_ahead else 0
+        self._outputs: dict[int, Tensor] = {}
+
+    @torch.inference_mode()
+    def find(self, start: int, stop: int) -> Spikes:
+        """Find the spikes with ``start <= sample_index < stop``.
+
+        Raises
+        ------
+        SpikewiseError
+            If the device has too little memory for one tile.
+        """
+        detector = self._detector
+        parts: list[Spikes] = []
+        begin = start
+        while begin < stop:
+            if detector.tiles_at_once is None:
+                detector.tiles_at_once = detector.tiles_that_fit()
+            end = min(stop, begin + detector.tiles_at_once * detector.tile_samples)
+            found = self._try(begin, end, stop + self._samples_ahead)
+            if found is None:
+                self._shrink()
+                continue
+            parts.append(found)
+            begin = end
+        return Spikes.concatenate(parts)
+
+    def _try(self, start: int, stop: int, until: int) -> Spikes | None:
+        """Return the spikes of a stretch, or None where memory was not enough."""
+        try:
+            found = self._find(start, stop, until)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.info(
+                "the device has too little memory for %s tiles: %s", self._detector.tiles_at_once, error
+            )
+            return None
+        if isinstance(self._traces, DeviceTraces):
+            self._traces.settle()
+        return found
+
+    def _find(self, start: int, stop: int, until: int) -> Spikes:
+        """Return the spikes of a stretch; the samples before `until` are needed next."""
+        detector = self._detector
+        first, last = detector.tiles_of(start, stop)
+        end = detector.samples_until(until)
+        self._outputs = {number: tile for number, tile in self._outputs.items() if first <= number < last}
+        for number in range(first, last):
+            if number not in self._outputs:
+                self._outputs[number] = detector.outputs_of(self._traces, self._segment_index, number, end)
+        return detector.peaks_of_tiles(self._outputs, start, stop)
+
+    def _shrink(self) -> None:
+        """Search half as many tiles at once from now on, after all memory is given back."""
+        detector = self._detector
+        self._outputs.clear()
+        if isinstance(self._traces, DeviceTraces):
+            self._traces.forget()
+        release(detector.device)
+        if detector.tiles_at_once == 1:
+            num_channels, num_units = detector.network.num_channels, detector.network.num_units
+            what = f"one tile of {num_channels} channels and {num_units} units"
+            raise too_little_memory(detector.device, what)
+        detector.tiles_at_once = max(1, (detector.tiles_at_once or 1) // 2)
 
 
 def _captured(network: GroupedNetwork) -> Callable[[Tensor], Tensor]:

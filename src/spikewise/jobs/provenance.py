@@ -1,0 +1,96 @@
+"""How the spikes of a result were found: settings, versions, machine, damage and seconds, as JSON types."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+from spikeinterface.core import BaseRecording, BaseSorting
+
+from spikewise.core.config import Config
+from spikewise.core.devices import describe_device
+from spikewise.core.version import __version__
+from spikewise.data.opening import Inputs
+from spikewise.jobs.finding import FoundShards
+from spikewise.models.checkpoint import Model
+from spikewise.output.store import spikes_hash
+from spikewise.sorting.damaged import Damage, describe_damage, join_damage
+
+PACKAGES = ("spikeinterface", "torch", "numpy", "scipy", "probeinterface", "neo")
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """How long learning and sorting took, over all processes."""
+
+    learning: float
+    sorting: float
+
+
+def describe_sort(
+    inputs: Inputs, config: Config, model: Model, found: FoundShards, sorting: BaseSorting, seconds: Seconds
+) -> dict[str, Any]:
+    """Return how the spikes of a sorting were found."""
+    recorded_s = inputs.recording.get_total_duration()
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    processor = platform.processor() or platform.machine()
+    facts = {
+        "spikewise_version": __version__,
+        "versions": {"python": platform.python_version(), **versions},
+        "machine": {"processor": processor, **describe_device(config.sorting.device)},
+        "recording": describe_recording(inputs.recording, inputs.path),
+        "config": _effective_config(config, model),
+        "labels": model.facts.get("labels"),
+        "model": {"hash": model.hash(), "facts": model.facts},
+        "result": {
+            "num_units": sorting.get_num_units(),
+            "num_spikes": int(sorting.count_total_num_spikes()),
+            "spikes_hash": spikes_hash(sorting),
+        },
+        "seconds": {
+            "recorded": round(recorded_s, 3),
+            "learning": round(seconds.learning, 3),
+            "sorting": round(seconds.sorting, 3),
+            "total": round(seconds.learning + seconds.sorting, 3),
+        },
+        "real_time_factor": round(recorded_s / seconds.sorting, 3),
+        "damage": _damage(model, found, inputs.recording.get_num_segments()),
+    }
+    if config.sorting.refresh_min is not None:
+        facts["refreshed"] = found.refreshed
+    return facts
+
+
+def describe_recording(recording: BaseRecording, path: str | None) -> dict[str, Any]:
+    """Return what a recording is, for the provenance."""
+    return {
+        "path": path,
+        "sampling_frequency": float(recording.get_sampling_frequency()),
+        "num_channels": recording.get_num_channels(),
+        "num_segments": recording.get_num_segments(),
+        "num_samples": [recording.get_num_samples(index) for index in range(recording.get_num_segments())],
+        "dtype": str(recording.get_dtype()),
+    }
+
+
+def _effective_config(config: Config, model: Model) -> dict[str, Any]:
+    """Return the settings that were in force: a model brings its own for the network and the traces."""
+    return {
+        **config.to_dict(),
+        "network": model.network_config.to_dict(),
+        "preprocessing": model.preprocessing_config.to_dict(),
+        "training": model.facts.get("training"),
+    }
+
+
+def _damage(model: Model, found: FoundShards, num_segments: int) -> dict[str, Any]:
+    """Return the damage of all groups."""
+    channel_ids = {part.name: part.channel_ids for part in model.groups}
+    parts: dict[str, list[tuple[int, Damage]]] = {name: [] for name in channel_ids}
+    for shard in found.shards:
+        name = model.groups[shard.group_index].name
+        parts[name].append((shard.segment_index, found.store.damage(shard)))
+    damage = {name: join_damage(part, num_segments) for name, part in parts.items()}
+    return describe_damage(damage, channel_ids, model.sampling_frequency)

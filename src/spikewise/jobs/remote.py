@@ -1,0 +1,121 @@
+"""Finding the spikes of shards in the workers of a cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pickle
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spikeinterface.core import BaseRecording, load
+
+from spikewise.core.config import Config, SortingConfig
+from spikewise.core.errors import ClusterError, RecordingError
+from spikewise.core.version import __version__
+from spikewise.jobs.cluster import Cluster
+from spikewise.jobs.finder import Finder
+from spikewise.jobs.state.fingerprint import FileWatch
+from spikewise.jobs.state.shards import Shard, ShardStore
+from spikewise.models.checkpoint import Model, load_model, save_model
+from spikewise.sorting.damaged import Found
+from spikewise.sorting.groups import Preparation, prepare_groups
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteWork:
+    """All that a worker needs to find spikes; it is sent once to each worker.
+
+    Attributes
+    ----------
+    key : str
+        Differs between different work.
+    recording : dict
+        As SpikeInterface writes a recording: its files are read by each worker.
+    model : bytes
+        The file of the model.
+    sorting : SortingConfig
+    threshold : float or None
+        One threshold for all units in place of those of the model.
+    seed : int
+        Of the pieces of the recording that measure noise and damage.
+    version : str
+        Of Spikewise.
+    """
+
+    key: str
+    recording: dict[str, Any]
+    model: bytes
+    sorting: SortingConfig
+    threshold: float | None
+    seed: int
+    version: str
+
+
+def make_remote_work(recording: BaseRecording, model: Model, config: Config) -> RemoteWork:
+    """Pack what workers need.
+
+    Raises
+    ------
+    RecordingError
+        If the recording is in the memory of this process only.
+    """
+    if not recording.check_serializability("json"):
+        raise RecordingError(
+            "the recording is in the memory of this process",
+            "with a cluster, one in files that all workers can read",
+            "save it first: recording.save(folder=...)",
+        )
+    packed = recording.to_dict(include_annotations=True, include_properties=True, recursive=True)
+    with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
+        save_model(model, Path(folder) / "model.safetensors")
+        content = (Path(folder) / "model.safetensors").read_bytes()
+    settings = config.sorting, config.detection.threshold, config.training.seed
+    key = hashlib.sha256(content + pickle.dumps((packed, settings))).hexdigest()
+    return RemoteWork(key, packed, content, *settings, __version__)
+
+
+_finders = threading.local()
+"""For each thread of a worker, the finder of its last work."""
+
+
+def find_remotely(work: RemoteWork, shard: Shard) -> tuple[Found, float]:
+    """Find the spikes of one shard in a worker; return them, and the seconds that it took."""
+    started = time.perf_counter()
+    if work.version != __version__:
+        raise ClusterError(
+            f"a worker has Spikewise {__version__}",
+            f"the version that sorts, {work.version}",
+            "install the same version on all machines",
+        )
+    if getattr(_finders, "key", None) != work.key:
+        with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
+            file = Path(folder) / "model.safetensors"
+            file.write_bytes(work.model)
+            model = load_model(file)
+        preparation = Preparation.of_model(model, work.sorting, work.seed)
+        groups = prepare_groups(load(work.recording), preparation)
+        _finders.finder = Finder(groups, model, work.sorting, work.threshold)
+        _finders.key = work.key
+    found = _finders.finder.find(shard, lambda num_samples, num_spikes: None)
+    return found, time.perf_counter() - started
+
+
+def find_on_cluster(
+    cluster: Cluster,
+    work: RemoteWork,
+    shards: Sequence[Shard],
+    store: ShardStore,
+    watch: FileWatch,
+    report: Callable[[int, int, str], None],
+) -> None:
+    """Find the spikes of all shards that are not finished on a cluster, and write them here."""
+    missing = [shard for shard in shards if shard not in store]
+    for shard, (found, seconds) in cluster.map(find_remotely, work, missing):
+        watch.check()
+        store.write(shard, found, seconds)
+        report(shard.stop - shard.start, len(found.spikes), f", {cluster.num_workers} workers")

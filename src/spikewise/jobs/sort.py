@@ -1,0 +1,320 @@
+"""One sort from a recording to its result: this is where to begin to read.
+
+:func:`run_sort` is the way through: prepare the groups of channels once, start from labels, learn, find the
+spikes, resolve them to one sorting, write it, report. Each stage keeps what it finished in the output folder
+(:mod:`spikewise.jobs.state.unfinished`) and continues what an earlier process kept there, so a sort ends with the
+same spikes however often it was interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spikeinterface.core import BaseRecording, BaseSorting
+
+from spikewise.core.config import Config
+from spikewise.core.errors import SettingError
+from spikewise.core.files import check_output_file, save_json
+from spikewise.core.progress import ProgressCallback, silent
+from spikewise.data.opening import Inputs, open_inputs, settings_from
+from spikewise.data.recordings.preprocessing import split_groups
+from spikewise.jobs.cluster import check_cluster
+from spikewise.jobs.finding import find_spikes
+from spikewise.jobs.learn import learn_model, learning_seconds, learnt_or_kept
+from spikewise.jobs.merge import in_memory, merge_shards
+from spikewise.jobs.provenance import Seconds, describe_sort
+from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
+from spikewise.jobs.state.log import log_to
+from spikewise.jobs.state.unfinished import Unfinished
+from spikewise.learning.transfer import open_pretrained
+from spikewise.models.checkpoint import Model, check_model_fits, load_model, save_model
+from spikewise.output.report.reporting import report_of_sort
+from spikewise.output.result import StoredResult, load_result
+from spikewise.output.store import (
+    MODEL_FILE,
+    PROVENANCE_FILE,
+    UNFINISHED_FOLDER,
+    check_output,
+    is_finished_result,
+    load_sorting_folder,
+    output_folder,
+    save_sorting,
+)
+from spikewise.sorting.damaged import tell_damage
+from spikewise.sorting.groups import Preparation, prepare_groups
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SortingResult:
+    """What a sort gives.
+
+    Attributes
+    ----------
+    sorting : BaseSorting
+        The spikes; unit ids are those of the labels.
+    model : Model
+        The model that found them.
+    provenance : dict
+        Settings, versions, hashes, seeds and timings; JSON types only.
+    folder : Path or None
+        The output folder, if there is one.
+    """
+
+    sorting: BaseSorting
+    model: Model
+    provenance: dict[str, Any]
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class SortRequest:
+    """All that a sort is given, opened and checked.
+
+    Attributes
+    ----------
+    inputs : Inputs
+        Recording and labels.
+    model : Model or None
+        A model that is given.
+    config : Config
+    job : dict
+        All that the spikes depend on: two sorts with the same job give the same spikes.
+    watch : FileWatch
+        Notices when the recording's files change.
+    progress : callable
+        Called with the progress of each stage.
+    """
+
+    inputs: Inputs
+    model: Model | None
+    config: Config
+    job: dict[str, Any]
+    watch: FileWatch
+    progress: ProgressCallback
+
+
+def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> SortingResult:
+    """Sort a recording.
+
+    Parameters
+    ----------
+    request : SortRequest
+    state : Unfinished
+        What is finished so far.
+    folder : Path or None
+        Folder to write the result into, with a report; None: nothing is written.
+    """
+    inputs, config, progress = request.inputs, request.config, request.progress
+    started = time.perf_counter()
+    groups = prepare_groups(inputs.recording, Preparation.of(config, request.model))
+    prepare_s = time.perf_counter() - started
+    if request.model is not None:
+        model, learning_s = request.model, prepare_s
+    else:
+        model = learnt_or_kept(inputs, groups, config, state, progress, prepare_s)
+        learning_s = learning_seconds(model)
+
+    started = time.perf_counter()
+    found = find_spikes(groups, model, inputs.recording, config, state, request.watch, progress)
+    for group in groups:
+        group.reader.release()  # the spikes are mapped into the memory that the traces held
+    sorting = merge_shards(found, model, inputs.recording.get_num_segments(), state.folder / "spikes.npy")
+    seconds = Seconds(learning_s, found.earlier_s + time.perf_counter() - started)
+    if request.model is not None:  # only now: before, an error leaves nothing that is worth keeping
+        save_model(model, state.output / MODEL_FILE)
+
+    provenance = {
+        **describe_sort(inputs, config, model, found, sorting, seconds),
+        "job": request.job,
+        "preprocessing": {group.name: list(group.preprocessed.steps) for group in groups},
+    }
+    provenance["model"]["given"] = request.model is not None
+    if note := tell_damage(provenance["damage"]):
+        logger.warning(note)
+    if folder is not None:
+        save_sorting(sorting, folder)
+        save_json(provenance, folder / PROVENANCE_FILE)
+        if config.sorting.report:
+            readers = {group.name: group.reader for group in groups}
+            report_of_sort(StoredResult(sorting, model, provenance), readers, folder, progress)
+    return SortingResult(sorting, model, provenance)
+
+
+def sort(
+    recording: BaseRecording | str | Path,
+    *,
+    labels: BaseSorting | str | Path | None = None,
+    model: Model | str | Path | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    config: Config | None = None,
+    progress: ProgressCallback = silent,
+    **options: Any,
+) -> SortingResult:
+    """Sort a recording: with a model, or with one learnt from labels, or without either.
+
+    With an output folder all that is finished is kept there during the sort: a sort that was interrupted goes
+    on with `resume`, and gives the same spikes to the bit.
+
+    Parameters
+    ----------
+    recording : BaseRecording, str or Path
+        The recording, with a probe, or its path.
+    labels : BaseSorting, str, Path or None
+        Labelled spikes of any interval; without labels and model, another sorter makes them.
+    model : Model, str, Path or None
+        A trained model, or its path.
+    output : str or Path, optional
+        Folder to write the result into, with a report (``report=False``: without).
+    overwrite : bool
+        Whether an earlier result there may be replaced.
+    resume : bool
+        Whether to go on with a sort that was not finished there. Where there is none, a new one begins; where
+        it is finished, its result is returned.
+    config : Config, optional
+        All settings; or give single ones as keyword options.
+    progress : callable, optional
+        Called with the progress of each stage.
+
+    Returns
+    -------
+    SortingResult
+
+    Raises
+    ------
+    SpikewiseError
+        If something that was given cannot be used; the message says what to do.
+    Interrupted
+        If Ctrl-C ended the training; the model is in the output folder.
+    """
+    config = settings_from(config, options)
+    _check_together(labels, model, output, resume, config)
+    is_finished = resume and is_finished_result(Path(output or ""))
+    if output is not None and not is_finished:
+        check_output(output, overwrite, resume)
+    request = _open_request(recording, labels, model, config, progress)
+    if is_finished:
+        return _finished(Path(output or ""), request.job)
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="spikewise-") as place:
+            result = run_sort(request, Unfinished(Path(place)), None)
+            return SortingResult(in_memory(result.sorting), result.model, result.provenance)
+    with _unfinished_in(Path(output), overwrite, resume, request.job) as state:
+        result = run_sort(request, state, state.output)
+    Unfinished(Path(output)).remove()
+    return SortingResult(load_sorting_folder(Path(output)), result.model, result.provenance, Path(output))
+
+
+def train(
+    recording: BaseRecording | str | Path,
+    labels: BaseSorting | str | Path | None = None,
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    config: Config | None = None,
+    progress: ProgressCallback = silent,
+    **options: Any,
+) -> Model:
+    """Learn the units of a recording from labels.
+
+    Parameters
+    ----------
+    recording : BaseRecording, str or Path
+        The recording, with a probe, or its path.
+    labels : BaseSorting, str, Path or None
+        Labelled spikes, or their path; None lets a sorter of SpikeInterface make them from the first
+        ``bootstrap_s`` seconds.
+    output : str or Path, optional
+        File to write the model to.
+    overwrite : bool
+        Whether a file there may be replaced.
+    config : Config, optional
+        All settings; or give single ones as keyword options.
+    progress : callable, optional
+        Called with the progress of each stage.
+
+    Returns
+    -------
+    Model
+        Ctrl-C ends training early and gives the best model so far; ``model.facts["interrupted"]`` is True then.
+
+    Raises
+    ------
+    SpikewiseError
+        If recording, labels or settings cannot be used; the message says what to do.
+    """
+    config = settings_from(config, options)
+    if output is not None:
+        output = check_output_file(output, overwrite, ending=".safetensors")
+    inputs = open_inputs(recording, labels, config.recording)
+    with tempfile.TemporaryDirectory(prefix="spikewise-") as place:
+        started = time.perf_counter()
+        groups = prepare_groups(inputs.recording, Preparation.of(config))
+        prepare_s = time.perf_counter() - started
+        model = learn_model(inputs, groups, config, Unfinished(Path(place)), progress, prepare_s)
+    if output is not None:
+        save_model(model, output)
+    return model
+
+
+def _check_together(
+    labels: object | None, model: object | None, output: object | None, resume: bool, config: Config
+) -> None:
+    """Raise where what is given contradicts itself, or names a cluster that is not there."""
+    if labels is not None and model is not None:
+        raise SettingError("both labels and a model are given", "one of them, or none", "leave one out")
+    if resume and output is None:
+        raise SettingError(
+            "resume is given without output", "the folder to go on in", "name it, or leave it out"
+        )
+    if config.sorting.cluster is not None:
+        check_cluster(config.sorting.cluster)
+
+
+def _open_request(
+    recording: BaseRecording | str | Path,
+    labels: BaseSorting | str | Path | None,
+    model: Model | str | Path | None,
+    config: Config,
+    progress: ProgressCallback,
+) -> SortRequest:
+    """Open all that a sort is given, and check that it fits together."""
+    inputs = open_inputs(recording, labels, config.recording)
+    if model is not None:
+        model = model if isinstance(model, Model) else load_model(model)
+        check_model_fits(model, split_groups(inputs.recording, model.preprocessing_config.group_by))
+    pretrained = open_pretrained(config.transfer, config.design) if model is None else None
+    model_hash, filters_hash = (None if one is None else one.hash() for one in (model, pretrained))
+    watch = FileWatch(inputs.recording)
+    job = describe_job(inputs.recording, inputs.labels, model_hash, filters_hash, config)
+    return SortRequest(inputs, model, config, job, watch, progress)
+
+
+@contextmanager
+def _unfinished_in(output: Path, overwrite: bool, resume: bool, job: dict[str, Any]) -> Iterator[Unfinished]:
+    """Yield the state of a sort in its output folder, which is whole when all went well."""
+    with output_folder(output, overwrite, resume) as place, log_to(place):
+        state = Unfinished(place)
+        with state.locked():
+            state.begin(job)
+            yield state
+
+
+def _finished(folder: Path, job: dict[str, Any]) -> SortingResult:
+    """Return the result that is in a folder already, if it is of the same job."""
+    stored = load_result(folder)
+    check_same_job(stored.provenance.get("job"), job, folder)
+    if (folder / UNFINISHED_FOLDER).exists():  # of a process that was ended while it removed it
+        Unfinished(folder).remove()
+    logger.warning("%s is finished already", folder)
+    return SortingResult(stored.sorting, stored.model, stored.provenance, folder)

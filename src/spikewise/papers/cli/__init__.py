@@ -1,0 +1,1 @@
+"""The commands of the papers' experiments and of the speed benchmark."""
