@@ -169,7 +169,7 @@ def test_the_command_measures_a_given_model_and_another_sorter(measured, capsys,
     assert told["other_sorter_ratio"] == simple["seconds"] / told["end_to_end_seconds"]
     assert kilosort4["seconds"] is None
     assert kilosort4["reason"] == "kilosort4 is not installed"
-    assert "not run: kilosort4, since kilosort4 is not installed" in outcome.out
+    assert "not run: kilosort4, because kilosort4 is not installed" in outcome.out
     assert told["peak_memory_gib"] is None
     assert "memory at most unknown" in outcome.out
     written = json.loads((folder / "speed.json").read_text())

@@ -249,7 +249,9 @@ def test_units_are_the_same_as_number_and_as_text():
 
 def test_true_events_without_a_unit_are_found_but_not_classified():
     times = np.arange(4) * 1000 + 1000
-    score = score_result(channel(times, [1, 1, -1, -1]), found_at(times), sorted_as(0, 0, -1, 0), trained_on(0, 0))
+    score = score_result(
+        channel(times, [1, 1, -1, -1]), found_at(times), sorted_as(0, 0, -1, 0), trained_on(0, 0)
+    )
     assert (score["detection_recall"], score["classification_accuracy"]) == (1.0, 1.0)
 
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, Parameter
 
 from spikewise.cli.console import print_json, say
+from spikewise.cli.options import AsJson, Output, Reading, flat
 from spikewise.core.config import RecordingConfig
 from spikewise.core.progress_bars import progress_bars
 from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
 
 export = App(name="export", help="Hand a result to other tools.", help_format="plaintext")
-
-Output = Annotated[Path, Parameter(alias="-o")]
-AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line")]
-Reading = Annotated[RecordingConfig, Parameter(name="*", group=Group("Reading"))]
 
 
 @export.command
@@ -27,7 +24,7 @@ def phy(
     output: Output,
     json: AsJson = False,
     reading: Reading = RecordingConfig(),
-    settings: Annotated[PhyConfig, Parameter(name="*", group=Group("Phy"))] = PhyConfig(),
+    settings: Annotated[PhyConfig, flat("Phy")] = PhyConfig(),
 ) -> None:
     """Write a folder for Phy's template GUI; `train --labels FOLDER` reads what was curated in it.
 
@@ -71,7 +68,7 @@ def nwb(
     overwrite: Annotated[bool, Parameter(negative="", help="Replace a file that is there")] = False,
     json: AsJson = False,
     reading: Reading = RecordingConfig(),
-    settings: Annotated[NwbConfig, Parameter(name="*", group=Group("NWB"))] = NwbConfig(),
+    settings: Annotated[NwbConfig, flat("NWB")] = NwbConfig(),
 ) -> None:
     """Write the units into an NWB file, new or there already, with waveforms, electrodes and metrics.
 
@@ -111,7 +108,7 @@ def analyzer(
     output: Output,
     json: AsJson = False,
     reading: Reading = RecordingConfig(),
-    settings: Annotated[AnalyzerConfig, Parameter(name="*", group=Group("Analyzer"))] = AnalyzerConfig(),
+    settings: Annotated[AnalyzerConfig, flat("Analyzer")] = AnalyzerConfig(),
 ) -> None:
     """Write a SortingAnalyzer of SpikeInterface: waveforms, templates, locations, quality metrics.
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Group, Parameter
-
 from spikewise.cli.console import say
+from spikewise.cli.options import Reading, flat
 from spikewise.core.config import GuiConfig, RecordingConfig
 from spikewise.core.progress_bars import progress_bars
 
@@ -16,8 +15,8 @@ def gui(
     result: Path,
     *,
     recording: Path,
-    reading: Annotated[RecordingConfig, Parameter(name="*", group=Group("Reading"))] = RecordingConfig(),
-    looking: Annotated[GuiConfig, Parameter(name="*", group=Group("Browser"))] = GuiConfig(),
+    reading: Reading = RecordingConfig(),
+    browser: Annotated[GuiConfig, flat("Browser")] = GuiConfig(),
 ) -> None:
     """Look through a result in the browser, and confirm, reject, merge and split its units by clicking.
 
@@ -34,7 +33,7 @@ def gui(
     from spikewise.output.curating import prepare_gui
 
     with progress_bars() as progress:
-        served = prepare_gui(result, api.load_recording(recording, reading), looking, progress)
+        served = prepare_gui(result, api.load_recording(recording, reading), browser, progress)
     say(
         f"open {served.url}; Ctrl-C ends it",
         f"a saved curation goes to {served.curation_file}; "

@@ -20,7 +20,7 @@ from spikewise.cli.console import WarningsToConsole, fail, out, print_json, say
 from spikewise.cli.export import export
 from spikewise.cli.gui import gui
 from spikewise.cli.many import sort_many
-from spikewise.cli.options import AsJson, Overwrite, Reading, Resume, Settings, flat
+from spikewise.cli.options import AsJson, Output, Overwrite, Reading, Resume, Settings, flat
 from spikewise.cli.waveforms import waveforms
 from spikewise.core.config import EvaluationConfig, RecordingConfig, SimulationConfig
 from spikewise.core.errors import Interrupted, SpikewiseError
@@ -55,7 +55,7 @@ app.command(gui)
 def sort(
     recording: Path,
     *,
-    output: Annotated[Path, Parameter(alias="-o")],
+    output: Output,
     labels: Path | None = None,
     model: Path | None = None,
     overwrite: Overwrite = False,
@@ -122,7 +122,7 @@ def sort(
 def train(
     recording: Path,
     *,
-    output: Annotated[Path, Parameter(alias="-o")],
+    output: Output,
     labels: Path | None = None,
     overwrite: Overwrite = False,
     json: AsJson = False,
@@ -180,7 +180,7 @@ def train(
 def pretrain(
     recordings: list[Path],
     *,
-    output: Annotated[Path, Parameter(alias="-o")],
+    output: Output,
     labels: list[Path] | None = None,
     patches_per_unit: int = 1000,
     steps: int = 4000,
@@ -292,7 +292,7 @@ def evaluate(
 def report(
     result: Path,
     *,
-    output: Annotated[Path, Parameter(alias="-o")],
+    output: Output,
     recording: Path | None = None,
     truth: Path | None = None,
     overwrite: Overwrite = False,
@@ -343,7 +343,7 @@ def report(
 @app.command
 def simulate(
     *,
-    output: Annotated[Path, Parameter(alias="-o")],
+    output: Output,
     overwrite: Overwrite = False,
     json: AsJson = False,
     simulation: Annotated[SimulationConfig, flat("Simulation")] = SimulationConfig(),

@@ -192,7 +192,9 @@ def _train(
         progress(stage, done, total, note)
 
     windows = WaveformWindows(waveforms, unit_index, model, config)
-    return network, train_network(network, TrainingTask(windows, None, _loss), config, torch.device("cpu"), report)
+    return network, train_network(
+        network, TrainingTask(windows, None, _loss), config, torch.device("cpu"), report
+    )
 
 
 def _loss(logits: Tensor, batch: Batch) -> Tensor:
