@@ -129,7 +129,7 @@ def test_what_the_file_does_not_tell(refused_recording, tetrode, tmp_path):
     file = write_array(tmp_path / "traces.npy", tetrode.traces)
     tells = (f"{file} does not contain its sampling frequency", "It is given", "Give --sampling-frequency in Hz")
     refused_recording(file, {"--probe": "tetrode"}, tells=tells)
-    tells = ("where its 4 channels are", "only with their positions", "Give --probe")
+    tells = ("has no positions of its 4 channels", "only with their positions", "Give --probe")
     refused_recording(file, array_options(probe=None), tells=tells)
     raw = tmp_path / "traces.dat"
     raw.write_bytes(tetrode.traces.tobytes())

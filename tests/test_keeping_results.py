@@ -61,12 +61,12 @@ def test_nothing_is_overwritten_unasked(refused, tetrode, sorted_once, tmp_path)
         "empty": Path.mkdir,
     }.items():
         make(tmp_path / name)
-        tells = (f"{tmp_path / name} exists already", "never overwritten unasked", "add --overwrite")
+        tells = (f"{tmp_path / name} exists already", "not overwritten by default", "add --overwrite")
         refused("sort", tetrode.recording, {"-o": tmp_path / name, **model}, tells=tells)
         refused("simulate", {"-o": tmp_path / name}, tells=("exists already", "A new folder", "--overwrite"))
     file = tmp_path / "m.safetensors"
     file.write_text("mine")
-    tells = (f"{file} exists already", "never overwritten unasked", "add --overwrite")
+    tells = (f"{file} exists already", "not overwritten by default", "add --overwrite")
     refused("train", tetrode.recording, {"--labels": tetrode.truth, "-o": file}, tells=tells)
     refused("sort", tetrode.recording, {"-o": file, **model}, tells=tells)
     refused("evaluate", tetrode.truth, tetrode.truth, {"--csv": file}, tells=tells)

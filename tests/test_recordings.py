@@ -561,7 +561,7 @@ def test_rows_of_tetrodes_are_groups():
 def test_one_channel_needs_no_probe(traces):
     attached = attach_probe(NumpyRecording(traces[:, :1], FS), None)
     assert attached.get_channel_locations().tolist() == [[0, 0]]
-    with pytest.raises(ProbeError, match=r"where its 4 channels are.*--probe.*tetrode"):
+    with pytest.raises(ProbeError, match=r"has no positions of its 4 channels.*--probe.*tetrode"):
         attach_probe(NumpyRecording(traces, FS), None)
 
 
@@ -570,7 +570,7 @@ def test_positions_that_are_not_numbers_are_none(traces):
     probe = probeinterface.Probe()
     probe.set_contacts([[0, 0], [0, 1], [0, 2], [0, np.nan]])
     recording.set_probe(wired(probe))
-    with pytest.raises(ProbeError, match="where its 4 channels are"):
+    with pytest.raises(ProbeError, match="has no positions of its 4 channels"):
         attach_probe(recording, None)
 
 

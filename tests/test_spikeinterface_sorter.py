@@ -86,7 +86,7 @@ def test_what_cannot_be_used_is_told_before_anything_runs(recording, tetrode, tm
         with pytest.raises(ValueError, match=told):
             sort_with(recording, tetrode, tmp_path / str(number), **params)
     bare = saved(NumpyRecording([np.zeros((30000, 4), np.float32)], 30000), tmp_path / "traces")
-    with pytest.raises(spikewise.SpikewiseError, match="where its 4 channels are"):
+    with pytest.raises(spikewise.SpikewiseError, match="has no positions of its 4 channels"):
         sort_with(bare, tetrode, tmp_path / "bare")
     with pytest.raises(SpikeSortingError, match="no labels at"):
         sort_with(recording, tetrode, tmp_path / "absent", labels="nowhere")

@@ -63,10 +63,10 @@ class Settings(Config):
     preprocessing: Annotated[PreprocessingConfig, flat("Preprocessing")] = field(
         default_factory=PreprocessingConfig
     )
-    network: Annotated[_Network, flat("Network")] = field(default_factory=NetworkConfig)  # type: ignore[valid-type]
+    network: Annotated[_Network, flat("Network")] = field(default_factory=_Network)  # type: ignore[valid-type]
     units: Annotated[UnitsConfig, flat("Units")] = field(default_factory=UnitsConfig)
-    training: Annotated[_Training, flat("Training")] = field(default_factory=TrainingConfig)  # type: ignore[valid-type]
-    transfer: Annotated[_Transfer, flat("Transfer")] = field(default_factory=TransferConfig)  # type: ignore[valid-type]
+    training: Annotated[_Training, flat("Training")] = field(default_factory=_Training)  # type: ignore[valid-type]
+    transfer: Annotated[_Transfer, flat("Transfer")] = field(default_factory=_Transfer)  # type: ignore[valid-type]
     detection: Annotated[DetectionConfig, flat("Detection")] = field(default_factory=DetectionConfig)
     sorting: Annotated[SortingConfig, flat("Running")] = field(default_factory=SortingConfig)
 

@@ -89,7 +89,7 @@ def _check_may_replace(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(
             f"{path} exists already",
-            "a new name: results are overwritten only with --overwrite",
+            "a new name: results are not overwritten by default",
             "choose another name or add --overwrite",
         )
 

@@ -1,8 +1,8 @@
 """A Dask cluster: one task for each shard, the results in whatever order they come.
 
 Workers may die at any time. Dask gives their tasks to others; a task that it gives up, because too many of
-its workers died, is handed in anew a few times. Only so many tasks are handed in at once that all workers are
-busy, so that neither the scheduler nor this process holds more than a few results.
+its workers died, is submitted again a few times. At any time only as many tasks are submitted as keep all
+workers busy, so that neither the scheduler nor this process holds more than a few results.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ logger = logging.getLogger(__name__)
 
 Task = TypeVar("Task")
 _TASKS_PER_THREAD = 3
+"""Tasks that are submitted for each thread of a worker, so that all are busy. Chosen by hand."""
 _TRIES = 20
+"""A task is given up after so many failures. Chosen by hand."""
 _PATIENCE_S = 60.0
+"""Time between two warnings that no worker has come yet. Chosen by hand."""
 _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*://.+|^[^:/\s]+:\d+$")
 
 
@@ -67,7 +70,7 @@ class Cluster:
             return future
 
         def submit_more() -> list[Any]:
-            """Hand in as much as keeps all workers busy that are there now."""
+            """Submit as many tasks as keep the present workers busy."""
             at_once = max(1, _TASKS_PER_THREAD * sum(self._client.nthreads().values()))
             return [submit(task) for task in itertools.islice(todo, max(0, at_once - len(pending)))]
 

@@ -2,9 +2,9 @@
 
 Over hours a probe settles and neurons change, until labels of the first minute no longer show what the units
 look like. With ``refresh_min`` the recording is sorted in periods of this many minutes. After each period the
-units are relearnt from the confident spikes of its last minute, and the new model sorts the next period. Units
-keep their ids; a unit with too few spikes is not relearnt. Each relearnt model is kept until the sort is
-finished, so that an interrupted sort continues with the same units.
+units are relearnt from the confident spikes of its last minute, and the new model sorts the next period.
+Units keep their ids; a unit with too few spikes is not relearnt. Each relearnt model is kept until the sort
+is finished, so that an interrupted sort continues with the same units.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 :func:`run_sort` is the way through: prepare the groups of channels once, start from labels, learn, find the
 spikes, resolve them to one sorting, write it, report. Each stage keeps what it finished in the output folder
-(:mod:`spikewise.jobs.state.unfinished`) and continues what an earlier process kept there, so a sort ends with the
-same spikes however often it was interrupted.
+(:mod:`spikewise.jobs.state.unfinished`) and continues what an earlier process kept there, so a sort ends with
+the same spikes however often it was interrupted.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from spikewise.data.opening import Inputs, open_inputs, settings_from
 from spikewise.data.recordings.preprocessing import split_groups
 from spikewise.jobs.cluster import check_cluster
 from spikewise.jobs.finding import find_spikes
-from spikewise.jobs.learn import learn_model, learning_seconds, learnt_or_kept
+from spikewise.jobs.learn import keep_model, kept_model, learn_model, learning_seconds
 from spikewise.jobs.merge import in_memory, merge_shards
 from spikewise.jobs.provenance import Seconds, describe_sort
+from spikewise.jobs.start import find_start
 from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
 from spikewise.jobs.state.log import log_to
 from spikewise.jobs.state.unfinished import Unfinished
@@ -117,11 +118,13 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     started = time.perf_counter()
     groups = prepare_groups(inputs.recording, Preparation.of(config, request.model))
     prepare_s = time.perf_counter() - started
-    if request.model is not None:
-        model, learning_s = request.model, prepare_s
-    else:
-        model = learnt_or_kept(inputs, groups, config, state, progress, prepare_s)
-        learning_s = learning_seconds(model)
+
+    model = request.model or kept_model(state)
+    if model is None:
+        start = find_start(groups, inputs, config, state, started)
+        model = learn_model(groups, start, config, state, progress)
+        keep_model(model, state)
+    learning_s = learning_seconds(model) if request.model is None else prepare_s
 
     started = time.perf_counter()
     found = find_spikes(groups, model, inputs.recording, config, state, request.watch, progress)
@@ -246,7 +249,8 @@ def train(
     Returns
     -------
     Model
-        Ctrl-C ends training early and gives the best model so far; ``model.facts["interrupted"]`` is True then.
+        Ctrl-C ends training early and gives the best model so far; then ``model.facts["interrupted"]`` is
+        True.
 
     Raises
     ------
@@ -260,8 +264,9 @@ def train(
     with tempfile.TemporaryDirectory(prefix="spikewise-") as place:
         started = time.perf_counter()
         groups = prepare_groups(inputs.recording, Preparation.of(config))
-        prepare_s = time.perf_counter() - started
-        model = learn_model(inputs, groups, config, Unfinished(Path(place)), progress, prepare_s)
+        state = Unfinished(Path(place))
+        start = find_start(groups, inputs, config, state, started)
+        model = learn_model(groups, start, config, state, progress)
     if output is not None:
         save_model(model, output)
     return model

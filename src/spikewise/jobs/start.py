@@ -6,7 +6,9 @@ import dataclasses
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,63 @@ from spikewise.data.opening import Inputs
 from spikewise.discovery.bootstrap import bootstrap_labels
 from spikewise.discovery.label_cleaning import clean_labels
 from spikewise.jobs.state.unfinished import Unfinished
+from spikewise.learning.training_loop import Start
+from spikewise.learning.transfer import open_pretrained, start_from
+from spikewise.models.neighbourhood import Backbone
 from spikewise.output.store import BOOTSTRAP_FOLDER
 from spikewise.sorting.groups import Group
 
 _INTERVAL = ("start_frame", "stop_frame", "source", "segment_starts")
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What learning starts from.
+
+    Attributes
+    ----------
+    label_sets : dict of str to LabelSet
+        The labels of each group that has any.
+    label_facts : dict
+        Where the labels came from; JSON types only.
+    weights : dict of str to (Start or Backbone)
+        For each group the weights or filters that training starts from; empty: from scratch.
+    pretrained_hash : str or None
+        Hash of the model or filters that the weights came from.
+    seconds : float
+        How long it took to get there.
+    """
+
+    label_sets: dict[str, LabelSet]
+    label_facts: dict[str, Any]
+    weights: Mapping[str, Start | Backbone]
+    pretrained_hash: str | None
+    seconds: float
+
+
+def find_start(
+    groups: Sequence[Group], inputs: Inputs, config: Config, state: Unfinished, started: float
+) -> StartingPoint:
+    """Return the labels of each group, and the weights that training starts from.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    inputs : Inputs
+        Recording and labels; without labels another sorter makes them.
+    config : Config
+    state : Unfinished
+        Keeps labels that another sorter made.
+    started : float
+        When the groups were begun to be prepared (``time.perf_counter()``): this counts with the labels.
+    """
+    pretrained = open_pretrained(config.transfer, config.design)
+    weights = {} if pretrained is None else start_from(pretrained, groups, config.network, config.transfer)
+    label_sets, facts = label_groups(groups, inputs, config, state)
+    pretrained_hash = None if pretrained is None else pretrained.hash()
+    return StartingPoint(label_sets, facts, weights, pretrained_hash, time.perf_counter() - started)
 
 
 def label_groups(

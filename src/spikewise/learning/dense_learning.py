@@ -53,7 +53,9 @@ def learn_dense(
         settings.network.spatial_features,
     )
     device = choose_device(settings.sorting.device)
-    history = train_network(network, TrainingTask(parts[False], parts[True]), training, device, progress, start)
+    history = train_network(
+        network, TrainingTask(parts[False], parts[True]), training, device, progress, start
+    )
     return network, {
         "num_training_spikes": parts[False].num_positive_spans,
         "num_held_out_spikes": parts[True].num_positive_spans,

@@ -1,4 +1,4 @@
-"""Fitting the gates of units: where in a recording a unit is worth looking for."""
+"""Fitting the gates of units (:mod:`spikewise.models.gates`) to their networks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from torch import Tensor
 from spikewise.models.gates import NUM_BLOCKS, OPEN
 
 ANSWER = 0.2
-"""Probability from which on the network says that there is something."""
+"""A patch counts as positive if the network gives it a higher probability. Chosen by hand."""
 LOST = 0.01
-"""Fraction of such patches that may be kept from the network. Patches hold far more overlapping spikes than
-recordings, and a spike opens the gate in its own block or in one beside it: of the spikes that the dense path
-finds in recordings, less than a thousandth is lost."""
+"""Fraction of the positive patches on which the first gate may be closed. In recordings the loss is smaller:
+patches hold far more overlapping spikes, and a spike also opens the gate from the blocks beside it. The tests
+lose less than one in a thousand of the spikes that the dense path finds."""
 LOST_CLOSER = 0.005
-"""The same of the second gate. A spike reaches over one or two moments that it sees, and where the network
-says yes at one of them, the blocks beside it are asked, too."""
+"""The same for the second gate, which sees a spike at one or two outputs. If the network finds the spike at
+one of them, the blocks beside it are evaluated too."""
 CLOSER_PATCHES = 8000
-"""Patches of a unit that are enough to fit its second gate."""
+"""Largest number of patches of a unit to which its second gate is fitted. Chosen by hand."""
 _FEWEST = 50
+"""With fewer positive or negative patches no gate is fitted: it stays open. Chosen by hand."""
 _RIDGE = 0.01
+"""Added to the variances, as a fraction of their mean, to keep the solution stable. Chosen by hand."""
 
 
 def gate_inputs(patches: Tensor, block: int, random: np.random.Generator) -> Tensor:
-    """Return what the gate sees of patches, whose centres lie anywhere within their blocks.
+    """Return the inputs of the gate for patches; the centre of each lies at a random sample of its block.
 
     Parameters
     ----------
@@ -42,8 +44,10 @@ def gate_inputs(patches: Tensor, block: int, random: np.random.Generator) -> Ten
     num_patches, _, window = patches.shape
     centre = (window - 1) // 2
     first = centre - torch.from_numpy(random.integers(block, size=num_patches)) - block
-    at = (first[:, None] + torch.arange(NUM_BLOCKS * block)).clamp(0, window - 1)
-    around = patches.gather(2, at[:, None].expand(-1, patches.shape[1], -1)).unflatten(2, (NUM_BLOCKS, block))
+    index = (first[:, None] + torch.arange(NUM_BLOCKS * block)).clamp(0, window - 1)
+    around = patches.gather(2, index[:, None].expand(-1, patches.shape[1], -1)).unflatten(
+        2, (NUM_BLOCKS, block)
+    )
     return torch.stack([around.amin(3), around.amax(3)], dim=2).flatten(1)
 
 
@@ -55,24 +59,24 @@ def fit_gate(inputs: Tensor, probabilities: Tensor, lost: float = LOST) -> tuple
     inputs : Tensor
         (num_patches, num_inputs)
     probabilities : Tensor
-        (num_patches,) what the network says.
+        (num_patches,) output of the network.
     lost : float
-        Fraction of the patches to which it says yes that may be kept from it.
+        Fraction of the positive patches on which the gate may be closed.
 
     Returns
     -------
     weight : Tensor
         (num_inputs,)
     level : float
-        The gate is open where ``inputs @ weight > level``; always, where the network says yes to too few
-        patches to fit anything.
+        The gate is open where ``inputs @ weight > level``. It is always open if there are too few positive or
+        negative patches for a fit.
     """
-    answered = probabilities > ANSWER
-    if answered.sum() < _FEWEST or (~answered).sum() < _FEWEST:
+    is_positive = probabilities > ANSWER
+    if is_positive.sum() < _FEWEST or (~is_positive).sum() < _FEWEST:
         return torch.zeros(inputs.shape[1]), OPEN
-    yes, no = inputs[answered].double(), inputs[~answered].double()
-    within = (torch.cov(yes.T) + torch.cov(no.T)) / 2
+    positive, negative = inputs[is_positive].double(), inputs[~is_positive].double()
+    within = (torch.cov(positive.T) + torch.cov(negative.T)) / 2
     within.diagonal().add_(_RIDGE * within.diagonal().mean())
-    weight = torch.linalg.solve(within, yes.mean(0) - no.mean(0)).float()
-    scores = inputs[answered] @ weight
+    weight = torch.linalg.solve(within, positive.mean(0) - negative.mean(0)).float()
+    scores = inputs[is_positive] @ weight
     return weight, torch.quantile(scores, lost).item()

@@ -1,11 +1,11 @@
 """The threshold of each unit, chosen on held-out labelled time.
 
 Peaks are found once with a low threshold; every candidate threshold is then scored by counting. A unit with
-few held-out spikes cannot choose alone, so each unit's counts are joined by those of all units together,
-weighted as :data:`PRIOR_SPIKES` spikes: with many spikes of its own a unit decides for itself, with few it
-follows the rest. Where all units together have few, no false peak is seen above a low threshold and no true
-one is missed below a high one, so anything between looks perfect. What is usual then decides: the curves of
-missed and false spikes of other recordings count as :data:`USUAL_SPIKES` spikes.
+few held-out spikes cannot choose alone. So the counts of all units together, weighted as :data:`PRIOR_SPIKES`
+spikes, are added to the counts of each unit: a unit with many spikes decides for itself, a unit with few
+follows the rest. If all units together have few spikes, every threshold in a wide range looks perfect. So
+typical curves of missed and false spikes from other recordings are added too; they count as
+:data:`USUAL_SPIKES` spikes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,20 @@ from spikewise.sorting.detector import Detector
 from spikewise.sorting.spikes import Spikes
 
 CANDIDATES = np.arange(0.10, 0.96, 0.025)
+"""Thresholds that are compared, as fractions of the response to a perfect spike. Chosen by hand."""
 DEFAULT_THRESHOLD = 0.5
+"""Threshold where no held-out time can choose one. Chosen by hand."""
 PRIOR_SPIKES = 20.0
+"""Weight of the counts of all units in the counts of one, in spikes. Chosen by hand."""
 USUAL_SPIKES = 200.0
+"""Weight of the typical curves below, in spikes. Chosen by hand; why they are used: docs/design-notes.md."""
 USUALLY_MISSED = 0.075 * CANDIDATES**1.6
 """Fraction of the true spikes below each candidate: rough means over simulated tetrodes and a dense probe
 with 10 and 30 labels for each unit, whose best thresholds were 0.4 to 0.7."""
 USUALLY_FALSE = 0.55 * np.exp(-7.7 * CANDIDATES)
 """False spikes above each candidate, for each true one, from the same recordings."""
 _MAX_HELD_OUT_S = 30.0
+"""Longest held-out time that is searched for thresholds. Chosen by hand."""
 
 
 def lowest_thresholds(num_units: int) -> np.ndarray:
@@ -48,8 +53,8 @@ def choose_thresholds(
 ) -> np.ndarray:
     """Choose the threshold of each unit that gives the highest accuracy on held-out time.
 
-    A peak near a spike that is neither positive nor noise cannot be judged; where it is no hit, the false
-    peaks elsewhere stand for it, in proportion.
+    A peak near a spike that is neither positive nor noise cannot be scored. If it is no hit, the number of
+    false peaks elsewhere is scaled up to account for it.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How far the learning of units is, in one file, so that it goes on where it was ended.
+"""The progress of learning units, in one file, so that an interrupted training can continue.
 
 Units are learnt in blocks that share nothing (:mod:`spikewise.learning.unit_training`), each from its own
 seeds, so that whole blocks are all that there is to keep: no state of an optimizer or of a random generator.
@@ -66,7 +66,7 @@ class UnitProgress:
 
 
 def load_progress(path: Path | None) -> UnitProgress:
-    """Return how far a training is: at its beginning where there is no file, or one that cannot be used."""
+    """Return the progress of a training: none if the file is missing or cannot be used."""
     if path is None or not path.exists():
         return UnitProgress()
     try:

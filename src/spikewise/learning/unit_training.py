@@ -29,8 +29,10 @@ logger = logging.getLogger(__name__)
 _UNITS_AT_ONCE = 8  # on one thread: their features stay in a processor's cache
 _SAME_BATCHES = 16  # so many units see their patches in the same order
 RARITY = 3.0
-"""Taken from each logit after training: a recording holds a unit far more rarely than its patches do."""
+"""Subtracted from each logit after training, because a unit is far rarer in a recording than in its patches.
+Chosen by hand (docs/few-labels.md)."""
 _SILENT = -20.0
+"""Bias of a unit that is not learnt yet: its probability is 0."""
 
 
 class Patches(Protocol):
@@ -116,7 +118,7 @@ def _blocks(first: int, num_units: int) -> list[range]:
 def _train_block(
     network: NeighbourhoodNetwork, patches: Patches, units: range, training: UnitTraining
 ) -> list[float]:
-    made = _make_patches(network.backbone, patches, units, training)
+    examples = _make_patches(network.backbone, patches, units, training)
     num_inputs, hidden = network.units.hidden_weight.shape[1:]
     block = UnitNetworks(len(units), num_inputs, hidden)
     draw_units(block, units, training.seed)
@@ -127,14 +129,16 @@ def _train_block(
     )
     same_batches = units[0] // _SAME_BATCHES * _SAME_BATCHES
     random = torch.Generator().manual_seed(stage_seed(training.seed, f"batches {same_batches}"))
-    batch_size = min(training.batch_size, made.num_patches)
+    batch_size = min(training.batch_size, examples.num_patches)
     last, num_last = torch.zeros(len(units)), max(1, training.steps // 10)
     for step in range(training.steps):
         # Patches are in random order, so that those which follow one another are as good as any.
-        first = int(torch.randint(made.num_patches - batch_size + 1, (1,), generator=random))
+        first = int(torch.randint(examples.num_patches - batch_size + 1, (1,), generator=random))
         batch = slice(first, first + batch_size)
-        logits = block(made.features[:, batch].float())
-        loss = functional.binary_cross_entropy_with_logits(logits, made.targets[:, batch], reduction="none")
+        logits = block(examples.features[:, batch].float())
+        loss = functional.binary_cross_entropy_with_logits(
+            logits, examples.targets[:, batch], reduction="none"
+        )
         by_unit = loss.mean(dim=1)
         optimizer.zero_grad(set_to_none=True)
         by_unit.sum().backward()
@@ -144,21 +148,23 @@ def _train_block(
             last += by_unit.detach() / num_last
     with torch.no_grad():
         block.bias.sub_(RARITY)
-        place = slice(units.start, units.stop)
+        rows = slice(units.start, units.stop)
         for name, parameter in network.units.named_parameters():
-            parameter[place] = block.get_parameter(name)
-        _fit_gates(network, block, made, units)
+            parameter[rows] = block.get_parameter(name)
+        _fit_gates(network, block, examples, units)
     return last.tolist()
 
 
-def _fit_gates(network: NeighbourhoodNetwork, block: UnitNetworks, made: _MadePatches, units: range) -> None:
-    """Fit the gates of some units to what their networks say about their patches."""
+def _fit_gates(
+    network: NeighbourhoodNetwork, block: UnitNetworks, examples: _UnitPatches, units: range
+) -> None:
+    """Fit the gates of some units to the outputs of their networks on their patches."""
     for row, unit in enumerate(units):
-        probabilities = torch.sigmoid(block(made.features[row : row + 1].float(), slice(row, row + 1))[0])
-        weight, level = fit_gate(made.gate_inputs[row].float(), probabilities)
+        probabilities = torch.sigmoid(block(examples.features[row : row + 1].float(), slice(row, row + 1))[0])
+        weight, level = fit_gate(examples.gate_inputs[row].float(), probabilities)
         network.gate_weight[unit] = weight.view_as(network.gate_weight[unit])
         network.gate_level[unit] = level
-        filtered = made.filtered[row].float()
+        filtered = examples.filtered[row].float()
         weight, level = fit_gate(filtered, probabilities[: len(filtered)], LOST_CLOSER)
         filters = network.backbone.filter1.weight
         network.closer_weight[unit] = weight.view(-1, len(filters)) @ filters
@@ -178,8 +184,8 @@ def evaluate_units(network: NeighbourhoodNetwork, patches: Patches, count: int, 
 
 
 @dataclass(frozen=True)
-class _MadePatches:
-    """Patches of some units: features (units, count, M * F), targets, and what the gates see of them.
+class _UnitPatches:
+    """Patches of some units: features (units, count, M * F), targets, and inputs of the gates.
 
     All but the targets are of half precision.
     """
@@ -196,7 +202,7 @@ class _MadePatches:
 
 
 @torch.no_grad()
-def _make_patches(backbone: Backbone, patches: Patches, units: range, training: UnitTraining) -> _MadePatches:
+def _make_patches(backbone: Backbone, patches: Patches, units: range, training: UnitTraining) -> _UnitPatches:
     features, targets, seen, filtered = [], [], [], []
     for unit in units:
         random = stage_generator(training.seed, f"patches {unit}")
@@ -205,7 +211,7 @@ def _make_patches(backbone: Backbone, patches: Patches, units: range, training: 
         targets.append(target)
         seen.append(gate_inputs(windows, training.gate_block, random).half())
         filtered.append((windows[:CLOSER_PATCHES] @ backbone.filter1.weight.T).flatten(1).half())
-    return _MadePatches(*(torch.stack(parts) for parts in (features, targets, seen, filtered)))
+    return _UnitPatches(*(torch.stack(parts) for parts in (features, targets, seen, filtered)))
 
 
 def draw_units(networks: UnitNetworks, units: Sequence[int], seed: int) -> None:

@@ -1,14 +1,14 @@
-"""Gates: where in a recording a unit is worth looking for.
+"""Gates: cheap tests that tell where a unit may fire.
 
-Most of the time most units are silent, and that is cheap to see: for each unit a linear function of the
-lowest and the highest value of its channels over a few short blocks of time says whether the unit's network
-could answer there at all. The network is asked only where the gate is open. A gate is fitted to the network
-itself, on the patches that the unit was learnt on, and its level is set such that hardly a patch to which the
-network says yes is kept from it.
+Most units are silent most of the time, and this is cheap to see. The gate of a unit is a linear function of
+the lowest and highest values of its channels over three short blocks of time. The unit's network is evaluated
+only where the gate is open. A gate is fitted to the network itself, on the patches from which the unit was
+learnt. Its threshold is set so that the gate closes on very few of the patches in which the network finds the
+unit.
 
-Where the gate of a unit is open, a second one looks closer, at one moment of the block: a linear function of
-the window on the unit's channels, made of the first temporal filters. A unit that hardly stands out of the
-noise has a first gate that is open nearly always, and a second one that is not.
+Where the first gate is open, a second gate tests the first output of the block. It is a linear function of
+the window on the unit's channels, made of the first temporal filters. It helps with weak units: near the
+noise, the first gate is open nearly always, and the second is not.
 
 A block is a number of samples; block 0 of a patch is the one that holds its centre.
 """
@@ -16,11 +16,13 @@ A block is a number of samples; block 0 of a patch is the one that holds its cen
 from __future__ import annotations
 
 BLOCK_MS = 0.25
+"""Length of a block, shorter than the plateau of a spike. Chosen by hand."""
 NUM_BLOCKS = 3
 """The block itself, the one before and the one after."""
 EXTREMES = 2
+"""The lowest and the highest value of a block."""
 OPEN = -1e9
-"""Level of a gate that is always open."""
+"""Threshold of a gate that is always open."""
 
 
 def block_samples(sampling_frequency: float, stride: int) -> int:

@@ -1,4 +1,4 @@
-"""Long recordings, stretch by stretch: memory depends on the chunk, never on the recording."""
+"""Sort a long recording chunk by chunk, so that the memory depends on the chunk only."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def find_in_stretch(
     Parameters
     ----------
     search : SegmentSearch
-        What it has computed before only saves time.
+        It may hold tiles from earlier stretches; these save time and change no spike.
     start, stop : int
         The stretch, in samples.
     chunk : int

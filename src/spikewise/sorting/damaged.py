@@ -1,7 +1,7 @@
-"""What damage costs: spikes that are not believed, labels that teach nothing, and the list of stretches.
+"""How damaged stretches affect a result: spikes in them are dropped, and the provenance lists them.
 
-A spike is dropped where three quarters or more of the channels that its unit sees are damaged within the
-network's window around it. A channel that dies therefore silences only what nothing else shows.
+A spike is dropped if at least three quarters of the channels that its unit sees are damaged within the
+network's window around it. So a dead channel silences only units that hardly any other channel shows.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from spikewise.models.windowed import WindowedNetwork
 from spikewise.sorting.spikes import Spikes
 
 MOST = 0.75
+"""Fraction of the channels of a unit; with more damaged, a spike or label is dropped. Chosen by hand
+(docs/faults.md)."""
 MAX_LISTED = 10_000
+"""Largest number of damaged stretches in the provenance; all are counted. Chosen by hand."""
 
 
 class DamagedTraces(Traces, Protocol):
-    """Traces that tell which of their stretches are damaged."""
+    """Traces that know their damaged stretches."""
 
     def damage(self, segment_index: int, start: int, stop: int) -> np.ndarray:
         """Return the damaged stretches between two frames, of the type STRETCH."""
@@ -38,7 +41,7 @@ class Damage:
     stretches : tuple of ndarray
         Of the type STRETCH, one array for each segment, in order of time.
     num_dropped : int
-        Spikes that were not believed.
+        Spikes that were dropped because of damage.
     """
 
     stretches: tuple[np.ndarray, ...]
@@ -56,15 +59,15 @@ class Found:
 def drop_damaged_spikes(
     spikes: Spikes, traces: DamagedTraces, network: WindowedNetwork, stretch: tuple[int, int, int]
 ) -> Found:
-    """Drop the spikes of one stretch that damage may have made.
+    """Drop the spikes of one stretch that damage may have caused.
 
     Parameters
     ----------
     spikes : Spikes
     traces : DamagedTraces
-        What they were found in; blocks that were not read yet are looked at.
+        The traces in which they were found; blocks that were not read yet are read and checked.
     network : WindowedNetwork
-        What found them: its window, and the channels of its units.
+        The network that found them: its window and the channels of its units are used.
     stretch : (int, int, int)
         Segment, first sample, and the sample after the last.
     """
@@ -127,7 +130,7 @@ def describe_damage(
 
 
 def tell_damage(facts: dict[str, Any] | None) -> str | None:
-    """Return one line that tells of the damage in a provenance; None where there is none."""
+    """Return one line that describes the damage in a provenance; None if there is none."""
     if not facts or not facts["num_stretches"]:
         return None
     counts: dict[str, int] = {}
@@ -150,7 +153,7 @@ def _channels_of_units(network: WindowedNetwork) -> np.ndarray:
 
 
 def _count_damaged(spikes: Spikes, stretches: np.ndarray, sees: np.ndarray, radius: int) -> np.ndarray:
-    """Return on how many channels that its unit sees there is damage within the window of each spike."""
+    """Return, for each spike, how many channels of its unit are damaged within the window."""
     counts = np.zeros(len(spikes), np.int32)
     on_all = stretches[stretches["channel_index"] == ALL_CHANNELS]
     is_hit = _within(spikes.sample_index, on_all, radius)
@@ -163,25 +166,25 @@ def _count_damaged(spikes: Spikes, stretches: np.ndarray, sees: np.ndarray, radi
 
 
 def _within(samples: np.ndarray, stretches: np.ndarray, radius: int) -> np.ndarray:
-    """Tell which samples lie in a stretch, or within a radius of it."""
+    """Return which samples lie in a stretch or within a radius of it."""
     starts, stops = union(stretches["start"] - radius, stretches["stop"] + radius)
     if not len(starts):
         return np.zeros(len(samples), bool)
-    place = np.searchsorted(starts, samples, side="right") - 1
-    return (place >= 0) & (samples < stops[np.maximum(place, 0)])
+    index = np.searchsorted(starts, samples, side="right") - 1
+    return (index >= 0) & (samples < stops[np.maximum(index, 0)])
 
 
 def _connected(stretches: np.ndarray) -> np.ndarray:
-    """Join the parts of each channel and kind that were cut where blocks end."""
+    """Join the parts of each channel and kind that were cut at the ends of blocks."""
     parts = [np.empty(0, STRETCH)]
     keys = np.unique(stretches[["channel_index", "kind"]])
     for key in keys:
         own = stretches[stretches[["channel_index", "kind"]] == key]
         starts, stops = union(own["start"], own["stop"])
-        made = np.zeros(len(starts), STRETCH)
-        made["start"], made["stop"] = starts, stops
-        made["channel_index"], made["kind"] = key["channel_index"], key["kind"]
-        parts.append(made)
+        merged = np.zeros(len(starts), STRETCH)
+        merged["start"], merged["stop"] = starts, stops
+        merged["channel_index"], merged["kind"] = key["channel_index"], key["kind"]
+        parts.append(merged)
     joined = np.concatenate(parts)
     return joined[np.lexsort((joined["channel_index"], joined["start"]))]
 

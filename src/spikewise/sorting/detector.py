@@ -1,4 +1,4 @@
-"""What all detectors have in common: the way from traces to spikes.
+"""The base of all detectors, which turn traces into spikes.
 
 A detector runs a trained network on tiles: stretches of some thousand outputs on a fixed grid of the
 recording. A tile always has the same shape and the same samples, so its numbers are the same to the bit
@@ -39,7 +39,7 @@ class Detector(ABC):
     Parameters
     ----------
     network : WindowedNetwork
-        Trained network. It stays as it is: where it must be moved or put into evaluation mode, a copy is.
+        Trained network. It is not changed: if it must be moved or put into evaluation mode, a copy is made.
     thresholds : ndarray
         (num_units,) response that a spike of each unit must exceed.
     sampling_frequency : float
@@ -98,9 +98,9 @@ class Detector(ABC):
 
 
 def network_on(network: WindowedNetwork, device: torch.device) -> WindowedNetwork:
-    """Return a network in evaluation mode on a device: itself where it is so already, else a copy."""
-    places = {tensor.device for tensor in network.state_dict().values()}
-    if not network.training and places <= {device}:
+    """Return a network in evaluation mode on a device: itself if it is so already, else a copy."""
+    devices = {tensor.device for tensor in network.state_dict().values()}
+    if not network.training and devices <= {device}:
         return network
     return copy.deepcopy(network).eval().to(device)
 
@@ -122,7 +122,7 @@ def stride_samples(label_radius: int, largest: int) -> int:
 
 
 def tile_samples(num_channels: int, values: int, limits: tuple[int, int]) -> int:
-    """Return the outputs of a tile: a power of two within `limits`, the fewer the more channels there are.
+    """Return the outputs of a tile: a power of two within `limits`; more channels give fewer outputs.
 
     Parameters
     ----------

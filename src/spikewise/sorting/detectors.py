@@ -1,13 +1,13 @@
-"""The choice of a detector: this is the one place where it is made.
+"""The choice of a detector. Detectors are chosen here only.
 
 =================  ==========================  ==============================================================
 detector           network                     where
 =================  ==========================  ==============================================================
 `SparseDetector`   of the neighbourhood        CPU: computes each unit only where its gate is open
                    design
-`DeviceDetector`   of the neighbourhood        GPU: computes all units at every moment, as large products
+`DeviceDetector`   of the neighbourhood        GPU: computes all units at every output, as large products
                    design
-`DenseDetector`    any                         CPU or GPU: computes all units at every moment; the reference
+`DenseDetector`    any                         CPU or GPU: computes all units at every output; the reference
 =================  ==========================  ==============================================================
 """
 
@@ -37,7 +37,7 @@ def make_detector(
     Parameters
     ----------
     network : WindowedNetwork
-        Trained network; it stays as it is.
+        Trained network; it is not changed.
     thresholds : ndarray
         (num_units,) response that a spike of each unit must exceed.
     sampling_frequency : float

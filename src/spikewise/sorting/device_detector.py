@@ -1,10 +1,10 @@
-"""From traces to spikes on a GPU, with the network of the neighbourhood design asked everywhere.
+"""From traces to spikes on a GPU: the network of the neighbourhood design is computed at every output.
 
-Tile by tile of a fixed grid the network's probabilities are computed as a few large products
-(:mod:`spikewise.models.grouped`). A stretch of several tiles is then smoothed and searched for peaks at once;
-nothing waits for the device until the spikes of that stretch are copied back. How long the stretch is depends
-on the memory that is free, and changes no spike: products have the shape of a tile, and what follows is
-exact arithmetic.
+The recording is cut into tiles of a fixed grid. For each tile the probabilities are computed as a few large
+products (:mod:`spikewise.models.grouped`). A stretch of several tiles is then smoothed and searched for peaks
+at once. The program waits for the device only when the spikes of that stretch are copied back. The length of
+the stretch depends on the free memory and changes no spike: products have the shape of a tile, and all later
+steps are exact arithmetic.
 
 Shapes in comments: C channels, S samples, N units, R tiles of a stretch, T outputs of a tile.
 """
@@ -40,8 +40,10 @@ logger = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "bfloat16"]
 _TILE_VALUES = 2**23
+"""Samples times channels of a tile. Chosen by hand."""
 _TILE_SAMPLES = (2048, 65536)
-"""So few that the features of all channels nearly stay in a GPU's cache, so many that products are large."""
+"""Fewest and most outputs of a tile: the features of all channels nearly fit into a GPU's cache, and products
+are still large. Chosen by hand."""
 _BYTES_OF_SAMPLE = 32
 """Memory of a sample of a unit while it is smoothed and searched for peaks. Chosen by hand."""
 
@@ -70,10 +72,10 @@ class DeviceDetector(TensorDetector):
     Attributes
     ----------
     tiles_at_once : int or None
-        Tiles that are searched for peaks together; None before the first stretch, then as the free memory
-        allows.
+        Tiles that are searched for peaks together; None before the first stretch, later as many as fit into
+        the free memory.
     allocate : callable
-        Makes the memory of a stretch, as ``torch.empty``.
+        Allocates the memory of a stretch, like ``torch.empty``.
     """
 
     def __init__(
@@ -118,7 +120,7 @@ class DeviceDetector(TensorDetector):
         return self._tiles(start, stop)
 
     def samples_until(self, stop: int) -> int:
-        """Return the sample after the last that finding spikes before `stop` takes."""
+        """Return the sample after the last one that is needed to find the spikes before `stop`."""
         return self._tiles(stop, stop)[1] * self.tile_samples + self.network.right_margin + self._beyond
 
     def peaks_of_tiles(self, tiles: dict[int, Tensor], start: int, stop: int) -> Spikes:
@@ -161,8 +163,8 @@ class DeviceDetector(TensorDetector):
         outputs = []
         for begin in range(0, num_tiles * self.tile_samples, self.tile_samples):
             tile = torch.zeros(self.network.num_channels, self._grouped.num_samples)
-            given = torch.from_numpy(padded_traces[begin : begin + tile.shape[1]].T)
-            tile[:, : given.shape[1]] = given
+            part = torch.from_numpy(padded_traces[begin : begin + tile.shape[1]].T)
+            tile[:, : part.shape[1]] = part
             outputs.append(self._run(tile.to(self.device)))
         return self._interpolated(torch.stack(outputs, dim=1)).T
 
@@ -234,7 +236,7 @@ class _DeviceSearch:
         return detector.peaks_of_tiles(self._outputs, start, stop)
 
     def _shrink(self) -> None:
-        """Search half as many tiles at once from now on, after all memory is given back."""
+        """Free all memory, and search half as many tiles at once from now on."""
         detector = self._detector
         self._outputs.clear()
         if isinstance(self._traces, DeviceTraces):
@@ -248,7 +250,7 @@ class _DeviceSearch:
 
 
 def _captured(network: GroupedNetwork) -> Callable[[Tensor], Tensor]:
-    """Return the network as one graph, which a card starts at once, or as it is where that is impossible."""
+    """Return the network as one CUDA graph, or unchanged if that is impossible."""
     try:
         return _CapturedNetwork(network)
     except RuntimeError as error:  # out of memory is one, too
@@ -270,19 +272,19 @@ class _CapturedNetwork:
         device = network.device
         self._traces = torch.zeros(network.num_channels, network.num_samples, device=device)
         with torch.cuda.device(device):
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # libraries prepare what they need
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # warm-up: libraries allocate what they need
                 for _ in range(2):
                     network(self._traces)
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._answer = network(self._traces)
+                self._output = network(self._traces)
 
     @torch.inference_mode()
     def __call__(self, traces: Tensor) -> Tensor:
         """Return the probabilities of a tile; see :class:`GroupedNetwork`."""
         self._traces.copy_(traces)
         self._graph.replay()
-        return self._answer.clone()
+        return self._output.clone()

@@ -1,4 +1,4 @@
-"""How much memory a device has left, and what to do when that was not enough."""
+"""The free memory of a device, and errors for too little of it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import torch
 
 from spikewise.core.errors import SpikewiseError
 
-_OF_CPU = 2**30
-_ENOUGH = 2**34
-"""More is of no use."""
+_CPU_BYTES = 2**30
+"""Bytes that may be used where the device is the CPU. Chosen by hand."""
+_MOST_BYTES = 2**34
+"""Most bytes that are used; more memory brings nothing. Chosen by hand."""
 _SHARE = 0.6
-"""Of the free memory; the rest is for what allocators and libraries of products and spectra keep."""
-_TELLS = ("out of memory", "ALLOC_FAILED", "Invalid buffer size")
-"""What other errors say that mean the same: those of Apple's devices, of cuBLAS and of cuFFT."""
+"""Fraction of the free memory that is used; allocators, cuBLAS and cuFFT need the rest. Chosen by hand."""
+_MEMORY_MESSAGES = ("out of memory", "ALLOC_FAILED", "Invalid buffer size")
+"""Parts of the messages of other errors that mean the same: of Apple's devices, cuBLAS and cuFFT."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -24,29 +25,30 @@ def free_bytes(device: torch.device) -> int:
         free, total = torch.cuda.mem_get_info(device)
         allocated = torch.cuda.memory_allocated(device)
         free += torch.cuda.memory_reserved(device) - allocated
-        return min(_ENOUGH, int(_SHARE * min(free, _allowed_fraction(device) * total - allocated)))
+        return min(_MOST_BYTES, int(_SHARE * min(free, _allowed_fraction(device) * total - allocated)))
     if device.type == "mps":
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-        return min(_ENOUGH, int(_SHARE * free))
-    return _OF_CPU
+        return min(_MOST_BYTES, int(_SHARE * free))
+    return _CPU_BYTES
 
 
 def _allowed_fraction(device: torch.device) -> float:
-    """Return the fraction of a card that this process may use; PyTorch before 2.8 does not tell it."""
-    ask = getattr(torch.cuda.memory, "get_per_process_memory_fraction", None)
+    """Return the fraction of a card that this process may use; 1 with PyTorch before 2.8, which does not
+    report it."""
+    fraction = getattr(torch.cuda.memory, "get_per_process_memory_fraction", None)
     index = torch.cuda.current_device() if device.index is None else device.index
-    return 1.0 if ask is None else ask(index)
+    return 1.0 if fraction is None else fraction(index)
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether an error says that a device has too little memory."""
+    """Return whether an error means that a device has too little memory."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(part in str(error) for part in _TELLS)
+        isinstance(error, RuntimeError) and any(part in str(error) for part in _MEMORY_MESSAGES)
     )
 
 
 def too_little_memory(device: torch.device, what: str) -> SpikewiseError:
-    """Return the error that something does not fit on a device, whatever is done."""
+    """Return the error for something that does not fit on a device."""
     return SpikewiseError(
         f"the device {device} has too little memory for {what}",
         "a device on which that fits: 4 GB are enough for 384 channels",
@@ -56,7 +58,7 @@ def too_little_memory(device: torch.device, what: str) -> SpikewiseError:
 
 @contextmanager
 def memory_errors(device: torch.device, what: str) -> Iterator[None]:
-    """Turn what PyTorch raises where memory is not enough into a :class:`SpikewiseError`."""
+    """Turn the out-of-memory errors of PyTorch into a :class:`SpikewiseError`."""
     try:
         yield
     except RuntimeError as error:
@@ -66,7 +68,7 @@ def memory_errors(device: torch.device, what: str) -> Iterator[None]:
 
 
 def release(device: torch.device) -> None:
-    """Give back what PyTorch keeps of a device for later use."""
+    """Free the memory of a device that PyTorch keeps for later use."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

@@ -1,4 +1,4 @@
-"""The groups of channels of a recording: one for each probe, shank or tetrode, prepared once, then handed on."""
+"""The groups of channels of a recording: one for each probe, shank or tetrode."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Group:
     ----------
     name : str
     recording : BaseRecording
-        As it came in.
+        The raw recording of these channels.
     preprocessed : Preprocessed
     reader : TraceReader
         Preprocessed traces.
@@ -52,9 +52,9 @@ class Preparation:
     sorting : SortingConfig
         Its `damage`, `artefact_noise` and `device`.
     seed : int
-        Of the pieces of the recording that measure noise and damage.
+        Seed of the pieces of the recording on which noise and damage are measured.
     silenced : dict of str to tuple of str, or None
-        With a model: the silenced channels of each group that it knows. Other groups are left out.
+        With a model: the silenced channels of each of its groups. Other groups are left out.
     """
 
     preprocessing: PreprocessingConfig
@@ -65,14 +65,14 @@ class Preparation:
 
     @classmethod
     def of(cls, config: Config, model: Model | None = None) -> Preparation:
-        """Prepare as the settings ask for; with a model, as its recording was prepared when it was trained."""
+        """Return the preparation of the settings; with a model, the one it was trained with."""
         if model is None:
             return cls(config.preprocessing, config.network, config.sorting, config.training.seed)
         return cls.of_model(model, config.sorting, config.training.seed)
 
     @classmethod
     def of_model(cls, model: Model, sorting: SortingConfig, seed: int) -> Preparation:
-        """Prepare as the recording of a model was prepared when it was trained."""
+        """Return the preparation with which a model was trained."""
         silenced = {group.name: group.silenced_channel_ids for group in model.groups}
         return cls(model.preprocessing_config, model.network_config, sorting, seed, silenced)
 

@@ -1,9 +1,10 @@
 """Products that the network is made of, compiled: layers of a few rows, and the sums of second gates.
 
 Most of the arithmetic of the sparse path is products of a few rows with a small matrix. They are written here
-with vectors of sixteen numbers that stay in a processor's registers. They read the traces without copies:
-a library's product of this size spends as much time again on cutting out its inputs. LLVM translates the
-vectors into the instructions of the processor. The loops take no lock, and a result depends on its inputs only.
+with vectors of sixteen numbers that stay in a processor's registers. They read the traces without copies: a
+library's product of this size spends as much time again on cutting out its inputs. LLVM translates the
+vectors into the instructions of the processor. The loops take no lock, and a result depends on its inputs
+only.
 
 Shapes: C channels, B blocks of a tile, N units, M channels of a unit, W samples of a window. Features
 come in panels of sixteen: weights (panels, inputs, 16), with zeros where there are fewer.
@@ -27,6 +28,7 @@ LANES = 16
 ROWS = 4
 """Rows that are multiplied at once: as many chains of additions keep a processor busy."""
 SUM_LANES = 8
+"""Numbers of a vector in the sums of second gates."""
 _VECTOR = ir.VectorType(vectors.FLOAT, LANES)
 _SUM_VECTOR = ir.VectorType(vectors.FLOAT, SUM_LANES)
 
@@ -41,9 +43,9 @@ def _write_positive_products(  # type: ignore[no-untyped-def]
     """
     signature = types.void(*[types.int64] * 6)
 
-    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
-        sources, targets, offset, length, weight, bias = given
-        rows, places = (
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        sources, targets, offset, length, weight, bias = arguments
+        rows, targets_of_rows = (
             [
                 vectors.load(builder, vectors.after(builder, addresses, row, 8), vectors.INDEX)
                 for row in range(ROWS)
@@ -63,9 +65,11 @@ def _write_positive_products(  # type: ignore[no-untyped-def]
 
         start = [vectors.load(builder, bias, _VECTOR)] * ROWS
         nothing = vectors.zeros(_VECTOR)
-        for place, total in zip(places, vectors.count_up(builder, length, start, step), strict=True):
+        for address, total in zip(
+            targets_of_rows, vectors.count_up(builder, length, start, step), strict=True
+        ):
             is_positive = builder.fcmp_ordered(">", total, nothing)
-            target = builder.add(place, offset)
+            target = builder.add(address, offset)
             vectors.store(builder, builder.select(is_positive, total, nothing), target)
         return context.get_dummy_value()
 
@@ -77,13 +81,13 @@ def _write_weighted_sum(  # type: ignore[no-untyped-def]
 ):
     """Return the sum of rows of values times weight (num_rows, num_vectors, SUM_LANES).
 
-    A row begins at so many values from `values` as `starts` (int64) tells. Its last vector begins `overlap`
-    values earlier than the one before ends. All but the numbers are addresses; rows are whole ROWS.
+    `starts` (int64) holds the first value of each row, counted from `values`. Its last vector begins
+    `overlap` values earlier than the one before ends. All but the numbers are addresses; rows are whole ROWS.
     """
     signature = types.float32(*[types.int64] * 6)
 
-    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
-        values, starts, num_rows, weight, num_vectors, overlap = given
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        values, starts, num_rows, weight, num_vectors, overlap = arguments
         last = builder.sub(num_vectors, vectors.number(1))
         back = builder.mul(overlap, vectors.number(4))
         row_bytes = builder.mul(num_vectors, vectors.number(4 * SUM_LANES))
@@ -92,10 +96,10 @@ def _write_weighted_sum(  # type: ignore[no-untyped-def]
             first = builder.mul(number, vectors.number(ROWS))
             begins, factors = [], []
             for row in range(ROWS):
-                at = builder.add(first, vectors.number(row))
-                start = vectors.load(builder, vectors.after(builder, starts, at, 8), vectors.INDEX)
+                index = builder.add(first, vectors.number(row))
+                start = vectors.load(builder, vectors.after(builder, starts, index, 8), vectors.INDEX)
                 begins.append(vectors.after(builder, values, start, 4))
-                factors.append(builder.add(weight, builder.mul(at, row_bytes)))
+                factors.append(builder.add(weight, builder.mul(index, row_bytes)))
 
             def vector(index: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
                 is_last = builder.icmp_signed("==", index, last)
@@ -157,11 +161,11 @@ def overlapping(weight: np.ndarray) -> np.ndarray:
     """
     num_units, num_near, window = weight.shape
     num_vectors = -(-window // SUM_LANES)
-    made = np.zeros((num_units, -(-num_near // ROWS) * ROWS, num_vectors, SUM_LANES), np.float32)
+    split = np.zeros((num_units, -(-num_near // ROWS) * ROWS, num_vectors, SUM_LANES), np.float32)
     whole = (num_vectors - 1) * SUM_LANES
-    made[:, :num_near, :-1] = weight[:, :, :whole].reshape(num_units, num_near, -1, SUM_LANES)
-    made[:, :num_near, -1, num_vectors * SUM_LANES - window :] = weight[:, :, whole:]
-    return made
+    split[:, :num_near, :-1] = weight[:, :, :whole].reshape(num_units, num_near, -1, SUM_LANES)
+    split[:, :num_near, -1, num_vectors * SUM_LANES - window :] = weight[:, :, whole:]
+    return split
 
 
 @compiled()
@@ -219,8 +223,8 @@ def layer(
 ) -> None:
     """Fill the positive features of rows, whole ROWS, whose inputs and outputs lie at the given addresses.
 
-    The arrays at these addresses must not be made by the calling loop: the loop frees an array as soon as it
-    does not name it any more.
+    The calling loop must not allocate the arrays at these addresses itself: it frees an array after the last
+    line that names it.
     """
     for panel in range(weight.shape[0]):
         offset, length = np.int64(4 * LANES * panel), np.int64(weight.shape[1])

@@ -1,8 +1,8 @@
 """Compiled loops of the sparse path: gates, and peaks among few samples.
 
 :mod:`spikewise.sorting.sparse` explains what they compute and why. No loop takes a lock or depends on the
-number of threads. Where a loop copies, its indices are unsigned: an index that may be negative, and then counts
-from the end, keeps the compiler from copying many values at once.
+number of threads. Where a loop copies, its indices are unsigned: an index that may be negative, and then
+counts from the end, keeps the compiler from copying many values at once.
 
 Shapes: C channels, S samples, B blocks of a tile, N units, M channels of a unit, Q outputs of a block,
 R rows.
@@ -24,23 +24,24 @@ from spikewise.core.compiling import compiled
 _USUAL_BLOCK = 8
 """Samples of a block at 24 to 35 kHz."""
 _BLOCKS_AT_ONCE = 16
+"""Blocks whose extremes are computed together, as one vector."""
 
 
 def _write_extremes(typing_context, values, lowest, highest):  # type: ignore[no-untyped-def]
     """Write the lowest and the highest values of 16 blocks of 8 values; all are addresses."""
 
-    def write(context: Any, builder: ir.IRBuilder, signature: Any, given: list[ir.Value]) -> ir.Value:
-        values, *targets = given
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        values, *targets = arguments
         kind = ir.VectorType(vectors.FLOAT, _BLOCKS_AT_ONCE)
         rows = [
             vectors.load(builder, vectors.after(builder, values, row, 4 * _BLOCKS_AT_ONCE), kind)
             for row in range(_USUAL_BLOCK)
         ]
         for join, target in zip((vectors.lower, vectors.higher), targets, strict=True):
-            made = rows
-            while len(made) > 1:
-                made = vectors.paired(builder, made, functools.partial(join, builder))
-            vectors.store(builder, made[0], target)
+            remaining = rows
+            while len(remaining) > 1:
+                remaining = vectors.paired(builder, remaining, functools.partial(join, builder))
+            vectors.store(builder, remaining[0], target)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 3), write
@@ -68,12 +69,12 @@ def block_extremes(values: np.ndarray, step: int, begin: int, block: int, extrem
                 )
             continue
         for index in range(num_blocks):
-            at = first + index * block
-            lowest = values[at]
+            sample = first + index * block
+            lowest = values[sample]
             highest = lowest
             for offset in range(1, block):
-                lowest = min(lowest, values[at + offset])
-                highest = max(highest, values[at + offset])
+                lowest = min(lowest, values[sample + offset])
+                highest = max(highest, values[sample + offset])
             extremes[channel, 0, index] = lowest
             extremes[channel, 1, index] = highest
 
@@ -181,8 +182,8 @@ def peaks_of_units(
     """Find the peaks of all units; the probability is 0 in the blocks that are not listed.
 
     The arithmetic is that of :mod:`spikewise.sorting.peaks`: probabilities are interpolated linearly between
-    the outputs, rounded to whole levels, and convolved with the triangle. Of the peaks within the merge radius
-    the highest counts, of equal ones the first.
+    the outputs, rounded to whole levels, and convolved with the triangle. Of the peaks within the merge
+    radius the highest counts, of equal ones the first.
 
     Parameters
     ----------
@@ -223,16 +224,16 @@ def peaks_of_units(
             _fill_rows(level, begin, blocks[entry : last + 1], probabilities[entry : last + 1], rule)
             heights = _smoothed(level, rule.triangle_radius)
             lowest = thresholds[unit]
-            for at in range(merge_radius, len(heights) - merge_radius):
-                height = np.float32(heights[at]) / scale
-                is_wanted = height > lowest and limits[0] <= begin + at < limits[1]
-                if not is_wanted or not _is_highest(heights, at, merge_radius):
+            for sample in range(merge_radius, len(heights) - merge_radius):
+                height = np.float32(heights[sample]) / scale
+                is_wanted = height > lowest and limits[0] <= begin + sample < limits[1]
+                if not is_wanted or not _is_highest(heights, sample, merge_radius):
                     continue
                 if found == len(sample_index):
                     sample_index = np.concatenate((sample_index, np.empty_like(sample_index)))
                     unit_index = np.concatenate((unit_index, np.empty_like(unit_index)))
                     response = np.concatenate((response, np.empty_like(response)))
-                sample_index[found] = begin + at
+                sample_index[found] = begin + sample
                 unit_index[found] = unit
                 response[found] = height
                 found += 1
@@ -263,24 +264,24 @@ def _fill_rows(
         else:
             after = np.float32(0)
         end = probabilities[row, num_outputs - 1]
-        at = (blocks[row] + 1) * rule.block - stride - begin
+        sample = (blocks[row] + 1) * rule.block - stride - begin
         for offset in range(1, stride):
-            level[at + offset] = _between(end, after, offset, stride, rule.levels)
+            level[sample + offset] = _between(end, after, offset, stride, rule.levels)
 
 
 @compiled()
 def _fill_levels(
-    level: np.ndarray, at: int, probabilities: np.ndarray, row: int, stride: int, levels: int
+    level: np.ndarray, first: int, probabilities: np.ndarray, row: int, stride: int, levels: int
 ) -> None:
-    """Write the outputs of a block, and the values interpolated between them, from sample `at` on."""
+    """Write the outputs of a block, and the values interpolated between them, from sample `first` on."""
     num_outputs = probabilities.shape[1]
     for output in range(num_outputs):
         here = probabilities[row, output]
-        level[at + output * stride] = np.int32(np.rint(here * np.float32(levels)))
+        level[first + output * stride] = np.int32(np.rint(here * np.float32(levels)))
         if output + 1 < num_outputs:
             for offset in range(1, stride):
                 after = probabilities[row, output + 1]
-                level[at + output * stride + offset] = _between(here, after, offset, stride, levels)
+                level[first + output * stride + offset] = _between(here, after, offset, stride, levels)
 
 
 @compiled()
@@ -305,19 +306,19 @@ def _running_sum(values: np.ndarray, width: int) -> np.ndarray:
     """Return the sums over the last `width` values."""
     sums = np.zeros(len(values), np.int32)
     total = np.int64(0)
-    for at in range(len(values)):
-        total += values[at]
-        if at >= width:
-            total -= values[at - width]
-        sums[at] = total
+    for index in range(len(values)):
+        total += values[index]
+        if index >= width:
+            total -= values[index - width]
+        sums[index] = total
     return sums
 
 
 @compiled()
-def _is_highest(heights: np.ndarray, at: int, radius: int) -> bool:
+def _is_highest(heights: np.ndarray, sample: int, radius: int) -> bool:
     """Return whether a sample is higher than those before and not lower than those after, within a radius."""
-    height = heights[at]
+    height = heights[sample]
     for offset in range(1, radius + 1):
-        if heights[at - offset] >= height or heights[at + offset] > height:
+        if heights[sample - offset] >= height or heights[sample + offset] > height:
             return False
     return True

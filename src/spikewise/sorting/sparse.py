@@ -1,15 +1,15 @@
 """The network of the neighbourhood design, computed only where its units may fire.
 
-Most units are silent most of the time, so nearly every probability that the dense path computes is 0. Here the
-gate of each unit (:mod:`spikewise.models.gates`) selects short blocks of time. In these blocks the network of
-the unit is computed: first for one output of each block, then, where that output is promising, for all
-outputs. Temporal features are computed only for the channels that the unit sees. Elsewhere the probability is
-0. The dense path remains the reference; tests bound how many spikes the gates lose.
+Most units are silent most of the time, so nearly every probability that the dense path computes is 0. Here
+the gate of each unit (:mod:`spikewise.models.gates`) selects short blocks of time. In these blocks the
+network of the unit is computed: first for one output of each block, then, where that output is promising, for
+all outputs. Temporal features are computed only for the channels that the unit sees. Elsewhere the
+probability is 0. The dense path remains the reference; tests bound how many spikes the gates lose.
 
 As in the dense path, the work is done on tiles of a fixed grid of the recording, so the numbers are the same
 to the bit however a recording is cut. One thread works through a tile, in compiled loops
-(:mod:`spikewise.sorting.tiles`). Channels that lie near each other follow one another, so that they stay in its
-cache. Threads take different tiles.
+(:mod:`spikewise.sorting.tiles`). Channels that lie near each other follow one another, so that they stay in
+its cache. Threads take different tiles.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from spikewise.models.neighbourhood import NeighbourhoodNetwork
 from spikewise.sorting import kernels, tiles
 
 _PROMISING = 0.02
-"""Probability at the first output of a block from which on all its outputs are computed. With it the tests lose
-less than one spike in a thousand."""
+"""All outputs of a block are computed if its first output has at least this probability. With it the tests
+lose less than one spike in a thousand."""
 
 Loop = Callable[[kernels.Samples, tiles.Weights, tiles.Grid, tiles.Space], None]
 """Computes a tile: :func:`spikewise.sorting.tiles.evaluate_tile`, or a loop that is timed as well."""
@@ -114,24 +114,24 @@ class SparseNetwork:
         promising = np.float32(_PROMISING if first_output_suffices else -1)
         self._grid = tiles.Grid(network.left_margin - 2 * block, block, stride, window, promising)
         order = _side_by_side(_array(network.channel_index), network.num_channels)
-        self._place = np.argsort(order)
+        self._row_of_unit = np.argsort(order)
         self._weights = _weights_of(network, order)
         self._size = network.num_channels, network.num_units
         self._spare: list[tiles.Space] = []
 
     def evaluate(self, tile: Tile, loop: Loop = tiles.evaluate_tile) -> tuple[Evaluated, np.ndarray]:
-        """Compute the probabilities of a tile, which is given with the network's margins.
+        """Compute the probabilities of a tile; it includes the network's margins.
 
         Returns
         -------
         Evaluated
         ndarray
-            (4,) what was counted: see :data:`spikewise.sorting.tiles.OPENED`.
+            (4,) counts: see :data:`spikewise.sorting.tiles.OPENED`.
         """
         space = self._spare.pop() if self._spare else self._new_space()
         space.counts[:] = 0
         loop(kernels.Samples(tile.values, tile.step), self._weights, self._grid, space)
-        evaluated = Evaluated(*tiles.evaluated_of(space.is_open, space.probabilities, self._place))
+        evaluated = Evaluated(*tiles.evaluated_of(space.is_open, space.probabilities, self._row_of_unit))
         counts = space.counts.copy()
         self._spare.append(space)
         return evaluated, counts
@@ -147,7 +147,7 @@ class SparseNetwork:
             probabilities=np.empty((self.num_outputs, num_units, num_blocks), np.float32),
             between=np.zeros((at_once * num_near, weights.first[1].size), np.float32),
             inputs=np.zeros((at_once, weights.hidden[0].shape[2]), np.float32),
-            made=np.zeros((at_once, weights.hidden[1][0].size), np.float32),
+            hidden=np.zeros((at_once, weights.hidden[1][0].size), np.float32),
             is_seen=np.empty(num_channels, np.bool_),
             is_known=np.empty((1, num_blocks), np.bool_),
             none=np.zeros((1, num_blocks), np.bool_),
@@ -182,7 +182,7 @@ def _weights_of(network: NeighbourhoodNetwork, order: np.ndarray) -> tiles.Weigh
 def _side_by_side(channel_index: np.ndarray, num_channels: int) -> np.ndarray:
     """Return the units in an order in which units that see the same channels follow one another.
 
-    The samples that one unit has brought into a processor's cache are there for the next.
+    The samples that one unit has read are still in the processor's cache for the next.
     """
     rows = np.repeat(np.arange(len(channel_index)), channel_index.shape[1])
     sees = csr_array(

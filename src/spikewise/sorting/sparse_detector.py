@@ -1,4 +1,4 @@
-"""The detector of the CPU: it computes the network of a unit only where the unit's gate is open."""
+"""The detector for the CPU: it computes the network of a unit only where the unit's gate is open."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from spikewise.sorting.sparse import Evaluated, SparseNetwork, Tile, join
 from spikewise.sorting.spikes import Spikes
 
 _TILE_VALUES = 2**21
+"""Samples times channels of a tile; see below."""
 _TILE_SAMPLES = (1024, 8192)
-"""Outputs of a tile: so few that a tile and its features stay in a processor's cache (docs/speed.md)."""
+"""Fewest and most outputs of a tile: a tile and its features fit into a processor's cache (docs/speed.md)."""
 _READ_VALUES = 2**24
 """Samples times channels of the tiles that are read at once. Chosen by hand."""
 
@@ -116,7 +117,7 @@ class _SparseSearch:
         return detector.peaks(self._evaluated, start, stop)
 
     def _evaluate(self, numbers: range) -> None:
-        """Evaluate the tiles that are missing, each on one thread; meanwhile the next samples are read."""
+        """Evaluate the missing tiles, each on one thread, and read the next samples meanwhile."""
         detector = self._detector
         tiles = {
             number: detector.read_tile(self._traces, self._segment_index, number)
@@ -136,7 +137,7 @@ class _SparseSearch:
 def network_with_gates(
     network: WindowedNetwork, sampling_frequency: float, config: DetectionConfig
 ) -> NeighbourhoodNetwork | None:
-    """Return a network that has gates, and margins that hold what the gates see; None for any other."""
+    """Return the network if it has gates and its margins are wide enough for them, else None."""
     if not isinstance(network, NeighbourhoodNetwork):
         return None
     radius = label_radius_samples(config, sampling_frequency)

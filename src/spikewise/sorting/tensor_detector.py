@@ -1,4 +1,4 @@
-"""Detectors that compute the probability of every sample with PyTorch, and the plain one of them."""
+"""Detectors that compute the probability of every sample with PyTorch, and the simplest of them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ _TILE_VALUES = 2**19
 """Samples times channels of a tile: enough work for two cores, few enough for a processor's cache. Chosen by
 hand."""
 _TILE_SAMPLES = (1024, 8192)
+"""Fewest and most outputs of a tile. Chosen by hand."""
 
 
 class TensorDetector(Detector):
@@ -54,7 +55,7 @@ class TensorDetector(Detector):
         """Run the network tile by tile: (num_tiles * tile_samples, num_units)."""
 
     def padded_interval(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the interval of traces that finding the spikes of [start, stop) takes, in samples."""
+        """Return the interval of traces that is needed to find the spikes of [start, stop), in samples."""
         first_tile, last_tile = self._tiles(start, stop)
         return (
             first_tile * self.tile_samples - self.network.left_margin,
@@ -80,7 +81,8 @@ class TensorDetector(Detector):
         return self._peaks(self.responses(padded_traces, start, stop)[0], start)
 
     def responses(self, padded_traces: np.ndarray, start: int, stop: int) -> tuple[Tensor, int]:
-        """Return the smoothed probabilities of a stretch, and of what its peaks depend on around it.
+        """Return the smoothed probabilities of a stretch and of the samples around it that its peaks depend
+        on.
 
         Returns
         -------
@@ -114,7 +116,7 @@ class TensorDetector(Detector):
 
 
 class DenseDetector(TensorDetector):
-    """Computes any network at every moment: the reference for the other detectors.
+    """Computes any network at every output: the reference for the other detectors.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """The network on one tile, where gates are open: one compiled loop over the units.
 
-Unit after unit goes through all the steps. Units that see the same channels follow each other, so the samples
-that one unit has read are still in a processor's cache for the next. Nine in ten features of a channel at one
-output are needed by one unit only (384 channels, 200 units). So each unit computes its own features, in rows
-that stay in the innermost cache, instead of looking up what other units have computed.
+The loop does all steps for one unit, then for the next. Units that see the same channels follow each other,
+so the samples that one unit has read are still in a processor's cache for the next. Nine in ten features of a
+channel at one output are needed by one unit only (384 channels, 200 units). So each unit computes its own
+features, in rows that stay in the innermost cache, instead of looking up what other units have computed.
 
 Shapes: C channels, B blocks of a tile, N units, M channels of a unit, Q outputs of a block, F features.
 """
@@ -19,9 +19,10 @@ from spikewise.sorting.kernels import ROWS, Samples, close_gates, layer, product
 from spikewise.sorting.loops import block_extremes, keep_promising, open_gates
 
 AT_ONCE = 8
-"""Outputs of a unit that are computed together, whole ROWS."""
+"""Outputs of a unit that are computed together: a multiple of ROWS. Chosen by hand."""
 OPENED, SECOND_GATES, CHANNEL_OUTPUTS, UNIT_OUTPUTS = 0, 1, 2, 3
-"""What is counted: blocks behind open first gates, second gates computed, outputs of channels and of units."""
+"""Indices of the counts: blocks with an open first gate, second gates computed, outputs of channels, outputs
+of units."""
 
 
 class Weights(NamedTuple):
@@ -62,8 +63,8 @@ class Grid(NamedTuple):
     block, stride, window : int
         Samples of a block, from one output to the next, and of a window.
     promising : float
-        Probability at the first output of a block from which on all outputs of the block are computed. Below 0
-        all are computed anyway.
+        All outputs of a block are computed if its first output has a higher probability. If negative, all are
+        always computed.
     """
 
     begin: int
@@ -81,12 +82,12 @@ class Space(NamedTuple):
     extremes : ndarray of float32
         (C, 2, B + 4)
     is_open : ndarray of bool
-        (N, B) where the outputs of units are computed.
+        (N, B) blocks in which the outputs of units are computed.
     probabilities : ndarray of float32
-        (Q, N, B), filled where they are.
+        (Q, N, B), filled in these blocks.
     between : ndarray of float32
         (AT_ONCE * M, ...) features of the first filter of a channel.
-    inputs, made : ndarray of float32
+    inputs, hidden : ndarray of float32
         (AT_ONCE, ...) features of all channels that a unit sees, and its hidden features.
     is_seen : ndarray of bool
         (C,) channels whose extremes are computed.
@@ -103,7 +104,7 @@ class Space(NamedTuple):
     probabilities: np.ndarray
     between: np.ndarray
     inputs: np.ndarray
-    made: np.ndarray
+    hidden: np.ndarray
     is_seen: np.ndarray
     is_known: np.ndarray
     none: np.ndarray
@@ -135,9 +136,9 @@ def evaluate_tile(samples: Samples, weights: Weights, grid: Grid, space: Space) 
 
 @compiled()
 def open_blocks(samples: Samples, weights: Weights, grid: Grid, unit: int, space: Space) -> int:
-    """Find the blocks in which the gates of a unit are open; return how many they are.
+    """Find the blocks in which the gates of a unit are open; return their number.
 
-    `is_known` tells where its second gate is open too, if first outputs are to be computed there.
+    `is_known` marks the blocks whose second gate is open too, if first outputs are computed.
     """
     one = slice(unit, unit + 1)
     channels, is_open = weights.channel_index[one], space.is_open[one]
@@ -189,7 +190,7 @@ def missing_outputs(unit: int, space: Space) -> np.ndarray:
 def _add_outputs(
     is_open: np.ndarray, is_known: np.ndarray, output: int, outputs: np.ndarray, count: int
 ) -> int:
-    """Add one output of the blocks (B,) that are open and not known after `count` others; return the number."""
+    """Append one output of the blocks (B,) that are open and not known; return the new `count`."""
     for block in range(len(is_open)):
         if is_open[block] and not is_known[block]:
             outputs[count, 0], outputs[count, 1] = output, block
@@ -234,13 +235,13 @@ def fill_features(
 
 @compiled()
 def fill_probabilities(weights: Weights, unit: int, outputs: np.ndarray, space: Space) -> None:
-    """Compute the probabilities of a unit at no more than AT_ONCE outputs, from the features of its channels."""
+    """Compute the probabilities of a unit at up to AT_ONCE outputs from the features of its channels."""
     weight, bias = weights.last[0][unit], weights.last[1][unit]
     whole = -(-len(outputs) // ROWS) * ROWS  # rows after the last output are computed and not used
-    of_inputs, of_made = _addresses(space.inputs), _addresses(space.made)
-    layer(of_inputs, of_made, whole, weights.hidden[0][unit], weights.hidden[1][unit])
+    of_inputs, of_hidden = _addresses(space.inputs), _addresses(space.hidden)
+    layer(of_inputs, of_hidden, whole, weights.hidden[0][unit], weights.hidden[1][unit])
     for row in range(len(outputs)):
-        logit = bias + product(space.made[row], weight)
+        logit = bias + product(space.hidden[row], weight)
         output, block = outputs[row, 0], outputs[row, 1]
         space.probabilities[output, unit, block] = np.float32(1) / (np.float32(1) + np.exp(-logit))
     space.counts[UNIT_OUTPUTS] += len(outputs)
@@ -257,11 +258,11 @@ def _addresses(rows: np.ndarray) -> np.ndarray:
 
 @compiled()
 def evaluated_of(
-    is_open: np.ndarray, probabilities: np.ndarray, place: np.ndarray
+    is_open: np.ndarray, probabilities: np.ndarray, row_of_unit: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return unit, block and probabilities (count, Q) of the open blocks, by unit, then block.
 
-    `place` (N,) holds the row of each unit in `is_open` (N, B) and `probabilities` (Q, N, B).
+    `row_of_unit` (N,) holds the row of each unit in `is_open` (N, B) and `probabilities` (Q, N, B).
     """
     count = 0
     for row in range(len(is_open)):
@@ -269,13 +270,13 @@ def evaluated_of(
             count += is_open[row, index]
     unit_index, block = np.empty(count, np.int64), np.empty(count, np.int64)
     found = np.empty((count, len(probabilities)), np.float32)
-    at = 0
-    for unit in range(len(place)):
-        row = place[unit]
+    entry = 0
+    for unit in range(len(row_of_unit)):
+        row = row_of_unit[unit]
         for index in range(is_open.shape[1]):
             if is_open[row, index]:
-                unit_index[at], block[at] = unit, index
+                unit_index[entry], block[entry] = unit, index
                 for output in range(len(probabilities)):
-                    found[at, output] = probabilities[output, row, index]
-                at += 1
+                    found[entry, output] = probabilities[output, row, index]
+                entry += 1
     return unit_index, block, found

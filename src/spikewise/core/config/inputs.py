@@ -13,7 +13,7 @@ Bootstrap = Literal["lupin", "tridesclous2", "spykingcircus2", "kilosort4"]
 
 @dataclass(frozen=True)
 class RecordingConfig(Settings):
-    """How a recording is read. Most formats tell all of this themselves."""
+    """How a recording is read. Most file formats need none of these settings."""
 
     format: str | None = setting(None, "Format of the recording; found from the path if not given")
     stream: str | None = setting(None, "Name of the stream to sort, where a file holds several")
@@ -35,19 +35,20 @@ class PreprocessingConfig(Settings):
     bandpass: bool = setting(True, "Band-pass filter the traces")
     freq_min_hz: float = setting(300.0, "Lower edge of the band-pass", unit="Hz", minimum=0.1)
     freq_max_hz: float = setting(
-        6000.0, "Upper edge of the band-pass; lowered to 0.45 of the sampling frequency if above", unit="Hz"
+        6000.0, "Upper edge of the band-pass; at most 0.45 of the sampling frequency is used", unit="Hz"
     )
     common_reference: Literal["auto", "median", "none"] = setting(
         "auto",
-        "Subtract the median over the channels; auto: where a group has 16 channels or more, "
-        "since on fewer the median takes the spikes away",
+        "Subtract the median over the channels. auto: only if a group has 16 channels or more, "
+        "because with fewer the median removes part of the spikes",
     )
     bad_channels: Literal["detect", "keep"] = setting(
         "detect", "Find dead and noisy channels and silence them, or keep every channel"
     )
     exclude_channels: tuple[str, ...] = setting((), "Ids of channels to silence")
     unusable_channels: Literal["stop", "silence"] = setting(
-        "stop", "Stop at channels that are constant, NaN or infinite, or silence them and go on"
+        "stop",
+        "Channels that are constant, NaN or infinite: stop with an error, or silence them and continue",
     )
     group_by: Literal["auto", "none"] = setting(
         "auto", "Sort each probe, shank or group on its own (auto), or all channels together (none)"
@@ -68,11 +69,11 @@ class LabelsConfig(Settings):
 
     label_interval: tuple[float, float] | None = setting(
         None,
-        "Start and end of the time in which the labels are complete; default: first to last label",
+        "Start and end of the time in which all spikes are labelled; default: first to last label",
         unit="s",
     )
     labels_per_unit: int | None = setting(
-        None, "Use only the first so many spikes of each unit as positive examples", minimum=1
+        None, "Learn each unit from at most this many of its spikes, the first ones", minimum=1
     )
 
     def _check_together(self) -> None:
@@ -81,25 +82,31 @@ class LabelsConfig(Settings):
 
 @dataclass(frozen=True)
 class BootstrapConfig(Settings):
-    """How labels are made where none are given: a sorter on the initial interval, cleaned."""
+    """How labels are made if none are given: a sorter sorts the first part, and its units are cleaned."""
 
-    bootstrap: Bootstrap = setting("lupin", "Sorter that makes the labels where none are given")
+    bootstrap: Bootstrap = setting("lupin", "Sorter that makes the labels if none are given")
     bootstrap_s: float = setting(
-        60.0, "Length of the initial interval that it sorts, or as much as there is", unit="s", minimum=2.0
+        60.0,
+        "Length of the initial interval that this sorter sorts; shorter if the recording is",
+        unit="s",
+        minimum=2.0,
     )
-    bootstrap_min_spikes: int = setting(10, "Drop a unit with fewer spikes", minimum=2)
+    bootstrap_min_spikes: int = setting(10, "Drop units of this sorter with fewer spikes", minimum=2)
     bootstrap_max_violations: float = setting(
         0.1,
-        "Drop a unit of which a larger fraction of spikes follows another within 1.5 ms",
+        "Drop a unit if a larger fraction of its spikes follows another within 1.5 ms",
         minimum=0.0,
         maximum=1.0,
     )
     bootstrap_min_amplitude: float = setting(
-        2.5, "Drop a unit whose mean waveform peaks lower", unit="noise standard deviations", minimum=0.0
+        2.5,
+        "Drop a unit if its mean waveform has a lower peak",
+        unit="noise standard deviations",
+        minimum=0.0,
     )
     bootstrap_max_agreement: float = setting(
         0.5,
-        "Of two units that share a larger fraction of their spikes (tp / (tp + fp + fn)), drop the smaller",
+        "If two units share a larger fraction of their spikes (tp / (tp + fp + fn)), drop the smaller one",
         minimum=0.0,
         maximum=1.0,
     )

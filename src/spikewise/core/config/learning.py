@@ -35,27 +35,28 @@ class UnitsConfig(Settings):
 
     near_channels: int | None = setting(
         None,
-        "Channels that a unit sees: so many, nearest to it; default: those within 30 um, 12 to 32",
+        "Number of channels that a unit sees, those nearest to it; default: those within 30 um, 12 to 32",
         minimum=1,
         design=NEIGHBOURHOOD,
     )
     hidden_features: int = setting(32, "Hidden features of each unit", minimum=1, design=NEIGHBOURHOOD)
     patches_per_unit: int | None = setting(
         None,
-        "Patches made to learn each unit from; default: 500000 shared out among the units, 8000 to 60000",
+        "Training patches for each unit; more take longer. Default: 500000 divided by the number of units, "
+        "8000 to 60000",
         minimum=100,
         design=NEIGHBOURHOOD,
     )
     unit_steps: int | None = setting(
         None,
-        "Steps of training for each unit; default: a tenth of the patches",
+        "Training steps for each unit; default: a tenth of the patches",
         minimum=10,
         design=NEIGHBOURHOOD,
     )
     drift_um: float | None = setting(
         None,
-        "How far along the probe units may move from where they were labelled: patches hold them moved; "
-        "default: 15 on a probe that is 200 um long or longer, else 0",
+        "How far units may move along the probe; patches then contain moved units. Use 0 if the probe does "
+        "not move. Default: 15 on a probe of 200 um or longer, else 0",
         unit="um",
         minimum=0.0,
         maximum=50.0,
@@ -63,8 +64,8 @@ class UnitsConfig(Settings):
     )
     rounds: int = setting(
         2,
-        "How often the units are learnt: first from the labels, then from what was found with confidence "
-        "in the label interval as well",
+        "How often the units are learnt: first from the labels, then also from the confident spikes that "
+        "were found in the label interval",
         minimum=1,
         maximum=5,
         design=NEIGHBOURHOOD,
@@ -72,14 +73,14 @@ class UnitsConfig(Settings):
 
     near_um: float = setting(
         30.0,
-        "Channels this close to a channel count for the usual number of near channels",
+        "Without near_channels, a unit sees as many channels as lie within this distance of a channel",
         unit="um",
         minimum=0.0,
         design=NEIGHBOURHOOD,
     )
     near_limits: tuple[int, int] = setting(
         (12, 32),
-        "Fewest and most channels that a unit sees where near_channels is not given",
+        "Fewest and most channels that a unit sees if near_channels is not given",
         minimum=1,
         design=NEIGHBOURHOOD,
     )
@@ -108,20 +109,20 @@ class UnitsConfig(Settings):
     )
     suspected: float = setting(
         0.15,
-        "A spike found with a higher response may be one: it is no example of a time without the unit",
+        "Times at which a unit's response is higher are never used as examples without the unit",
         minimum=0.0,
         maximum=1.0,
         design=NEIGHBOURHOOD,
     )
     confident_spikes: int = setting(
         1000,
-        "Confident spikes of each unit that a round learns from, at most",
+        "Largest number of confident spikes of a unit that a round learns from",
         minimum=1,
         design=NEIGHBOURHOOD,
     )
     usual_drift_um: float = setting(
         15.0,
-        "The drift expected on a long probe where drift_um is not given",
+        "Expected drift on a long probe if drift_um is not given",
         unit="um",
         minimum=0.0,
         maximum=50.0,
@@ -129,29 +130,29 @@ class UnitsConfig(Settings):
     )
     long_probe_um: float = setting(
         200.0,
-        "Length from which on a probe is long: drift is expected on it",
+        "A probe of this length or longer is a long probe, on which drift is expected",
         unit="um",
         minimum=0.0,
         design=NEIGHBOURHOOD,
     )
     drift_step_um: float = setting(
         5.0,
-        "Distance between the positions for which moved templates are made",
+        "Distance between the positions to which templates are moved",
         unit="um",
         minimum=0.5,
         design=NEIGHBOURHOOD,
     )
     held_out_patches: int = setting(
-        200, "Patches of each unit that measure the held-out loss", minimum=1, design=NEIGHBOURHOOD
+        200, "Patches of each unit on which the held-out loss is measured", minimum=1, design=NEIGHBOURHOOD
     )
     scratch_patches: int = setting(
         500,
-        "Patches of each unit from which filters are learnt where none are pretrained",
+        "Patches of each unit from which filters are learnt without pretrained ones",
         minimum=10,
         design=NEIGHBOURHOOD,
     )
     scratch_steps: int = setting(
-        1500, "Steps in which filters are learnt where none are pretrained", minimum=10, design=NEIGHBOURHOOD
+        1500, "Training steps for filters without pretrained ones", minimum=10, design=NEIGHBOURHOOD
     )
 
     def _check_together(self) -> None:
@@ -159,7 +160,7 @@ class UnitsConfig(Settings):
             raise SettingError(
                 f"near_limits are {self.near_limits[0]} and {self.near_limits[1]}",
                 "the fewest channels, then the most",
-                "exchange the two",
+                "swap the two numbers",
             )
 
     def effort(self, num_units: int) -> tuple[int, int]:
@@ -170,17 +171,17 @@ class UnitsConfig(Settings):
 
 @dataclass(frozen=True)
 class TransferConfig(Settings):
-    """What training starts from (Han & Wang, arXiv 2409.13067): filters that another recording taught."""
+    """What training starts from: filters learnt on other recordings (Han & Wang, arXiv 2409.13067)."""
 
     pretrained: str | None = setting(
         None,
-        "Model whose filters training starts from; its units are left behind. Default: the filters that "
-        "come with the package. none: from scratch, as with esort-paper by default, whose filters must be "
-        "of as many channels",
+        "Model whose filters training starts from; its units are not used. Default: the filters of the "
+        "package. none: from scratch, which is the default of esort-paper; a model for esort-paper must "
+        "have the same number of channels",
     )
     frozen: Literal["nothing", "temporal", "backbone"] = setting(
         "nothing",
-        "Which of the pretrained filters stay as they are; backbone: temporal and spatial ones",
+        "Pretrained filters that training does not change; backbone: temporal and spatial filters",
         design=ESORT_PAPER,
     )
     temporal_rate: float = setting(

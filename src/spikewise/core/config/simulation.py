@@ -11,7 +11,7 @@ from spikewise.core.settings import Settings, setting
 
 @dataclass(frozen=True)
 class SimulationConfig(Settings):
-    """What a simulated recording with known spikes is made of."""
+    """How a recording with known spikes is simulated."""
 
     source: Literal["generator", "mearec", "hybrid"] = setting(
         "generator",
@@ -29,7 +29,7 @@ class SimulationConfig(Settings):
     num_units: int = setting(10, "Number of units", minimum=1, maximum=10000)
     duration_s: float = setting(
         60.0,
-        "Length; a hybrid in a given recording has the length of that",
+        "Length; a hybrid in a given recording has the length of the recording",
         unit="s",
         minimum=0.1,
         maximum=1e6,
@@ -53,30 +53,34 @@ class SimulationConfig(Settings):
     refractory_ms: float = setting(
         2.0, "Shortest time between two spikes of a unit", unit="ms", minimum=0.0, maximum=1000.0
     )
-    min_amplitude_uV: float = setting(50.0, "Least depth of a unit's largest trough", unit="uV", minimum=0.0)
+    min_amplitude_uV: float = setting(
+        50.0, "Smallest depth of a unit's largest trough", unit="uV", minimum=0.0
+    )
     max_amplitude_uV: float = setting(
         300.0, "Largest depth of a unit's largest trough", unit="uV", minimum=0.0
     )
-    min_distance_um: float = setting(10.0, "Least distance between two units", unit="um", minimum=0.0)
+    min_distance_um: float = setting(10.0, "Smallest distance between two units", unit="um", minimum=0.0)
     amplitude_std: float = setting(
         0.05, "Spread of the amplitude from spike to spike, as a fraction", minimum=0.0, maximum=0.3
     )
     noise_uV: float = setting(
         10.0,
-        "Standard deviation of the noise; a given recording has its own",
+        "Standard deviation of the noise; not used with a given recording, which has its own",
         unit="uV",
         minimum=0.0,
         maximum=1000.0,
     )
     noise_correlation_um: float | None = setting(
         None,
-        "Distance at which the noise of two channels is half correlated; default: not at all",
+        "Distance at which the noise of two channels has a correlation of a half; default: no correlation",
         unit="um",
         minimum=1.0,
         maximum=1e6,
     )
     drift: Literal["none", "slow", "fast", "non-rigid"] = setting(
-        "none", "How units move along the probe: up and down, in jumps, or more at the lower end (a sine)"
+        "none",
+        "How units move along the probe: up and down (slow), in jumps (fast), or more at the lower end "
+        "(non-rigid, a sine)",
     )
     drift_um: float | None = setting(
         None,
@@ -85,7 +89,7 @@ class SimulationConfig(Settings):
         minimum=1.0,
         maximum=1000.0,
     )
-    drift_start_s: float = setting(0.0, "Until then the units rest", unit="s", minimum=0.0)
+    drift_start_s: float = setting(0.0, "Time at which the drift begins", unit="s", minimum=0.0)
     drift_um_per_min: float | None = setting(
         None,
         "Mean speed; default: 10 for a slow drift, 80 for a non-rigid one",
@@ -103,13 +107,13 @@ class SimulationConfig(Settings):
     gain_uV: float = setting(
         0.195, "Step of the saved 16-bit samples", unit="uV", minimum=0.001, maximum=1000.0
     )
-    seed: int = setting(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
+    seed: int = setting(0, "Seed of all random numbers", minimum=0, maximum=2**31 - 1)
 
     def _check_together(self) -> None:
         if self.min_amplitude_uV > self.max_amplitude_uV:
             raise SettingError(
                 f"the amplitudes go from {self.min_amplitude_uV:g} to {self.max_amplitude_uV:g} uV",
-                "the largest must not lie below the least",
+                "the largest must not be below the smallest",
                 "change min_amplitude_uV or max_amplitude_uV",
             )
         if max(self.excitatory_rate_hz, self.inhibitory_rate_hz) * self.refractory_ms > 500:

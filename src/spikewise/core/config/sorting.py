@@ -1,4 +1,4 @@
-"""Settings of sorting: how probabilities become spikes, and how a recording is worked through."""
+"""Settings of sorting: how probabilities become spikes, and how a recording is processed."""
 
 from __future__ import annotations
 
@@ -17,34 +17,41 @@ class DetectionConfig(Settings):
 
     label_radius_ms: float = setting(
         0.15625,
-        "A window whose centre is this close to a spike holds it",
+        "A window counts as an example of a spike if its centre is this close to the spike",
         unit="ms",
         minimum=0.0,
         maximum=1.0,
     )
     threshold: float | None = setting(
         None,
-        "One threshold for all units, as a fraction of the response to a perfect spike; "
+        "One threshold for all units, as a fraction of the response to a perfect spike; a higher one gives "
+        "fewer false and more missed spikes; "
         "default: chosen for each unit on held-out labelled time",
         minimum=0.01,
         maximum=0.99,
     )
     merge_ms: float = setting(
-        0.5, "Of several peaks of one unit this close, keep the highest", unit="ms", minimum=0.0, maximum=5.0
+        0.5,
+        "If several peaks of one unit are this close together, keep the highest",
+        unit="ms",
+        minimum=0.0,
+        maximum=5.0,
     )
 
 
 @dataclass(frozen=True)
 class SortingConfig(Settings):
-    """How a recording is worked through."""
+    """How a recording is processed."""
 
     chunk_s: float = setting(
-        4.0, "Length of the chunks; it changes memory and speed, never the spikes", unit="s", minimum=0.001
+        4.0,
+        "Length of the chunks; a shorter one needs less memory. The spikes stay the same",
+        unit="s",
+        minimum=0.001,
     )
     shard_s: float = setting(
         20.0,
-        "Length of what is saved at once, and of what a worker of a cluster is given at once; it never "
-        "changes the spikes",
+        "Length of a shard, which is saved as a whole and is one task of a cluster. The spikes stay the same",
         unit="s",
         minimum=0.1,
     )
@@ -55,13 +62,13 @@ class SortingConfig(Settings):
     )
     refresh_min: float | None = setting(
         None,
-        "Learn the units anew after so many minutes, from their own confident spikes of the last minute, for "
-        "recordings of hours in which units change; default: never",
+        "Relearn the units after this many minutes, from their confident spikes of the last minute. For "
+        "recordings of hours in which units change. Default: never",
         unit="min",
         minimum=0.1,
         design=NEIGHBOURHOOD,
     )
-    device: Device = setting("auto", "Where the network runs; auto: the GPU where there is one")
+    device: Device = setting("auto", "Where the network runs; auto: the GPU if there is one")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
         "Numbers in which a GPU computes the network; auto: bfloat16 on an NVIDIA card that has it (design "
@@ -69,19 +76,19 @@ class SortingConfig(Settings):
     )
     sparse: bool = setting(
         True,
-        "Ask the network of a unit only where something happens near it; switched off, it is asked "
+        "Evaluate the network of a unit only where its gate is open. Without it, the network is evaluated "
         "everywhere, which takes many times longer (design neighbourhood, on the CPU)",
     )
-    report: bool = setting(True, "Write report.html beside the result, to look at in a browser")
+    report: bool = setting(True, "Write report.html into the output folder, a page for the browser")
     damage: Literal["skip", "keep"] = setting(
         "skip",
-        "Damaged stretches (zeros, saturation, NaN, artefacts, jumps of the clock): find them, report no "
-        "spikes there and list them, or keep the traces as they are",
+        "Damaged stretches (zeros, saturation, NaN, artefacts, clock jumps). skip: find and list them, "
+        "and report no spikes there. keep: leave the traces as they are",
     )
     artefact_noise: float | None = setting(
         None,
-        "A jump of half of the channels by so much is an artefact; default: 20 from 32 channels on, 80 on "
-        "fewer, where one spike may reach them all",
+        "A jump of this size on half of the channels is an artefact; default: 20 with 32 channels or more, "
+        "80 with fewer, because one spike may reach all of them",
         unit="noise standard deviations",
         minimum=1.0,
     )

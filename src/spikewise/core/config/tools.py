@@ -15,9 +15,7 @@ class EvaluationConfig(Settings):
         None, "Start and end of the time compared; default: all", unit="s"
     )
     delta_time_ms: float = setting(0.4, "Largest distance between matching spikes", unit="ms", minimum=0.0)
-    match_score: float = setting(
-        0.5, "Least accuracy of two units that are matched", minimum=0.0, maximum=1.0
-    )
+    match_score: float = setting(0.5, "Smallest accuracy at which two units match", minimum=0.0, maximum=1.0)
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,9 @@ class GuiConfig(Settings):
 
     interval: tuple[float, float] | None = setting(
         None,
-        "Start and end of the time looked at, for example that whose labels are to train; default: all",
+        "Start and end of the time that is shown, for example the label interval; default: all",
         unit="s",
     )
     address: str = setting("localhost", "Address at which the page is served")
-    port: int = setting(0, "Port of the page; 0 takes a free one", minimum=0, maximum=65535)
+    port: int = setting(0, "Port of the page; 0 chooses a free one", minimum=0, maximum=65535)
     show: bool = setting(True, "Open the page in the browser")

@@ -1,4 +1,4 @@
-"""Settings of training: seed and held-out time, and all that only the design esort-paper knows."""
+"""Settings of training: seed, held-out time, and the settings of the design esort-paper."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ class TrainingConfig(Settings):
     batch_size: int | None = setting(None, "Windows in a batch", minimum=2, design=ESORT_PAPER)
     learning_rate: float | None = setting(None, "Largest step size of Adam", minimum=0.0, design=ESORT_PAPER)
     schedule: Literal["constant", "one-cycle"] | None = setting(
-        None, "Course of the learning rate", design=ESORT_PAPER
+        None, "How the learning rate changes during training", design=ESORT_PAPER
     )
     windows_per_spike: int | None = setting(
         None,
-        "Windows drawn from each labelled spike in an epoch; 0 for all that hold its label",
+        "Windows cut around each labelled spike in an epoch; 0: all that contain its label",
         minimum=0,
         design=ESORT_PAPER,
     )
     min_steps: int | None = setting(
         None,
-        "Least number of steps in all; where labels are few, more windows are drawn from each",
+        "Smallest number of steps in all; with few labels, more windows are cut around each",
         minimum=0,
         design=ESORT_PAPER,
     )
     max_steps: int | None = setting(
         None,
-        "Largest number of steps in all; where labels are many, fewer windows are drawn from each",
+        "Largest number of steps in all; with many labels, fewer windows are cut around each",
         minimum=1,
         design=ESORT_PAPER,
     )
     noise_windows: Literal["anywhere", "spike-free"] | None = setting(
         None,
-        "Where windows without a label are drawn: anywhere off a spike's centre, or free of spikes",
+        "Windows without a label: anywhere except at the centre of a spike, or only without spikes",
         design=ESORT_PAPER,
     )
     superpositions: float | None = setting(
         None,
-        "Units added to training windows at random times, as a multiple of those that windows hold by chance",
+        "Units added to training windows at random times, as a multiple of those in windows by chance",
         minimum=0.0,
         design=ESORT_PAPER,
     )
@@ -63,9 +63,9 @@ class TrainingConfig(Settings):
         maximum=0.5,
     )
     max_spikes_per_unit: int = setting(
-        300, "Largest number of spikes of one unit that train", minimum=1, design=ESORT_PAPER
+        300, "Largest number of training spikes of a unit", minimum=1, design=ESORT_PAPER
     )
-    seed: int = setting(0, "Seed of everything random", minimum=0, maximum=2**31 - 1)
+    seed: int = setting(0, "Seed of all random numbers", minimum=0, maximum=2**31 - 1)
 
     def resolved(self) -> TrainingConfig:
         """Return a copy in which every value that was not given is that of the preset."""

@@ -41,7 +41,7 @@ class Config:
         return "esort-paper" if self.training.preset == "paper" else "neighbourhood"
 
     def __post_init__(self) -> None:
-        """Refuse settings that belong to the other design."""
+        """Reject settings that belong to the other design."""
         for part in dataclasses.fields(self):
             settings = getattr(self, part.name)
             for field in dataclasses.fields(settings):

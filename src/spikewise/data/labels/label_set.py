@@ -245,7 +245,7 @@ def kept_spikes(label_set: LabelSet, labels_per_unit: int | None) -> KeptSpikes:
     return KeptSpikes(frames, units, is_positive, label_set.sorting.unit_ids)
 
 
-def segments_of(frames: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+def segments_of(frames: np.ndarray, starts: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return the segment index of global frames; `starts` are the first global frames of the segments."""
     return np.searchsorted(starts, frames, side="right") - 1
 

@@ -1,4 +1,4 @@
-"""Labels that lie in damaged stretches teach nothing and are left out."""
+"""Labels in damaged stretches are not used for training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spikewise.sorting.spikes import Spikes
 
 
 def drop_damaged_labels(label_set: LabelSet, traces: DamagedTraces, window_samples: int) -> LabelSet:
-    """Leave labels out that lie where most channels are damaged, but for units that have no other.
+    """Leave out labels where most channels are damaged, except those of units that have no other label.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ def drop_damaged_labels(label_set: LabelSet, traces: DamagedTraces, window_sampl
     units = spikes["unit_index"]
     left = np.bincount(units[inside & is_good], minlength=len(label_set.sorting.unit_ids))
     is_good |= left[units] == 0
-    made = relabelled(label_set, [frames[is_good & (units == unit)] for unit in range(len(left))])
+    kept = relabelled(label_set, [frames[is_good & (units == unit)] for unit in range(len(left))])
     return LabelSet(
-        made.sorting.rename_units(label_set.sorting.unit_ids),
+        kept.sorting.rename_units(label_set.sorting.unit_ids),
         label_set.start_frame,
         label_set.stop_frame,
         label_set.source,

@@ -1,12 +1,11 @@
 """Patches: windows on the few channels near a unit, made to order with exact labels.
 
-A few labelled spikes say what a unit looks like, not what it looks like together with the others, at every
-moment of a window, on every stretch of the recording's own noise. So patches are made: stretches of the
-recording, to which mean waveforms of its units are added at all lags and at many amplitudes. What is added is
-known, so the labels are exact.
+A few labelled spikes show how a unit looks alone. They do not show it together with other units, at every lag
+and on every stretch of the noise. So patches are built: stretches of the recording to which mean waveforms of
+its units are added at all lags and many amplitudes. The added spikes are known, so the labels are exact.
 
-Of the patches of a unit some hold a spike of it at the centre, real or added; the others hold what must not
-be taken for it: the recording as it is, spikes of the units beside it at any lag, and the unit's own spikes
+Some patches of a unit hold one of its spikes at the centre, real or added. The others hold what must not be
+taken for the unit: the recording as it is, spikes of neighbouring units at any lag, and the unit's own spikes
 off the centre.
 """
 
@@ -23,12 +22,15 @@ from spikewise.learning.examples.stored_traces import StoredTraces
 from spikewise.learning.examples.unit_templates import UnitTemplates
 
 AMPLITUDES = (0.8, 1.2)
+"""Range of the factors by which added templates are scaled. Chosen by hand."""
 POSITIVE_FRACTION = 0.4
+"""Fraction of the patches with the unit at the centre. Chosen by hand."""
 AT_REST = 0.8
-"""Fraction of the added spikes that are of units at rest, where units may move. What looks like one unit at
-rest and like another that has moved then counts as the first: with fewer, both fall silent."""
+"""Fraction of the added templates that are not moved, if units may move. With fewer, two units fell silent
+where one at rest looked like the other when moved (docs/design-notes.md, Drift)."""
 MANY_LABELS = 20
-"""With fewer, fewer patches hold a real spike: the same noise again and again would be learnt by heart."""
+"""A unit with fewer labels gets fewer patches with real spikes, because the network would learn their noise
+by heart. Chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class PatchMaker:
     columns : sequence of ndarray
         For each unit the columns of its labelled spikes.
     suspected : sequence of ndarray
-        For each unit the columns, in order, of what may be its spikes: no patch without the unit is cut
-        there.
+        For each unit the columns, in order, of events that may be its spikes: no patch without the
+        unit is cut there.
     shape : PatchShape
     moved : ndarray, optional
         (num_versions, num_units, num_channels, num_samples): the templates of units that have moved; those
@@ -146,8 +148,8 @@ class PatchMaker:
         usable, own = self.stored.usable, self.suspected[unit]
         drawn = usable[random.integers(len(usable), size=4 * count)]
         if len(own):
-            place = np.searchsorted(own, drawn)
-            before, after = own[np.maximum(place - 1, 0)], own[np.minimum(place, len(own) - 1)]
+            index = np.searchsorted(own, drawn)
+            before, after = own[np.maximum(index - 1, 0)], own[np.minimum(index, len(own) - 1)]
             distance = np.minimum(np.abs(drawn - before), np.abs(after - drawn))
             drawn = np.concatenate([drawn[distance > self.shape.window_samples], drawn])
         return drawn[:count]

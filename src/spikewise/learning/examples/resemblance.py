@@ -1,8 +1,9 @@
 """Events that resemble a unit, labelled or not.
 
-A few labels leave most spikes of a unit unlabelled, among them those of times when it had moved. Taken for
-background they would teach the network to be silent at just these. So events that resemble a unit, at rest or
-moved, are no examples of its absence; that the units beside it are not it is taught by their templates.
+With few labels, most spikes of a unit are unlabelled, some of them from times when the unit had moved. As
+examples of background they would teach the network to be silent at exactly these spikes. So events that
+resemble a unit, at rest or moved, are not used as examples without it. The templates of other units teach the
+difference to them.
 
 An event is a trough on the unit's largest channel. It resembles the unit if the angle between its waveform
 and a version of the unit's template, both on the channels near the unit, is small at some lag, and smaller
@@ -18,12 +19,18 @@ from spikewise.learning.examples.stored_traces import StoredTraces
 from spikewise.learning.examples.unit_templates import UnitTemplates
 
 LEAST_COSINE = 0.7
+"""An event resembles a unit above this cosine. Chosen on seed 1 of simulated probes
+(docs/design-notes.md)."""
 _LEAST_TROUGH = 3.5
-"""In noise standard deviations; or the fraction below of the unit's own, if that is more."""
+"""Least depth of an event, in noise standard deviations. Chosen by hand."""
 _OF_OWN_TROUGH = 0.3
+"""Least depth as a fraction of the unit's own trough; the larger of the two counts. Chosen by hand."""
 _LENGTH_MS = (0.6, 0.9)
+"""Parts of a waveform before and after the trough that are compared. Chosen by hand."""
 _LAGS = 3
+"""Largest lag, in samples, at which they are compared. Chosen by hand."""
 _EVENTS_AT_ONCE = 2000
+"""Events that are compared together; it limits the memory only."""
 
 
 def resembling_columns(
@@ -64,7 +71,7 @@ def resembling_columns(
 
 
 def _troughs(stored: StoredTraces, channel: int, depth: float) -> np.ndarray:
-    """Return the usable columns of the local minima of a channel that are as deep."""
+    """Return the usable columns of the local minima of a channel that are at least this deep."""
     trace = stored.values[channel].float()
     inner = trace[1:-1]
     is_trough = (inner < -depth) & (inner <= trace[:-2]) & (inner < trace[2:])
@@ -75,7 +82,7 @@ def _troughs(stored: StoredTraces, channel: int, depth: float) -> np.ndarray:
 def _like(
     stored: StoredTraces, columns: np.ndarray, near: torch.Tensor, shapes: np.ndarray, before: int
 ) -> np.ndarray:
-    """Return the columns at which, at some lag, the first unit of `shapes` is found sooner than any other."""
+    """Return the columns at which, at some lag, the first unit of `shapes` fits better than any other."""
     num_versions, num_units, _, length = shapes.shape
     flat = torch.from_numpy(shapes).flatten(0, 1).flatten(1)
     flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)  # versions * units, M * S

@@ -19,6 +19,7 @@ from spikewise.data.recordings.reader import Traces
 from spikewise.learning.examples.training_set import Block
 
 MEMORY_BYTES = 2**31
+"""Largest size of the stored traces. Chosen by hand."""
 
 
 class StoredTraces:

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-AMPLITUDE_RANGE = (0.85, 1.15)
+# Chosen by hand, all of the following.
+AMPLITUDE_RANGE = (0.85, 1.15)  # factors by which added templates are scaled
 _LEAST_PEAK = 1.0  # in noise standard deviations; channels where a template stays lower are left out
 _LEAST_PEAK_IN_ERRORS = 4.0  # the same in standard errors of a mean over few spikes
 _TAPER = 0.1  # fraction of a template at either end over which it fades in and out

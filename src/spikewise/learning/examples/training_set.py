@@ -4,7 +4,7 @@ The label interval is cut into blocks of about a second, and one in every few is
 train, they choose when to stop and the thresholds. Alternating blocks keep both parts representative where
 rates or signals change over the interval.
 
-A *span* is a stretch of traces around a moment, long enough for a window centred on any sample within the
+A *span* is a stretch of traces around a sample, long enough for a window centred on any sample within the
 label radius. Spans around labelled spikes and spans of noise are read once; windows are cut from them anew
 in each epoch.
 
@@ -32,10 +32,11 @@ from spikewise.learning.examples.superposition import Superposer
 
 logger = logging.getLogger(__name__)
 
-BLOCK_S = 1.0
-MEMORY_BYTES = 2 * 2**30
-_MIN_NOISE_SPANS = 500
-_MAX_HELD_OUT_PER_UNIT = 50
+# Chosen by hand, all of the following.
+BLOCK_S = 1.0  # length of a block that trains or is held out
+MEMORY_BYTES = 2 * 2**30  # of all spans
+_MIN_NOISE_SPANS = 500  # with far fewer, spans near unknown spikes are taken too
+_MAX_HELD_OUT_PER_UNIT = 50  # held-out spikes of a unit
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class TrainingSet:
         return before, self._span_samples - before
 
     def _inside(self, blocks: list[Block], frames: np.ndarray) -> np.ndarray:
-        """Tell which frames have their whole span inside one of the blocks."""
+        """Return which frames have their whole span inside one of the blocks."""
         if not blocks:
             return np.zeros(len(frames), dtype=bool)
         before, after = self._reach()
@@ -265,9 +266,9 @@ class TrainingSet:
             return np.empty(0, np.int64)
         starts = np.array([block.start for block in blocks])
         lengths = np.array([block.stop - block.start for block in blocks])
-        moment = self._random.integers(0, length, 30 * count)
-        index = np.searchsorted(np.cumsum(lengths), moment, side="right")
-        frames = starts[index] + moment - (np.cumsum(lengths) - lengths)[index]
+        offset = self._random.integers(0, length, 30 * count)
+        index = np.searchsorted(np.cumsum(lengths), offset, side="right")
+        frames = starts[index] + offset - (np.cumsum(lengths) - lengths)[index]
         frames = frames[self._inside(blocks, frames)]
         positive = self.spikes.global_frame[self.spikes.is_positive]
         unknown = self.spikes.global_frame[~self.spikes.is_positive]

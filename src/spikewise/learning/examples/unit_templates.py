@@ -1,6 +1,6 @@
-"""Mean waveforms of labelled units, rid of most of their noise, and the channels near each unit.
+"""Mean waveforms of labelled units, with most of the noise removed, and the channels near each unit.
 
-A mean over few spikes is noisy on every channel and at every sample. What makes spikes spikes varies little:
+A mean over few spikes is noisy on every channel and at every sample. The shapes of spikes vary little:
 each channel's mean is projected on the few temporal shapes that explain the clear channels of all units, and
 channels on which nothing stands out of the noise that is left are set to zero.
 """
@@ -16,16 +16,17 @@ import torch
 from spikewise.data.recordings.conditioning import medians
 from spikewise.learning.examples.stored_traces import StoredTraces
 
-TEMPLATE_MS = (1.5625, 1.5625)
-_FEW_SPIKES = 15
-_MAX_SPIKES = 200
-_NUM_SHAPES = 8
+# Chosen by hand, all of the following.
+TEMPLATE_MS = (1.5625, 1.5625)  # before and after the spike
+_FEW_SPIKES = 15  # that tell the largest channel
+_MAX_SPIKES = 200  # of which a template is the mean
+_NUM_SHAPES = 8  # temporal shapes on which means are projected
 _LEAST_ENERGY = 4.0  # of a template on the channels of another unit
 _TAPER = 0.1  # fraction of a template at either end over which it fades
 _CLEAR = 0.5  # of the largest peak-to-peak: channels that define the shapes
 _PLACING = 0.4  # of the largest peak-to-peak: channels that tell where a unit is
-_REACH_UM = 200.0
-_PLACING_UM = 100.0
+_REACH_UM = 200.0  # from the largest channel: a template is zero beyond
+_PLACING_UM = 100.0  # from the largest channel: channels that tell where a unit is
 _OUTLIER = 6.0  # from the median waveform, in noise standard deviations
 _SHRINK = 2.0  # the estimator's own is 1; with few spikes the largest channel tends to be one by chance
 
