@@ -127,7 +127,11 @@ def test_unknown_formats(refused_recording, tetrode, tmp_path):
 
 def test_what_the_file_does_not_tell(refused_recording, tetrode, tmp_path):
     file = write_array(tmp_path / "traces.npy", tetrode.traces)
-    tells = (f"{file} does not contain its sampling frequency", "It is given", "Give --sampling-frequency in Hz")
+    tells = (
+        f"{file} does not contain its sampling frequency",
+        "It is given",
+        "Give --sampling-frequency in Hz",
+    )
     refused_recording(file, {"--probe": "tetrode"}, tells=tells)
     tells = ("has no positions of its 4 channels", "only with their positions", "Give --probe")
     refused_recording(file, array_options(probe=None), tells=tells)

@@ -153,7 +153,13 @@ def test_smoothing_gives_the_same_bits_wherever_a_stretch_begins():
 
 
 def test_tiles_are_larger_on_fewer_channels():
-    assert [tile_samples(count, 2**19, (1024, 8192)) for count in (5120, 384, 128, 64, 1)] == [1024, 1024, 4096, 8192, 8192]
+    assert [tile_samples(count, 2**19, (1024, 8192)) for count in (5120, 384, 128, 64, 1)] == [
+        1024,
+        1024,
+        4096,
+        8192,
+        8192,
+    ]
 
 
 def test_radii_follow_the_sampling_frequency():

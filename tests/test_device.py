@@ -389,7 +389,9 @@ def test_the_device_finds_what_a_dense_sort_finds(scene, model, device):
 
 
 def test_on_the_cpu_a_sort_is_as_before(scene, model):
-    (group,) = prepare_groups(load(scene.recording), Preparation.of(Config(sorting=SortingConfig(device="cpu")), model))
+    (group,) = prepare_groups(
+        load(scene.recording), Preparation.of(Config(sorting=SortingConfig(device="cpu")), model)
+    )
     assert type(group.reader) is TraceReader
     part = model.groups[0]
     dense = SortingConfig(device="cpu", sparse=False)

@@ -8,8 +8,8 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "spikewise"
 
-# From the ground up; a module imports from its own room and from those before it. Within a room, folders follow
-# the same rule; all modules together have no cycle.
+# From the ground up; a module imports from its own room and from those before it. Within a room, folders
+# follow the same rule; all modules together have no cycle.
 ROOMS = [
     "core",
     "data",

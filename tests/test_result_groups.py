@@ -1,4 +1,4 @@
-"""Reports and exports read the traces that were sorted: prepared with the settings and the seed of the sort."""
+"""Reports and exports read the traces that were sorted, prepared with the settings and seed of the sort."""
 
 import json
 

@@ -162,7 +162,9 @@ def test_second_gates_are_closed_where_the_definition_says(window):
     was_open = random.random((3, 50)) < 0.7
     is_open = was_open.copy()
     tile = Tile.of(signal.T)
-    close_gates(Samples(tile.values, tile.step), 8, channel_index, overlapping(weight), window, level, is_open)
+    close_gates(
+        Samples(tile.values, tile.step), 8, channel_index, overlapping(weight), window, level, is_open
+    )
     assert is_open.tolist() == (was_open & (scores > level[:, None])).tolist()
     assert 10 < is_open.sum() < 130
 

@@ -123,7 +123,7 @@ def parts_of_config() -> list[type[Settings]]:
 
 
 def all_settings() -> list[type[Settings]]:
-    """Return every kind of settings, in the order of the modules and of their definition."""
+    """Return every kind of settings: those of a sort in their order, then the others by module."""
     modules = (
         config_module,
         sorter_config,
@@ -133,12 +133,18 @@ def all_settings() -> list[type[Settings]]:
         esort_paper_config,
         speed_config,
     )
-    return [
+    found = [
         kind
         for module in modules
         for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Settings) and kind.__module__ == module.__name__
+        if isinstance(kind, type) and issubclass(kind, Settings) and _is_of(kind, module.__name__)
     ]
+    return list(dict.fromkeys([*parts_of_config(), *found]))
+
+
+def _is_of(kind: type, module: str) -> bool:
+    """Return whether a class is defined in a module, or in a module of that package."""
+    return kind.__module__ == module or kind.__module__.startswith(f"{module}.")
 
 
 def commands_page() -> str:

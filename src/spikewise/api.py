@@ -1,7 +1,7 @@
 """The Python interface: train, sort, evaluate, simulate. SpikeInterface objects in and out.
 
-Each function takes its settings either as a :class:`spikewise.core.config.Config` or as keyword options by their
-flat names, which are those of the command: ``sort(recording, labels=truth, labels_per_unit=30, seed=1)``.
+Each function takes its settings as a :class:`spikewise.Config`, or as keyword options by the names that the
+command uses: ``sort(recording, labels=truth, labels_per_unit=30, seed=1)``.
 """
 
 from __future__ import annotations

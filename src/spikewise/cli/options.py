@@ -37,7 +37,7 @@ def flat(group: str) -> Parameter:
 
 
 def by_design(kind: type[SettingsBase]) -> type:
-    """Return a settings class whose fields that only esort-paper knows have a group of their own in the help."""
+    """Return a settings class whose fields for esort-paper alone have their own group in the help."""
     hints = get_type_hints(kind)
     group = Parameter(group=_GROUPS[ESORT_PAPER_GROUP])
     fields = [
@@ -45,7 +45,7 @@ def by_design(kind: type[SettingsBase]) -> type:
         for part in fields_of(kind)
         if part.metadata["design"] == ESORT_PAPER
     ]
-    namespace = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+    namespace = {"__module__": __name__, "__doc__": kind.__doc__}
     return make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, namespace=namespace)
 
 

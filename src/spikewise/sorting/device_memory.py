@@ -33,8 +33,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _allowed_fraction(device: torch.device) -> float:
-    """Return the fraction of a card that this process may use; 1 with PyTorch before 2.8, which does not
-    report it."""
+    """Return the fraction of a card that this process may use; 1 with PyTorch before 2.8."""
     fraction = getattr(torch.cuda.memory, "get_per_process_memory_fraction", None)
     index = torch.cuda.current_device() if device.index is None else device.index
     return 1.0 if fraction is None else fraction(index)
