@@ -80,7 +80,7 @@ def test_training_goes_on_after_the_last_block(many_units, tmp_path, monkeypatch
     """What was learnt of the first block is taken as it is: a change in it stays."""
     given = {"labels": many_units.truth, "output": tmp_path / "out", **UNITS}
     with pytest.raises(Ended):
-        spikewise.sort(many_units.recording, progress=ending("train", 5), **given)  # second block, round 2
+        spikewise.sort(many_units.recording, progress=ending("train", 7), **given)  # third block, round 2
     file = tmp_path / "out" / "unfinished" / "training-0.safetensors"
     done = load_progress(file)
     assert (done.number, len(done.unit_losses), len(done.train_loss)) == (1, 16, 1)

@@ -457,7 +457,7 @@ def test_signals_of_several_channels(refused, earlier_folder, tmp_path):
 def test_results_are_not_overwritten_unasked(
     refused, earlier, earlier_table, earlier_folder, files, signal, tmp_path
 ):
-    tells = ("exists already", "overwritten only with --overwrite", "add --overwrite")
+    tells = ("exists already", "not overwritten by default", "add --overwrite")
     refused("train", files / "train.npz", *earlier[:2], QUICK, tells=tells)
     model = ("--model", files / "model.safetensors")
     refused("classify", files / "test.npz", *model, *earlier_table[:2], tells=tells)

@@ -45,11 +45,13 @@ def by_design(kind: type[SettingsBase]) -> type:
         for part in fields_of(kind)
         if part.metadata["design"] == ESORT_PAPER
     ]
-    namespace = {"__module__": __name__, "__doc__": kind.__doc__}
+    namespace = {"__module__": kind.__module__, "__doc__": kind.__doc__}
     return make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, namespace=namespace)
 
 
-_Network, _Training, _Transfer = map(by_design, (NetworkConfig, TrainingConfig, TransferConfig))
+GROUPED = tuple(map(by_design, (NetworkConfig, TrainingConfig, TransferConfig)))
+"""Settings with fields for esort-paper alone: the same settings as without the groups."""
+_Network, _Training, _Transfer = GROUPED
 
 
 @Parameter(name="*")

@@ -7,6 +7,7 @@ are computed once, then a few hundred steps of Adam are made on them. Nothing is
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def train_units(
 def _blocks(first: int, num_units: int) -> list[range]:
     """Cut the units from `first` on into blocks, none of which holds units with different batches."""
     starts = [unit for unit in range(first, num_units) if unit == first or unit % _UNITS_AT_ONCE == 0]
-    return [range(start, stop) for start, stop in zip(starts, [*starts[1:], num_units], strict=True)]
+    return list(itertools.starmap(range, itertools.pairwise([*starts, num_units])))
 
 
 def _train_block(
