@@ -123,6 +123,6 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 def _cannot_write(folder: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{folder} cannot be written: {error}",
-        "a folder that can be written, on a disk with free space",
+        "a folder on a disk with space, which can be written",
         "choose another folder",
     )
