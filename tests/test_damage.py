@@ -17,7 +17,7 @@ from spikewise.data.recordings.preprocessing import preprocess_recording
 from spikewise.data.recordings.probes import attach_probe
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.data.recordings.repair import RepairedRecording
-from spikewise.sorting.damaged import tell_damage
+from spikewise.sorting.damaged import summarise_damage
 
 SMALL = {"patches_per_unit": 1500, "unit_steps": 150}
 NUM_SAMPLES = 12000
@@ -292,7 +292,7 @@ def test_damage_in_two_percent_of_the_time_costs_nothing_outside_and_invents_not
     assert not listed[samples].any()
     starts = np.flatnonzero(np.diff(is_damaged.astype(int)) == 1) + 1
     assert listed[starts].all()
-    assert tell_damage(facts).startswith(f"{facts['num_stretches']} damaged stretches (")
+    assert summarise_damage(facts).startswith(f"{facts['num_stretches']} damaged stretches (")
 
 
 def test_spikes_and_damage_do_not_depend_on_the_chunks(scene, sorted_damage):

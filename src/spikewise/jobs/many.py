@@ -82,7 +82,7 @@ def sort_many(
     config: Config | None = None,
     *,
     progress: ProgressCallback = silent,
-    tell: Callable[[Sequence[Job]], None] = lambda jobs: None,
+    report: Callable[[Sequence[Job]], None] = lambda jobs: None,
 ) -> list[Job]:
     """Sort each recording of a list; those that are finished are left, those that were begun go on.
 
@@ -93,7 +93,7 @@ def sort_many(
         The settings of all.
     progress : callable
         Called with the progress of each recording.
-    tell : callable
+    report : callable
         Called with all jobs whenever a state changes.
 
     Returns
@@ -101,12 +101,12 @@ def sort_many(
     list of Job
     """
     jobs = [Job(entry) for entry in entries]
-    tell(jobs)
+    report(jobs)
     for number, job in enumerate(jobs, 1):
         job.state = "sorting"
-        tell(jobs)
+        report(jobs)
         _run(job, config or Config(), _named(progress, f"{number}/{len(jobs)} "))
-        tell(jobs)
+        report(jobs)
     return jobs
 
 
@@ -134,10 +134,10 @@ def _run(job: Job, config: Config, progress: ProgressCallback) -> None:
 
 
 def _named(progress: ProgressCallback, prefix: str) -> ProgressCallback:
-    def tell(stage: str, done: float, total: float, note: str = "") -> None:
+    def report(stage: str, done: float, total: float, note: str = "") -> None:
         progress(prefix + stage, done, total, note)
 
-    return tell
+    return report
 
 
 def _is_toml(path: Path) -> bool:

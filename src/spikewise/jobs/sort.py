@@ -48,7 +48,7 @@ from spikewise.output.store import (
     output_folder,
     save_sorting,
 )
-from spikewise.sorting.damaged import tell_damage
+from spikewise.sorting.damaged import summarise_damage
 from spikewise.sorting.groups import Preparation, prepare_groups
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         "preprocessing": {group.name: list(group.preprocessed.steps) for group in groups},
     }
     provenance["model"]["given"] = request.model is not None
-    if note := tell_damage(provenance["damage"]):
+    if note := summarise_damage(provenance["damage"]):
         logger.warning(note)
     if folder is not None:
         save_sorting(sorting, folder)

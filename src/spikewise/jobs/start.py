@@ -154,7 +154,7 @@ def _bootstrap_group(
         folder=state.output,
         silenced_channel_ids=group.preprocessed.silenced_channel_ids,
     )
-    cleaned, mended = clean_labels(bootstrap.label_set, group.reader)
+    cleaned, changes = clean_labels(bootstrap.label_set, group.reader)
     label_set = _renumber(cleaned, first_id)
     facts = {
         "sorter": bootstrap.sorter,
@@ -162,8 +162,8 @@ def _bootstrap_group(
         "seconds": round(bootstrap.seconds, 3),
         "num_units_found": bootstrap.num_found,
         "num_units_kept": label_set.sorting.get_num_units(),
-        "num_units_split": mended["split"],
-        "num_units_merged": mended["merged"],
+        "num_units_split": changes["split"],
+        "num_units_merged": changes["merged"],
         "dropped": bootstrap.dropped,
     }
     place = _labels_place(state, group)

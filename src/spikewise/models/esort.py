@@ -27,7 +27,7 @@ def window_samples(config: NetworkConfig, sampling_frequency: float) -> int:
 
 
 class EsortNetwork(WindowedNetwork):
-    """Probability of each unit at each moment, from the traces of all channels.
+    """Probability of each unit at each sample, from the traces of all channels.
 
     Parameters
     ----------

@@ -94,7 +94,7 @@ class Backbone(nn.Module):
 
 
 class NeighbourhoodNetwork(WindowedNetwork):
-    """Logit of each unit at each moment, from the channels near it.
+    """Logit of each unit at each sample, from the channels near it.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class WindowedNetwork(nn.Module):
-    """Logit of each unit at each moment, from a window around it.
+    """Logit of each unit at each sample, from a window around it.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class WindowedNetwork(nn.Module):
         return self.window_samples - 1 - self.left_margin
 
     def forward(self, traces: Tensor, stride: int = 1) -> Tensor:
-        """Return the logit of each unit at each moment, or at every `stride`-th.
+        """Return the logit of each unit at each sample, or at every `stride`-th.
 
         Parameters
         ----------

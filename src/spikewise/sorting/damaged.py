@@ -129,7 +129,7 @@ def describe_damage(
     }
 
 
-def tell_damage(facts: dict[str, Any] | None) -> str | None:
+def summarise_damage(facts: dict[str, Any] | None) -> str | None:
     """Return one line that describes the damage in a provenance; None if there is none."""
     if not facts or not facts["num_stretches"]:
         return None

@@ -34,7 +34,7 @@ from spikewise.output.report.excerpts import choose_excerpts
 from spikewise.output.report.page_data import ReportContents, compress, page_data
 from spikewise.output.result import StoredResult
 from spikewise.output.samples import sample_spikes
-from spikewise.sorting.damaged import tell_damage
+from spikewise.sorting.damaged import summarise_damage
 
 if TYPE_CHECKING:
     from spikewise.output.matching import Performance
@@ -160,7 +160,7 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None) ->
     return _template().render(
         result=result,
         facts=result.provenance,
-        damage=tell_damage(result.provenance.get("damage")),
+        damage=summarise_damage(result.provenance.get("damage")),
         num_spikes=sum(unit.num_spikes for unit in contents.units),
         has_recording=contents.samples is not None,
         performance=performance,
