@@ -30,9 +30,15 @@ class Seconds:
 
 
 def describe_sort(
-    inputs: Inputs, config: Config, model: Model, found: FoundShards, sorting: BaseSorting, seconds: Seconds
+    inputs: Inputs,
+    config: Config,
+    model: Model,
+    is_given: bool,
+    found: FoundShards,
+    sorting: BaseSorting,
+    seconds: Seconds,
 ) -> dict[str, Any]:
-    """Return how the spikes of a sorting were found."""
+    """Return how the spikes of a sorting were found; `is_given` says that the model was not learnt here."""
     recorded_s = inputs.recording.get_total_duration()
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     processor = platform.processor() or platform.machine()
@@ -43,7 +49,7 @@ def describe_sort(
         "recording": describe_recording(inputs.recording, inputs.path),
         "config": _effective_config(config, model),
         "labels": model.facts.get("labels"),
-        "model": {"hash": model.hash(), "facts": model.facts},
+        "model": {"hash": model.hash(), "facts": model.facts, "given": is_given},
         "result": {
             "num_units": sorting.get_num_units(),
             "num_spikes": int(sorting.count_total_num_spikes()),
@@ -76,7 +82,7 @@ def describe_recording(recording: BaseRecording, path: str | None) -> dict[str, 
 
 
 def _effective_config(config: Config, model: Model) -> dict[str, Any]:
-    """Return the settings that were in force: a model brings its own for the network and the traces."""
+    """Return the settings that were used: those of network and preprocessing are the model's own."""
     return {
         **config.to_dict(),
         "network": model.network_config.to_dict(),

@@ -1,4 +1,4 @@
-"""The labels that a sort starts from: those that are given, or those that another sorter makes."""
+"""The labels that a sort starts from: given ones, or ones that another sorter makes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class StartingPoint:
     pretrained_hash : str or None
         Hash of the model or filters that the weights came from.
     seconds : float
-        How long it took to get there.
+        How long the preparation of groups and labels took.
     """
 
     label_sets: dict[str, LabelSet]
@@ -77,7 +77,7 @@ def find_start(
     state : Unfinished
         Keeps labels that another sorter made.
     started : float
-        When the groups were begun to be prepared (``time.perf_counter()``): this counts with the labels.
+        ``time.perf_counter()`` before the groups were prepared: this time counts too.
     """
     pretrained = open_pretrained(config.transfer, config.design)
     weights = {} if pretrained is None else start_from(pretrained, groups, config.network, config.transfer)
@@ -107,7 +107,7 @@ def given_labels(
 def discovered_labels(
     groups: Sequence[Group], config: BootstrapConfig, seed: int, state: Unfinished
 ) -> tuple[dict[str, LabelSet], dict[str, Any]]:
-    """Let another sorter label each group; unit ids are counted through all groups.
+    """Let another sorter label each group; unit ids count through all groups.
 
     The labels are written to the output folder. A group whose labels are there is not sorted again.
 
@@ -166,36 +166,36 @@ def _bootstrap_group(
         "num_units_merged": changes["merged"],
         "dropped": bootstrap.dropped,
     }
-    place = _labels_place(state, group)
-    partial = place.with_name(f"{place.name}.partial")
+    folder = _labels_folder(state, group)
+    partial = folder.with_name(f"{folder.name}.partial")
     with writing(state.output):
-        for left in (partial, place):  # of a process that was ended
+        for left in (partial, folder):  # left by a process that was ended
             shutil.rmtree(left, ignore_errors=True)
         label_set.sorting.save(folder=partial)
         sync_tree(partial)
-        partial.rename(place)
+        partial.rename(folder)
     interval = {name: getattr(label_set, name) for name in _INTERVAL}
     state.save({**interval, "facts": facts}, state.labels_name(index))
     return _kept_labels(state, index, group) or (label_set, facts)
 
 
-def _labels_place(state: Unfinished, group: Group) -> Path:
-    """Return where the bootstrap labels of a group are kept; its name may come from an untrusted file."""
+def _labels_folder(state: Unfinished, group: Group) -> Path:
+    """Return the folder of the bootstrap labels of a group; its name may come from an untrusted file."""
     return state.output / BOOTSTRAP_FOLDER / safe_name(group.name)
 
 
 def _kept_labels(state: Unfinished, index: int, group: Group) -> tuple[LabelSet, dict[str, Any]] | None:
-    """Return the labels that the bootstrap sorter made of a group before; None if it did not."""
+    """Return the labels of a group that an earlier process made with the bootstrap sorter, or None."""
     kept = state.read(state.labels_name(index))
     if kept is None:
         return None
-    sorting = NumpyFolderSorting(_labels_place(state, group))
+    sorting = NumpyFolderSorting(_labels_folder(state, group))
     interval = {name: kept[name] for name in _INTERVAL} | {"segment_starts": tuple(kept["segment_starts"])}
     return LabelSet(sorting=sorting, **interval), kept["facts"]
 
 
 def _with_log_kept(error: BootstrapError, log_file: Path) -> BootstrapError:
-    """Copy the sorter's log to where it outlives the output folder, and let the error name the copy."""
+    """Copy the sorter's log out of the output folder, which may be removed; name the copy in the error."""
     if not log_file.exists():  # the sorter never ran
         return error
     try:
@@ -208,7 +208,7 @@ def _with_log_kept(error: BootstrapError, log_file: Path) -> BootstrapError:
 
 
 def _renumber(label_set: LabelSet, first_id: int) -> LabelSet:
-    """Let the unit ids of a bootstrap count from `first_id`."""
+    """Renumber the unit ids of a bootstrap, from `first_id` on."""
     if first_id == 0:
         return label_set
     ids = [first_id + index for index in range(label_set.sorting.get_num_units())]
