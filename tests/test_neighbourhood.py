@@ -1,5 +1,7 @@
 """The network for any probe: what it computes, what it is made of, and the filters that come with it."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -88,14 +90,32 @@ def test_folded_norms_change_nothing():
         torch.testing.assert_close(normed.folded()(windows), normed(windows), atol=1e-5, rtol=1e-4)
 
 
+class DrawnBumps(NamedTuple):
+    """Patches that are made already."""
+
+    windows: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def slots(self):
+        return np.arange(len(self.targets))
+
+    def fill(self, first, patches):
+        patches[:] = self.windows[first : first + len(patches)]
+
+
 class Bumps:
     """Patches of units that differ in where on the window they have a bump."""
 
     def make(self, unit, count, random):
-        windows = torch.from_numpy(random.standard_normal((count, 2, WINDOW)).astype(np.float32))
-        targets = torch.from_numpy((random.random(count) < 0.5).astype(np.float32))
+        drawn = self.draw(unit, count, random)
+        return torch.from_numpy(drawn.windows), torch.from_numpy(drawn.targets)
+
+    def draw(self, unit, count, random):
+        windows = random.standard_normal((count, 2, WINDOW)).astype(np.float32)
+        targets = (random.random(count) < 0.5).astype(np.float32)
         windows[:, 0, 4 + 6 * unit : 8 + 6 * unit] += 3 * targets[:, None]
-        return windows, targets
+        return DrawnBumps(windows, targets)
 
 
 TRAINING = UnitTraining(2000, 300, 64, 1e-2, 1e-4, seed=5, gate_block=4)
@@ -142,10 +162,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(filters):
 
 def test_units_that_interruption_kept_from_being_learnt_stay_silent(filters):
     class Interrupted(Bumps):
-        def make(self, unit, count, random):
-            if unit >= 16:  # the second block
+        def draw(self, unit, count, random):
+            if unit >= 16:
                 raise KeyboardInterrupt
-            return super().make(0, count, random)
+            return super().draw(0, count, random)
 
     network = NeighbourhoodNetwork(filters, 2, torch.tensor([[0, 1]] * 20), 4)
     with pytest.raises(KeyboardInterrupt):

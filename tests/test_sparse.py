@@ -6,8 +6,9 @@ import torch
 from arrays import ArrayTraces
 
 from spikewise.core.config import Config, DetectionConfig, SortingConfig
+from spikewise.learning.examples.patch_loops import fill_extremes
 from spikewise.learning.examples.training_set import Block
-from spikewise.learning.gate_fitting import ANSWER, LOST, fit_gate, gate_inputs
+from spikewise.learning.gate_fitting import ANSWER, LOST, fit_gate
 from spikewise.learning.thresholds import find_in_block
 from spikewise.models.gates import OPEN, block_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
@@ -245,6 +246,14 @@ def test_peaks_among_blocks_are_those_of_the_dense_postprocessing(stride, label_
     assert found[1][order].tolist() == expected[1].tolist()
     heights = responses[expected[0] + merge_radius, expected[1]]
     np.testing.assert_array_equal(found[2][order], heights.numpy())
+
+
+def gate_inputs(patches, block, random):
+    """Extremes of three blocks; the centre of each patch lies at a random sample of the middle one."""
+    begins = (patches.shape[2] - 1) // 2 - random.integers(block, size=len(patches)) - block
+    extremes = np.empty((*patches.shape[:2], 2, 3), np.float32)
+    fill_extremes(patches.numpy(), np.arange(len(patches)), begins, block, extremes)
+    return torch.from_numpy(extremes).flatten(1)
 
 
 def test_a_gate_lets_through_what_the_network_answers():

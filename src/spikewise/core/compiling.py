@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numba
 from numba.core.dispatcher import Dispatcher
@@ -12,7 +12,9 @@ from numba.core.dispatcher import Dispatcher
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compiled(fastmath: bool | set[str] = False) -> Callable[[Function], Function]:
+def compiled(
+    fastmath: bool | set[str] = False, error_model: Literal["python", "numpy"] = "python"
+) -> Callable[[Function], Function]:
     """Return a decorator that compiles a function with Numba; it runs without Python's lock.
 
     If neither the package nor the home folder is writable, each process compiles it again.
@@ -21,14 +23,18 @@ def compiled(fastmath: bool | set[str] = False) -> Callable[[Function], Function
     ----------
     fastmath : bool or set of str
         Permitted assumptions about floating-point arithmetic; see ``numba.jit``.
+    error_model : {"python", "numpy"}
+        What a division by zero does: an error, or infinity. Loops with a test of each division are not done
+        in vectors.
     """
 
     def compile_function(function: Function) -> Function:
         result: Any
+        options: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": error_model}
         try:
-            result = numba.njit(nogil=True, cache=True, fastmath=fastmath)(function)
+            result = numba.njit(cache=True, **options)(function)
         except RuntimeError:  # no writable folder for the cache
-            result = numba.njit(nogil=True, fastmath=fastmath)(function)
+            result = numba.njit(**options)(function)
         return cast("Function", result)
 
     return compile_function

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from scipy.spatial import KDTree
 
+from spikewise.core.constants import COINCIDENCE_MS
 from spikewise.core.errors import SettingError
 from spikewise.core.progress import ProgressCallback
 from spikewise.core.seeds import stage_generator, stage_seed
@@ -34,7 +35,7 @@ from spikewise.learning.examples.stored_traces import StoredTraces
 from spikewise.learning.examples.training_set import Block
 from spikewise.learning.examples.unit_templates import TEMPLATE_MS, UnitTemplates, estimate_templates
 from spikewise.learning.settings import LearningSettings
-from spikewise.learning.thresholds import find_in_block
+from spikewise.learning.thresholds import find_in_block, near_any
 from spikewise.learning.unit_progress import UnitProgress, load_progress
 from spikewise.learning.unit_training import UnitTraining, evaluate_units, train_units
 from spikewise.models.backbone_file import FEATURES, which_set
@@ -103,6 +104,7 @@ class UnitLearner:
         self.shape = PatchShape(window_samples, radius)
         stride = stride_samples(radius, NeighbourhoodNetwork.largest_stride)
         self.gate_block = block_samples(traces.sampling_frequency, stride)
+        self._similar: list[np.ndarray] | None = None  # found with the templates of the first round
 
     def store(self, blocks: Sequence[Block]) -> StoredTraces:
         """Read the traces of blocks into memory, with room for windows and templates around each spike."""
@@ -122,9 +124,30 @@ class UnitLearner:
         moved = self._moved(templates)
         uncertain = [np.sort(stored.columns_of(of_unit)[0]) for of_unit in suspected]
         if moved is not None:
-            similar = resembling_columns(stored, templates, near, moved)
-            uncertain = [np.union1d(known, like) for known, like in zip(uncertain, similar, strict=True)]
+            if self._similar is None:
+                self._similar = resembling_columns(stored, templates, near, moved)
+            uncertain = [
+                np.union1d(known, like) for known, like in zip(uncertain, self._similar, strict=True)
+            ]
+        uncertain = self._without_others(uncertain, columns, templates, near)
         return PatchMaker(stored, templates, near, columns, uncertain, self.shape, moved)
+
+    def _without_others(
+        self,
+        uncertain: Sequence[np.ndarray],
+        columns: Sequence[np.ndarray],
+        templates: UnitTemplates,
+        near: np.ndarray,
+    ) -> list[np.ndarray]:
+        """Drop, of the events that may be spikes of a unit, those that are known spikes of another one."""
+        radius = round(COINCIDENCE_MS * self.traces.sampling_frequency / 1000)
+        kept = []
+        for unit, events in enumerate(uncertain):
+            others, _ = templates.seen_by(unit, near[unit])
+            known = np.sort(np.concatenate([np.empty(0, np.int64), *(columns[other] for other in others)]))
+            is_own = near_any(np.sort(columns[unit]), events, radius)
+            kept.append(events[is_own | ~near_any(known, events, radius)])
+        return kept
 
     def _num_near(self) -> int:
         """Return how many channels a unit sees; it sees more if the channels lie closer together."""
@@ -192,7 +215,8 @@ class UnitLearner:
             )
             learnt = self._network(maker, backbone)
             try:
-                loss = self._learn_round(learnt, maker, before, done, progress)
+                start = network if number else None
+                loss = self._learn_round(learnt, maker, before, done, progress, start)
             except KeyboardInterrupt:
                 logger.warning("training was interrupted in round %d; what was learnt is kept", number + 1)
                 kept = network if number else learnt.eval()
@@ -220,6 +244,7 @@ class UnitLearner:
         before: UnitProgress,
         done: UnitProgress,
         progress: ProgressCallback,
+        start: NeighbourhoodNetwork | None,
     ) -> list[float]:
         """Learn the units of a round in place, skip those that are done, and save after each block."""
         learnt: list[float] = []
@@ -235,7 +260,7 @@ class UnitLearner:
                 state.save(self.checkpoint)
 
         training = self._training(before.number, network.num_units)
-        return train_units(network, maker, training, progress, learnt, keep)
+        return train_units(network, maker, training, progress, learnt, keep, start)
 
     def _training(self, number: int, num_units: int) -> UnitTraining:
         """Return the settings of a round: all rounds but the last get half of the effort."""

@@ -85,7 +85,7 @@ def choose_thresholds(
         inside = (spikes.global_frame >= block.start) & (spikes.global_frame < block.stop)
         unknown = spikes.global_frame[inside & ~spikes.is_positive]
         positive = spikes.global_frame[inside & spikes.is_positive]
-        num_judged += int(np.count_nonzero(~_near(unknown, positive, delta)))
+        num_judged += int(np.count_nonzero(~near_any(unknown, positive, delta)))
         for unit_index in range(len(spikes.unit_ids)):
             of_unit = peaks.unit_index == unit_index
             frames, responses = peaks.sample_index[of_unit], peaks.response[of_unit]
@@ -120,10 +120,10 @@ def _score_peaks(
         free = np.flatnonzero(~is_hit[low:high]) + low
         if len(free):
             is_hit[free[np.argmax(responses[free])]] = True
-    return responses[is_hit], responses[~is_hit & ~_near(unknown, frames, delta)]
+    return responses[is_hit], responses[~is_hit & ~near_any(unknown, frames, delta)]
 
 
-def _near(sorted_frames: np.ndarray, frames: np.ndarray, delta: int) -> np.ndarray:
+def near_any(sorted_frames: np.ndarray, frames: np.ndarray, delta: int) -> np.ndarray:
     """Return for each frame whether one of the sorted frames lies within `delta`."""
     first = np.searchsorted(sorted_frames, frames - delta, side="left")
     return np.searchsorted(sorted_frames, frames + delta, side="right") > first

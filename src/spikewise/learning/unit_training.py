@@ -1,8 +1,8 @@
 """Learning units on frozen temporal filters.
 
-The networks of the units share only the filters, and each unit has its own patches. So the units are learnt
-block by block, each block on one thread. The features of some thousand patches of each unit are computed
-once; then a few hundred steps of Adam use them. Nothing is computed twice.
+The networks of the units share only the filters, and each unit has its own patches. So each unit is learnt
+alone, on one thread. The features of some thousand patches are computed once; then a few hundred steps of
+AdamW use them. All of this is done in compiled loops (:mod:`spikewise.learning.unit_loops`).
 """
 
 from __future__ import annotations
@@ -11,26 +11,24 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.core.seeds import stage_generator, stage_seed
 from spikewise.core.threads import results_in_order
-from spikewise.learning.gate_fitting import CLOSER_PATCHES, LOST_CLOSER, fit_gate, gate_inputs
+from spikewise.learning import unit_loops as loops
+from spikewise.learning.gate_fitting import GATE_PATCHES, LOST_CLOSER, fit_gate
+from spikewise.learning.unit_examples import ExampleMaker, Patches, UnitMemory
 from spikewise.models.gates import OPEN
-from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork, UnitNetworks
+from spikewise.models.neighbourhood import NeighbourhoodNetwork, UnitNetworks
 
 logger = logging.getLogger(__name__)
 
-_UNITS_AT_ONCE = 8
-"""Units of a block, which one thread learns: their features stay in a processor's cache. Chosen by hand."""
-_SAME_BATCHES = 16
-"""So many consecutive units see their patches in the same order. Chosen by hand."""
+_KEPT_AT_ONCE = 16
+"""After so many units, what is learnt is kept. Chosen by hand."""
 _WARM_UP = 0.2
 """Fraction of the steps in which the learning rate rises. Chosen by hand."""
 _FIRST_BIAS = -1.0
@@ -40,13 +38,6 @@ RARITY = 3.0
 Chosen by hand (docs/few-labels.md)."""
 _SILENT = -20.0
 """Bias of a unit that is not learnt yet: its probability is 0."""
-
-
-class Patches(Protocol):
-    """A source of patches; see :class:`spikewise.learning.examples.patches.PatchMaker`."""
-
-    def make(self, unit: int, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Make `count` patches (count, M, W) of a unit, with targets (count,)."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +69,12 @@ def train_units(
     progress: ProgressCallback = silent,
     learnt: Sequence[float] = (),
     keep: Callable[[list[float]], None] | None = None,
+    start: NeighbourhoodNetwork | None = None,
 ) -> list[float]:
     """Learn the networks of all units in place, and fit their gates; the backbone stays as it is.
 
-    If training is interrupted, the units that are not learnt yet stay silent. Blocks of units share nothing,
-    so training can continue after any block with the same result.
+    If training is interrupted, the units that are not learnt yet stay silent. Units share nothing, so
+    training can continue after any unit with the same result.
 
     Parameters
     ----------
@@ -93,7 +85,9 @@ def train_units(
     learnt : sequence of float
         Losses of the first units, if they are learnt already.
     keep : callable, optional
-        Called after each block with the losses of the units that are learnt.
+        Called after every 16 units with the losses of the units that are learnt.
+    start : NeighbourhoodNetwork, optional
+        Weights that training starts from; by default they are drawn.
 
     Returns
     -------
@@ -107,118 +101,121 @@ def train_units(
             network.units.bias.fill_(_SILENT)
             network.gate_level.fill_(-OPEN)
     progress("train", len(losses), num_units, "")
-    blocks = _blocks(len(losses), num_units)
-    for of_block in results_in_order(lambda units: _train_block(network, patches, units, training), blocks):
-        losses += of_block
-        if keep is not None:
+    trainer = _UnitTrainer(network, patches, training, start)
+    for loss in results_in_order(trainer.train, range(len(losses), num_units)):
+        losses.append(loss)
+        if keep is not None and (len(losses) % _KEPT_AT_ONCE == 0 or len(losses) == num_units):
             keep(losses)
         progress("train", len(losses), num_units, "")
     return losses
 
 
-def _blocks(first: int, num_units: int) -> list[range]:
-    """Cut the units from `first` on into blocks; all units of a block see the same batches."""
-    starts = [unit for unit in range(first, num_units) if unit == first or unit % _UNITS_AT_ONCE == 0]
-    return list(itertools.starmap(range, itertools.pairwise([*starts, num_units])))
+class _UnitTrainer:
+    """Learns units; several threads may call it at the same time.
 
+    Parameters
+    ----------
+    network, patches, training, start
+        See :func:`train_units`.
+    """
 
-def _train_block(
-    network: NeighbourhoodNetwork, patches: Patches, units: range, training: UnitTraining
-) -> list[float]:
-    examples = _make_patches(network.backbone, patches, units, training)
-    num_inputs, hidden = network.units.hidden_weight.shape[1:]
-    block = UnitNetworks(len(units), num_inputs, hidden)
-    draw_units(block, units, training.seed)
-    rate, decay = training.learning_rate, training.weight_decay
-    optimizer = torch.optim.AdamW(block.parameters(), lr=rate, weight_decay=decay, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=training.steps + 1, pct_start=_WARM_UP
-    )
-    same_batches = units[0] // _SAME_BATCHES * _SAME_BATCHES
-    random = torch.Generator().manual_seed(stage_seed(training.seed, f"batches {same_batches}"))
-    batch_size = min(training.batch_size, examples.num_patches)
-    last, num_last = torch.zeros(len(units)), max(1, training.steps // 10)
-    for step in range(training.steps):
-        # Patches are in random order, so consecutive ones are a random batch.
-        first = int(torch.randint(examples.num_patches - batch_size + 1, (1,), generator=random))
-        batch = slice(first, first + batch_size)
-        logits = block(examples.features[:, batch].float())
-        loss = functional.binary_cross_entropy_with_logits(
-            logits, examples.targets[:, batch], reduction="none"
-        )
-        by_unit = loss.mean(dim=1)
-        optimizer.zero_grad(set_to_none=True)
-        by_unit.sum().backward()
-        optimizer.step()
-        schedule.step()
-        if step >= training.steps - num_last:
-            last += by_unit.detach() / num_last
-    with torch.no_grad():
-        block.bias.sub_(RARITY)
-        rows = slice(units.start, units.stop)
-        for name, parameter in network.units.named_parameters():
-            parameter[rows] = block.get_parameter(name)
-        _fit_gates(network, block, examples, units)
-    return last.tolist()
+    def __init__(
+        self,
+        network: NeighbourhoodNetwork,
+        patches: Patches,
+        training: UnitTraining,
+        start: NeighbourhoodNetwork | None,
+    ):
+        self._network, self._patches, self._training, self._start = network, patches, training, start
+        self._maker = ExampleMaker(network, training.patches_per_unit, GATE_PATCHES, training.gate_block)
 
+    @torch.no_grad()
+    def train(self, unit: int) -> float:
+        """Learn a unit in place; return its loss."""
+        training = self._training
+        random = stage_generator(training.seed, f"patches {unit}")
+        drawn = self._patches.draw(unit, training.patches_per_unit, random)
+        with self._maker.memory() as memory:
+            features = self._maker.make(drawn, memory, random)
+            weights = self._first_weights(unit)
+            for part in itertools.chain(*memory.gradients):
+                part.fill(0)
+            schedule = self._schedule(unit)
+            importance = np.full(len(features), 1 / schedule.batch_size, np.float32)
+            loss = loops.train_unit(
+                features, drawn.targets, importance, schedule, weights, memory.gradients, memory.rows
+            )
+            weights.bias[:] -= RARITY
+            logits = np.empty(len(memory.extremes), np.float32)
+            loops.fill_logits(features, weights, memory.rows, logits)
+            self._fit_gates(unit, logits, memory)
+        self._maker.unpack(unit, weights)
+        return float(loss)
 
-def _fit_gates(
-    network: NeighbourhoodNetwork, block: UnitNetworks, examples: _UnitPatches, units: range
-) -> None:
-    """Fit the gates of some units to the outputs of their networks on their patches."""
-    for row, unit in enumerate(units):
-        probabilities = torch.sigmoid(block(examples.features[row : row + 1].float(), slice(row, row + 1))[0])
-        weight, level = fit_gate(examples.gate_inputs[row].float(), probabilities)
+    def _schedule(self, unit: int) -> loops.Schedule:
+        """Draw the batches: patches are in random order, so consecutive ones are a random batch."""
+        training = self._training
+        random = stage_generator(training.seed, f"batches {unit}")
+        batch_size = min(training.batch_size, training.patches_per_unit)
+        first = random.integers(training.patches_per_unit - batch_size + 1, size=training.steps)
+        return loops.Schedule(first, _rates(training), batch_size, np.float32(training.weight_decay))
+
+    def _first_weights(self, unit: int) -> loops.Weights:
+        """Return the weights that training starts from.
+
+        Of a network to start from, the weights of channels are used that the unit saw there, too.
+        """
+        network, start = self._network, self._start
+        num_near, num_features = network.channel_index.shape[1], network.backbone.num_features
+        one = UnitNetworks(1, *network.units.hidden_weight.shape[1:])
+        draw_units(one, [unit], self._training.seed)
+        if start is not None:
+            before = start.channel_index[unit].tolist()
+            old = start.units.hidden_weight[unit].view(num_near, num_features, -1)
+            new = one.hidden_weight[0].view(num_near, num_features, -1)
+            for near, channel in enumerate(network.channel_index[unit].tolist()):
+                new[near] = old[before.index(channel)] if channel in before else 0
+            one.hidden_bias[0] = start.units.hidden_bias[unit]
+            one.weight[0] = start.units.weight[unit]
+            one.bias[0] = start.units.bias[unit] + RARITY
+        return self._maker.packed(one, 0)
+
+    def _fit_gates(self, unit: int, logits: np.ndarray, memory: UnitMemory) -> None:
+        """Fit the gates of a unit to the outputs of its network on its patches."""
+        network, probabilities = self._network, torch.from_numpy(logits).sigmoid()
+        weight, level = fit_gate(torch.from_numpy(memory.extremes).flatten(1), probabilities)
         network.gate_weight[unit] = weight.view_as(network.gate_weight[unit])
         network.gate_level[unit] = level
-        filtered = examples.filtered[row].float()
-        weight, level = fit_gate(filtered, probabilities[: len(filtered)], LOST_CLOSER)
         filters = network.backbone.filter1.weight
+        filtered = torch.from_numpy(memory.filtered).view(len(logits), network.gate_weight.shape[1], -1)
+        weight, level = fit_gate(filtered[:, :, : len(filters)].flatten(1), probabilities, LOST_CLOSER)
         network.closer_weight[unit] = weight.view(-1, len(filters)) @ filters
         network.closer_level[unit] = level
 
 
-@torch.no_grad()
+def _rates(training: UnitTraining) -> np.ndarray:
+    """Return the step size of each step: it rises linearly, then falls along half a cosine."""
+    rise = max(1, round(_WARM_UP * training.steps))
+    fall = max(0, training.steps - rise)
+    falling = (1 + np.cos(np.pi * np.arange(1, fall + 1) / max(1, fall))) / 2
+    return (training.learning_rate * np.r_[np.arange(1, rise + 1) / rise, falling]).astype(np.float32)
+
+
 def evaluate_units(network: NeighbourhoodNetwork, patches: Patches, count: int, seed: int) -> list[float]:
     """Return the mean loss of each unit over its own patches."""
-    losses = []
-    for unit in range(network.num_units):
-        windows, targets = patches.make(unit, count, stage_generator(seed, f"held-out patches {unit}"))
-        inputs = network.backbone(windows).flatten(1)[None]
-        logits = network.units(inputs, slice(unit, unit + 1))[0] + RARITY
-        losses.append(functional.binary_cross_entropy_with_logits(logits, targets).item())
-    return losses
+    maker = ExampleMaker(network, count)
 
+    def evaluate(unit: int) -> float:
+        random = stage_generator(seed, f"held-out patches {unit}")
+        drawn = patches.draw(unit, count, random)
+        logits = np.empty(count, np.float32)
+        with maker.memory() as memory:
+            features = maker.make(drawn, memory, random)
+            loops.fill_logits(features, maker.packed(network.units, unit), memory.rows, logits)
+        targets = torch.from_numpy(drawn.targets)
+        return functional.binary_cross_entropy_with_logits(torch.from_numpy(logits) + RARITY, targets).item()
 
-@dataclass(frozen=True)
-class _UnitPatches:
-    """Patches of some units: features (units, count, M * F), targets, and inputs of the gates.
-
-    All but the targets are of half precision.
-    """
-
-    features: Tensor
-    targets: Tensor
-    gate_inputs: Tensor
-    filtered: Tensor
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of each unit."""
-        return self.features.shape[1]
-
-
-@torch.no_grad()
-def _make_patches(backbone: Backbone, patches: Patches, units: range, training: UnitTraining) -> _UnitPatches:
-    features, targets, seen, filtered = [], [], [], []
-    for unit in units:
-        random = stage_generator(training.seed, f"patches {unit}")
-        windows, target = patches.make(unit, training.patches_per_unit, random)
-        features.append(backbone(windows).flatten(1).half())
-        targets.append(target)
-        seen.append(gate_inputs(windows, training.gate_block, random).half())
-        filtered.append((windows[:CLOSER_PATCHES] @ backbone.filter1.weight.T).flatten(1).half())
-    return _UnitPatches(*(torch.stack(parts) for parts in (features, targets, seen, filtered)))
+    return list(results_in_order(evaluate, range(network.num_units)))
 
 
 def draw_units(networks: UnitNetworks, units: Sequence[int], seed: int) -> None:

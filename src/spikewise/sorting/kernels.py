@@ -13,6 +13,7 @@ come in panels of sixteen: weights (panels, inputs, 16), with zeros where there 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,15 +34,8 @@ _VECTOR = ir.VectorType(vectors.FLOAT, LANES)
 _SUM_VECTOR = ir.VectorType(vectors.FLOAT, SUM_LANES)
 
 
-def _write_positive_products(  # type: ignore[no-untyped-def]
-    typing_context, sources, targets, offset, length, weight, bias
-):
-    """Fill 16 features of each of ROWS rows: the positive part of bias (16,) + row @ weight (length, 16).
-
-    At `sources` and `targets` lie the addresses of the rows; features go `offset` bytes after a target.
-    All but `offset` and `length` are addresses.
-    """
-    signature = types.void(*[types.int64] * 6)
+def _write_products(is_positive_part: bool) -> Callable[..., Any]:
+    """Write products of rows: all of them, or their positive parts."""
 
     def write(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
         sources, targets, offset, length, weight, bias = arguments
@@ -68,12 +62,31 @@ def _write_positive_products(  # type: ignore[no-untyped-def]
         for address, total in zip(
             targets_of_rows, vectors.count_up(builder, length, start, step), strict=True
         ):
-            is_positive = builder.fcmp_ordered(">", total, nothing)
             target = builder.add(address, offset)
-            vectors.store(builder, builder.select(is_positive, total, nothing), target)
+            if is_positive_part:
+                total = builder.select(builder.fcmp_ordered(">", total, nothing), total, nothing)
+            vectors.store(builder, total, target)
         return context.get_dummy_value()
 
-    return signature, write
+    return write
+
+
+def _write_positive_products(  # type: ignore[no-untyped-def]
+    typing_context, sources, targets, offset, length, weight, bias
+):
+    """Fill 16 features of each of ROWS rows: the positive part of bias (16,) + row @ weight (length, 16).
+
+    At `sources` and `targets` lie the addresses of the rows; features go `offset` bytes after a target.
+    All but `offset` and `length` are addresses.
+    """
+    return types.void(*[types.int64] * 6), _write_products(True)
+
+
+def _write_linear_products(  # type: ignore[no-untyped-def]
+    typing_context, sources, targets, offset, length, weight, bias
+):
+    """Fill 16 features of each of ROWS rows as above, with their negative parts."""
+    return types.void(*[types.int64] * 6), _write_products(False)
 
 
 def _write_weighted_sum(  # type: ignore[no-untyped-def]
@@ -126,6 +139,7 @@ def _write_weighted_sum(  # type: ignore[no-untyped-def]
 
 
 _positive_products: Any = intrinsic(_write_positive_products)
+_linear_products: Any = intrinsic(_write_linear_products)
 _weighted_sum: Any = intrinsic(_write_weighted_sum)
 
 
@@ -231,6 +245,25 @@ def layer(
         of_weight, of_bias = np.int64(weight[panel].ctypes.data), np.int64(bias[panel].ctypes.data)
         for row in range(0, num_rows, ROWS):
             _positive_products(
+                np.int64(sources[row:].ctypes.data),
+                np.int64(targets[row:].ctypes.data),
+                offset,
+                length,
+                of_weight,
+                of_bias,
+            )
+
+
+@compiled()
+def linear_layer(
+    sources: np.ndarray, targets: np.ndarray, num_rows: int, weight: np.ndarray, bias: np.ndarray
+) -> None:
+    """Fill the features of rows as :func:`layer` does, with their negative parts."""
+    for panel in range(weight.shape[0]):
+        offset, length = np.int64(4 * LANES * panel), np.int64(weight.shape[1])
+        of_weight, of_bias = np.int64(weight[panel].ctypes.data), np.int64(bias[panel].ctypes.data)
+        for row in range(0, num_rows, ROWS):
+            _linear_products(
                 np.int64(sources[row:].ctypes.data),
                 np.int64(targets[row:].ctypes.data),
                 offset,

@@ -23,7 +23,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 
-from spikewise.models.neighbourhood import NeighbourhoodNetwork
+from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.sorting import kernels, tiles
 
 _PROMISING = 0.02
@@ -159,10 +159,8 @@ class SparseNetwork:
 def _weights_of(network: NeighbourhoodNetwork, order: np.ndarray) -> tiles.Weights:
     """Return the weights of a network, its units in some order."""
     backbone, units = network.backbone, network.units
-    first, second = backbone.filter1, backbone.filter2
-    width = kernels.LANES * -(-first.out_features // kernels.LANES)
-    second_panels = kernels.panels(_with_rows(_array(second.weight).T, width))
-    num_features = kernels.LANES * len(second_panels)
+    first, second = filter_panels(backbone)
+    num_features = second[1].size
     weight = _array(units.hidden_weight)[order]  # N, M * F, H
     of_channels = weight.reshape(len(weight), -1, backbone.num_features, weight.shape[2])
     padded = _with_rows(of_channels, num_features).reshape(len(weight), -1, weight.shape[2])
@@ -172,10 +170,25 @@ def _weights_of(network: NeighbourhoodNetwork, order: np.ndarray) -> tiles.Weigh
         _array(network.channel_index)[order],
         (_array(network.gate_weight)[order], _array(network.gate_level)[order]),
         (kernels.overlapping(_array(network.closer_weight)[order]), _array(network.closer_level)[order]),
-        (kernels.panels(_array(first.weight).T), kernels.panels(_array(first.bias)[None])[:, 0]),
-        (second_panels, kernels.panels(_array(second.bias)[None])[:, 0]),
+        first,
+        second,
         hidden,
         (_with_rows(_array(units.weight)[order], num_hidden)[:, :, 0].copy(), _array(units.bias)[order, 0]),
+    )
+
+
+def filter_panels(
+    backbone: Backbone,
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return for each of the two filters its panels (panels, inputs, 16) and its biases (panels, 16)."""
+    first, second = backbone.filter1, backbone.filter2
+    width = kernels.LANES * -(-first.out_features // kernels.LANES)
+    return (
+        (kernels.panels(_array(first.weight).T), kernels.panels(_array(first.bias)[None])[:, 0]),
+        (
+            kernels.panels(_with_rows(_array(second.weight).T, width)),
+            kernels.panels(_array(second.bias)[None])[:, 0],
+        ),
     )
 
 

@@ -49,7 +49,7 @@ class UnitsConfig(Settings):
     )
     unit_steps: int | None = setting(
         None,
-        "Training steps for each unit; default: a tenth of the patches",
+        "Training steps for each unit; default: 3 for every 40 patches",
         minimum=10,
         design=NEIGHBOURHOOD,
     )
@@ -84,9 +84,9 @@ class UnitsConfig(Settings):
         minimum=1,
         design=NEIGHBOURHOOD,
     )
-    unit_batch_size: int = setting(256, "Patches of a unit in a batch", minimum=1, design=NEIGHBOURHOOD)
+    unit_batch_size: int = setting(128, "Patches of a unit in a batch", minimum=1, design=NEIGHBOURHOOD)
     unit_learning_rate: float = setting(
-        5e-3,
+        1e-2,
         "Largest step size of AdamW for the networks of the units",
         minimum=0.0,
         maximum=1.0,
@@ -166,7 +166,7 @@ class UnitsConfig(Settings):
     def effort(self, num_units: int) -> tuple[int, int]:
         """Return the patches and the steps for each of so many units."""
         patches = self.patches_per_unit or min(max(500_000 // max(1, num_units), 8000), 60_000)
-        return patches, self.unit_steps or max(10, patches // 10)
+        return patches, self.unit_steps or max(10, 3 * patches // 40)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikewise.learning.examples.patch_loops import Additions, add_templates, fill_windows
 from spikewise.learning.examples.stored_traces import StoredTraces
 from spikewise.learning.examples.unit_templates import UnitTemplates
 
@@ -37,6 +38,9 @@ has many labels. Chosen by hand."""
 OFF_CENTRE_FRACTION = 0.15
 """Fraction of the patches without the unit at the centre that get its template off the centre. Chosen by
 hand."""
+NEIGHBOUR_FRACTION = 0.15
+"""Fraction of the patches without the unit at the centre that are cut at a known spike of a unit that its
+channels see. Chosen by hand."""
 OTHERS_FRACTION = ((0.35, 0.7), (0.15, 0.25))
 """Fractions of the patches, with and without the unit at the centre, to which a first and a second template
 of another unit is added. Chosen by hand."""
@@ -110,28 +114,46 @@ class PatchMaker:
         targets : Tensor
             (count,): 1 where the unit fires at the centre.
         """
+        drawn = self.draw(unit, count, random)
+        patches = np.empty((count, self.channel_index.shape[1], self.shape.window_samples), np.float32)
+        drawn.fill(0, patches)
+        in_order = torch.empty(patches.shape)
+        in_order[torch.from_numpy(drawn.slots)] = torch.from_numpy(patches)
+        return in_order, torch.from_numpy(drawn.targets)
+
+    def draw(self, unit: int, count: int, random: np.random.Generator) -> DrawnPatches:
+        """Draw patches of one unit, in random order; they are made where they are needed."""
         shape, window = self.shape, self.shape.window_samples
         is_positive = random.permutation(count) < max(1, int(count * POSITIVE_FRACTION))
         near = random.integers(-shape.label_radius, shape.label_radius + 1, count)
         lag = np.where(is_positive, near, self._off_centre(count, random))
+        channels = self.channel_index[unit]
+        others, strength = self.templates.seen_by(unit, channels)
         columns, is_real = self._choose_columns(unit, is_positive, lag, random)
-        channels = torch.from_numpy(self.channel_index[unit])
-        patches = self.stored.windows(columns, shape.left, window, channels)
-        targets = torch.from_numpy(is_positive.astype(np.float32))
+        at_others = ~is_positive & ~is_real & (random.random(count) < NEIGHBOUR_FRACTION)
+        self._move_to_spikes(columns, at_others, unit, others, strength, random)
 
-        others, strength = self.templates.seen_by(unit, self.channel_index[unit])
-        versions = [self.templates.values] if self.moved is None else [self.templates.values, *self.moved]
         units = np.concatenate([[unit], others])
-        waveforms = np.stack([version[units][:, self.channel_index[unit]] for version in versions])
-        adder = _TemplateAdder(torch.from_numpy(waveforms), window, self.templates.centre - shape.left)
+        versions = [self.templates.values] if self.moved is None else [self.templates.values, *self.moved]
+        waveforms = np.concatenate([version[units[:, None], channels] for version in versions])
+        begin = self.templates.centre - shape.left
+        draw = _AdditionDraw(waveforms, len(versions), count, begin)
         own = ~is_real & (is_positive | (random.random(count) < OFF_CENTRE_FRACTION))
-        adder.add(patches, np.flatnonzero(own), np.zeros(own.sum(), np.int64), lag[own], random)
+        draw.add(np.flatnonzero(own), np.zeros(own.sum(), np.int64), lag[own], random)
         for share_with, share_without in OTHERS_FRACTION if len(others) else ():
             rows = np.flatnonzero(random.random(count) < np.where(is_positive, share_with, share_without))
             which = 1 + random.choice(len(others), len(rows), p=strength / strength.sum())
             lags = random.integers(-(window // 2), window // 2 + 1, len(rows))
-            adder.add(patches, rows, which, lags, random)
-        return patches, targets
+            draw.add(rows, which, lags, random)
+        slots = np.argsort(columns, kind="stable")  # neighbours in memory one after the other
+        return DrawnPatches(
+            self.stored,
+            columns[slots] - shape.left,
+            channels,
+            draw.additions(slots),
+            slots,
+            is_positive.astype(np.float32),
+        )
 
     def _off_centre(self, count: int, random: np.random.Generator) -> np.ndarray:
         """Draw lags from a window's centre at which a spike does not count as at the centre."""
@@ -152,50 +174,117 @@ class PatchMaker:
         at_spikes = labelled[random.integers(len(labelled), size=count)] + lag
         return np.where(is_real, at_spikes, columns), is_real
 
+    def _move_to_spikes(
+        self,
+        columns: np.ndarray,
+        chosen: np.ndarray,
+        unit: int,
+        others: np.ndarray,
+        strength: np.ndarray,
+        random: np.random.Generator,
+    ) -> None:
+        """Move the chosen columns near known spikes of other units, away from the unit's own spikes."""
+        spikes = [self._away(unit, self.columns[other]) for other in others]
+        share = np.array([size if len(known) else 0.0 for known, size in zip(spikes, strength, strict=True)])
+        rows = np.flatnonzero(chosen)
+        if not share.sum():
+            return
+        which = random.choice(len(others), len(rows), p=share / share.sum())
+        place, jitter = random.random(len(rows)), random.integers(-self._jitter, self._jitter + 1, len(rows))
+        for index in np.unique(which):
+            of_other = which == index
+            known = spikes[index]
+            columns[rows[of_other]] = known[(place[of_other] * len(known)).astype(np.int64)]
+        columns[rows] += jitter
+
+    @property
+    def _jitter(self) -> int:
+        return self.shape.window_samples // 4
+
     def _background(self, unit: int, count: int, random: np.random.Generator) -> np.ndarray:
         """Draw columns away from the unit's own spikes; anywhere if no such column is drawn."""
-        usable, own = self.stored.usable, self.suspected[unit]
+        usable = self.stored.usable
         drawn = usable[random.integers(len(usable), size=4 * count)]
-        if len(own):
-            index = np.searchsorted(own, drawn)
-            before, after = own[np.maximum(index - 1, 0)], own[np.minimum(index, len(own) - 1)]
-            distance = np.minimum(np.abs(drawn - before), np.abs(after - drawn))
-            drawn = np.concatenate([drawn[distance > self.shape.window_samples], drawn])
-        return drawn[:count]
+        return np.concatenate([self._away(unit, drawn), drawn])[:count]
+
+    def _away(self, unit: int, columns: np.ndarray) -> np.ndarray:
+        """Return the columns that are farther than a window from what may be spikes of the unit."""
+        own = self.suspected[unit]
+        if not len(own):
+            return columns
+        index = np.searchsorted(own, columns)
+        before, after = own[np.maximum(index - 1, 0)], own[np.minimum(index, len(own) - 1)]
+        distance = np.minimum(np.abs(columns - before), np.abs(after - columns))
+        return columns[distance > self.shape.window_samples]
 
 
-class _TemplateAdder:
-    """Adds templates to patches at any lag.
+@dataclass(frozen=True)
+class DrawnPatches:
+    """Patches of a unit that are drawn, and made in parts.
+
+    Attributes
+    ----------
+    stored : StoredTraces
+    begins : ndarray of int64
+        (count,) column on which the first sample of each patch lies, in the order in which they are made.
+    channels : ndarray of int64
+        (num_near,)
+    additions : Additions
+        What is added to each, in the same order.
+    slots : ndarray of int64
+        (count,) number of each patch, in the same order.
+    targets : ndarray of float32
+        (count,): 1 where the unit fires at the centre.
+    """
+
+    stored: StoredTraces
+    begins: np.ndarray
+    channels: np.ndarray
+    additions: Additions
+    slots: np.ndarray
+    targets: np.ndarray
+
+    def fill(self, first: int, patches: np.ndarray) -> None:
+        """Make patches from place `first` of the slots on: (number, M, window_samples) float32, filled."""
+        columns = self.begins[first : first + len(patches)]
+        fill_windows(self.stored.bits, columns, self.channels, patches, patches.view(np.int32))
+        add_templates(self.additions, first, patches)
+
+
+class _AdditionDraw:
+    """Draws templates that are added to patches at any lag.
 
     Parameters
     ----------
-    waveforms : Tensor
-        (num_versions, num_templates, num_near, num_samples)
-    window_samples : int
+    waveforms : ndarray of float32
+        (num_versions * num_templates, num_near, num_samples)
+    num_versions : int
+        The first is at rest.
+    count : int
+        Number of patches.
     begin : int
-        Sample of a template that falls on the first of a window when its spike is at the window's centre.
+        Sample of a template that falls on the first of a patch when its spike is at the patch's centre.
     """
 
-    def __init__(self, waveforms: Tensor, window_samples: int, begin: int):
-        self._num_versions, self._num_templates = waveforms.shape[:2]
-        padded = torch.nn.functional.pad(waveforms.flatten(0, 1), (window_samples, window_samples))
-        self._windows = padded.unfold(2, window_samples, 1)  # templates, M, starts, W
-        self._begin = begin + window_samples
+    def __init__(self, waveforms: np.ndarray, num_versions: int, count: int, begin: int):
+        self._waveforms = np.ascontiguousarray(waveforms, np.float32)
+        self._num_versions, self._num_templates = num_versions, len(waveforms) // num_versions
+        self._count, self._begin = count, begin
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
-    def add(
-        self,
-        patches: Tensor,
-        rows: np.ndarray,
-        which: np.ndarray,
-        lag: np.ndarray,
-        random: np.random.Generator,
-    ) -> None:
+    def add(self, rows: np.ndarray, which: np.ndarray, lag: np.ndarray, random: np.random.Generator) -> None:
         """Add templates `which`, in any version, to `rows`, whose centres lie `lag` samples after them."""
         if self._num_versions > 1:
             moved = random.random(len(which)) >= AT_REST
             version = np.where(moved, random.integers(1, self._num_versions, len(which)), 0)
             which = which + self._num_templates * version
-        amplitude = torch.from_numpy(random.uniform(*AMPLITUDES, len(rows)).astype(np.float32))
-        start = torch.from_numpy(self._begin + lag).clamp(0, self._windows.shape[2] - 1)
-        added = self._windows[torch.from_numpy(which), :, start]
-        patches[torch.from_numpy(rows)] += amplitude[:, None, None] * added
+        of_all = np.full(self._count, -1), np.zeros(self._count, np.int64), np.zeros(self._count, np.float32)
+        of_all[0][rows] = which
+        of_all[1][rows] = self._begin + lag
+        of_all[2][rows] = random.uniform(*AMPLITUDES, len(rows))
+        self._parts.append(of_all)
+
+    def additions(self, order: np.ndarray) -> Additions:
+        """Return what was added, in some order of the patches."""
+        which, begin, amplitude = (np.stack(part)[:, order] for part in zip(*self._parts, strict=True))
+        return Additions(self._waveforms, which, begin, amplitude)

@@ -83,19 +83,40 @@ def _like(
     stored: StoredTraces, columns: np.ndarray, near: torch.Tensor, shapes: np.ndarray, before: int
 ) -> np.ndarray:
     """Return the columns at which, at some lag, the first unit of `shapes` fits better than any other."""
-    num_versions, num_units, _, length = shapes.shape
-    flat = torch.from_numpy(shapes).flatten(0, 1).flatten(1)
-    flat = flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)  # versions * units, M * S
+    own, others = (_unit_vectors(part) for part in (shapes[:, :1], shapes[:, 1:]))
+    span = before + _LAGS, shapes.shape[3] + 2 * _LAGS
     similar = []
     for first in range(0, len(columns), _EVENTS_AT_ONCE):
         part = columns[first : first + _EVENTS_AT_ONCE]
-        windows = stored.windows(part, before + _LAGS, length + 2 * _LAGS, near)
-        best = torch.full((len(part), num_units), -1.0)
-        for lag in range(2 * _LAGS + 1):
-            events = windows[:, :, lag : lag + length].flatten(1)
-            cosine = events @ flat.T / events.norm(dim=1, keepdim=True).clamp_min(1e-6)
-            best = torch.maximum(best, cosine.view(len(part), num_versions, num_units).amax(dim=1))
-        own = best[:, 0]
-        is_like = (own > LEAST_COSINE) & (own >= best.amax(dim=1))
-        similar.append(part[is_like.numpy()])
+        windows = stored.windows(part, *span, near)
+        fit = _best_cosine(windows, own)
+        is_like = fit > LEAST_COSINE
+        # Few events resemble the unit at all: only these are compared with the others.
+        fit, windows, part = fit[is_like], windows[is_like], part[is_like.numpy()]
+        similar.append(part[(fit >= _best_cosine(windows, others)).numpy()])
     return np.concatenate(similar) if similar else columns
+
+
+def _unit_vectors(shapes: np.ndarray) -> torch.Tensor:
+    """Return shapes (versions, units, M, S) as vectors (M, S, versions * units) of length 1."""
+    flat = torch.from_numpy(shapes).flatten(0, 1)
+    return (flat / flat.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None]).permute(1, 2, 0).contiguous()
+
+
+def _best_cosine(windows: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """Return the largest cosine of each event with any vector, at any lag; -1 if there is none.
+
+    Parameters
+    ----------
+    windows : Tensor
+        (num_events, M, S + 2 * _LAGS)
+    vectors : Tensor
+        (M, S, num_vectors)
+    """
+    _, length, num_vectors = vectors.shape
+    best = torch.full((len(windows),), -1.0)
+    for lag in range(2 * _LAGS + 1 if num_vectors else 0):
+        events = windows[:, :, lag : lag + length].flatten(1)
+        size = events.norm(dim=1).clamp_min(1e-6)
+        best = torch.maximum(best, (events @ vectors.flatten(0, 1)).amax(dim=1) / size)
+    return best

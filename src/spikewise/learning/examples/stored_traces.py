@@ -62,6 +62,11 @@ class StoredTraces:
             self.values[:, column : column + len(part)] = part.T
         self.usable = self._usable(reach)
 
+    @property
+    def bits(self) -> np.ndarray:
+        """The bits of the values, (num_channels, num_columns) uint16, for compiled loops."""
+        return self.values.numpy().view(np.uint16)
+
     def _usable(self, reach: int) -> np.ndarray:
         parts = []
         for first, last in self._runs():
