@@ -16,7 +16,7 @@ lose less than one in a thousand of the spikes that the dense path finds."""
 LOST_CLOSER = 0.003
 """The same for the second gate, which sees a spike at one or two outputs. If the network finds the spike at
 one of them, the blocks beside it are evaluated too."""
-GATE_PATCHES = 8000
+GATE_PATCHES = 4000
 """Largest number of patches of a unit to which its gates are fitted. Chosen by hand."""
 _FEWEST = 50
 """With fewer positive or negative patches no gate is fitted: it stays open. Chosen by hand."""

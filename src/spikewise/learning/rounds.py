@@ -20,14 +20,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.spatial import KDTree
+from scipy.spatial.distance import cdist
 
 from spikewise.core.constants import COINCIDENCE_MS
 from spikewise.core.errors import SettingError
 from spikewise.core.progress import ProgressCallback
 from spikewise.core.seeds import stage_generator, stage_seed
+from spikewise.core.threads import on_all_cores
 from spikewise.data.labels.label_set import KeptSpikes
 from spikewise.data.recordings.reader import Traces
-from spikewise.data.simulation.drift import move_templates
+from spikewise.data.simulation.drift import move_weights
 from spikewise.learning.backbone_training import PatchSet, train_backbone
 from spikewise.learning.examples.patches import PatchMaker, PatchShape
 from spikewise.learning.examples.resemblance import resembling_columns
@@ -45,6 +47,10 @@ from spikewise.sorting.detector import label_radius_samples, stride_samples
 from spikewise.sorting.detectors import make_detector
 
 logger = logging.getLogger(__name__)
+
+_INTERPOLATED_UM = 50.0
+"""A moved template has no part farther from the channels of the one at rest than this and its motion. Chosen by
+hand."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,7 @@ class UnitLearner:
         self.shape = PatchShape(window_samples, radius)
         stride = stride_samples(radius, NeighbourhoodNetwork.largest_stride)
         self.gate_block = block_samples(traces.sampling_frequency, stride)
+        self._move_weights: np.ndarray | None = None
         self._similar: list[np.ndarray] | None = None  # found with the templates of the first round
 
     def store(self, blocks: Sequence[Block]) -> StoredTraces:
@@ -174,9 +181,20 @@ class UnitLearner:
     def _moved_up_to(self, furthest: float, templates: UnitTemplates) -> np.ndarray:
         count = math.ceil(furthest / self.settings.units.drift_step_um)
         steps = np.delete(np.linspace(-furthest, furthest, 2 * count + 1), count)  # without 0: at rest
-        by_sample = templates.values.transpose(0, 2, 1)  # units, samples, channels
-        moved = move_templates(by_sample, self.positions[:, :2], steps)
-        return np.ascontiguousarray(moved.transpose(0, 1, 3, 2))
+        if self._move_weights is None:
+            self._move_weights = move_weights(self.positions[:, :2], steps).astype(np.float32)
+        weights = self._move_weights
+        near = cdist(self.positions, self.positions) <= furthest + _INTERPOLATED_UM
+        moved = np.zeros((len(steps), *templates.values.shape), np.float32)
+
+        def move(unit: int) -> None:
+            seen = templates.values[unit].any(axis=1)
+            reached = np.flatnonzero(near[seen].any(axis=0))
+            of_unit = weights[:, reached][:, :, seen] @ templates.values[unit, seen]
+            moved[:, unit, reached] = of_unit
+
+        on_all_cores(move, range(len(templates.values)))
+        return moved
 
     def learn(
         self,

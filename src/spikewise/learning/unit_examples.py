@@ -32,6 +32,10 @@ class Drawn(Protocol):
         """1 where the unit fires at the centre: (count,) float32."""
 
     @property
+    def importance(self) -> np.ndarray:
+        """Weight of each patch in the loss: (count,) float32."""
+
+    @property
     def slots(self) -> np.ndarray:
         """Numbers of the patches (count,) int64 in the order in which they are made."""
 

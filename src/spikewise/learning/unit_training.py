@@ -127,7 +127,8 @@ class _UnitTrainer:
         start: NeighbourhoodNetwork | None,
     ):
         self._network, self._patches, self._training, self._start = network, patches, training, start
-        self._maker = ExampleMaker(network, training.patches_per_unit, GATE_PATCHES, training.gate_block)
+        of_gates = min(GATE_PATCHES, -(-training.patches_per_unit // 2))
+        self._maker = ExampleMaker(network, training.patches_per_unit, of_gates, training.gate_block)
 
     @torch.no_grad()
     def train(self, unit: int) -> float:
@@ -141,7 +142,7 @@ class _UnitTrainer:
             for part in itertools.chain(*memory.gradients):
                 part.fill(0)
             schedule = self._schedule(unit)
-            importance = np.full(len(features), 1 / schedule.batch_size, np.float32)
+            importance = drawn.importance / np.float32(schedule.batch_size)
             loss = loops.train_unit(
                 features, drawn.targets, importance, schedule, weights, memory.gradients, memory.rows
             )

@@ -191,21 +191,35 @@ def move_templates(templates: np.ndarray, positions: np.ndarray, steps_um: np.nd
     SettingError
         If the probe is shorter than twice the largest displacement, or its channels lie on a slanted line.
     """
-    _check_probe(positions, float(steps_um.max()))
+    weights = move_weights(positions, steps_um)
     values = templates.reshape(-1, templates.shape[2]).T.astype(np.float64)
+    moved = np.zeros((len(steps_um), *templates.shape), dtype=np.float32)
+    for of_step, out in zip(weights, moved, strict=True):
+        out[:] = (of_step @ values).T.reshape(templates.shape)
+    return moved
+
+
+def move_weights(positions: np.ndarray, steps_um: np.ndarray) -> np.ndarray:
+    """Return the weights of the channels in each channel of a moved template; see :func:`move_templates`.
+
+    Returns
+    -------
+    numpy.ndarray of float64, shape (num_steps, num_channels, num_channels)
+    """
+    _check_probe(positions, float(steps_um.max()))
     weights_at = _interpolator(positions)
     tree = KDTree(positions)
-    moved = np.zeros((len(steps_um), *templates.shape), dtype=np.float32)
-    for step_um, out in zip(steps_um, moved, strict=True):
+    alone = np.eye(len(positions))
+    weights = np.empty((len(steps_um), *alone.shape))
+    for step_um, out in zip(steps_um, weights, strict=True):
         shifted = positions - [0.0, step_um]
         distance, nearest = tree.query(shifted)
-        found = weights_at(shifted) @ values
-        faded = values[nearest] * np.exp(-distance / FADE_UM)[:, None]
-        found = np.where(np.isnan(found), faded, found)
+        found = weights_at(shifted)
+        faded = alone[nearest] * np.exp(-distance / FADE_UM)[:, None]
+        out[:] = np.where(np.isnan(found), faded, found)
         same = distance < SAME_POSITION_UM
-        found[same] = values[nearest[same]]
-        out[:] = found.T.reshape(templates.shape)
-    return moved
+        out[same] = alone[nearest[same]]
+    return weights
 
 
 def follow_paths(waveforms: np.ndarray, locations: np.ndarray, steps_um: np.ndarray) -> np.ndarray:

@@ -24,6 +24,12 @@ from spikewise.learning.examples.unit_templates import UnitTemplates
 
 AMPLITUDES = (0.8, 1.2)
 """Range of the factors by which added templates are scaled. Chosen by hand."""
+LIKENESS = 4.0
+"""How much more often than others a unit of the same shape is shown without the unit, for its size. Chosen on seed 1
+of a square array and of a tetrode."""
+PLAIN_IMPORTANCE = 5.0
+"""Weight in the loss of the patches that show the recording as it is, without the unit: a recording consists of
+them. Chosen on the same recordings."""
 POSITIVE_FRACTION = 0.4
 """Fraction of the patches with the unit at the centre. Chosen by hand."""
 AT_REST = 0.8
@@ -129,6 +135,7 @@ class PatchMaker:
         lag = np.where(is_positive, near, self._off_centre(count, random))
         channels = self.channel_index[unit]
         others, strength = self.templates.seen_by(unit, channels)
+        strength = strength * (1 + LIKENESS * self.templates.likeness(unit, others, channels) ** 4)
         columns, is_real = self._choose_columns(unit, is_positive, lag, random)
         at_others = ~is_positive & ~is_real & (random.random(count) < NEIGHBOUR_FRACTION)
         self._move_to_spikes(columns, at_others, unit, others, strength, random)
@@ -145,6 +152,8 @@ class PatchMaker:
             which = 1 + random.choice(len(others), len(rows), p=strength / strength.sum())
             lags = random.integers(-(window // 2), window // 2 + 1, len(rows))
             draw.add(rows, which, lags, random)
+        is_plain = ~is_positive & ~at_others & ~draw.is_changed()
+        importance = np.where(is_plain, PLAIN_IMPORTANCE, 1.0)
         slots = np.argsort(columns, kind="stable")  # neighbours in memory one after the other
         return DrawnPatches(
             self.stored,
@@ -153,6 +162,7 @@ class PatchMaker:
             draw.additions(slots),
             slots,
             is_positive.astype(np.float32),
+            importance.astype(np.float32),
         )
 
     def _off_centre(self, count: int, random: np.random.Generator) -> np.ndarray:
@@ -184,18 +194,22 @@ class PatchMaker:
         random: np.random.Generator,
     ) -> None:
         """Move the chosen columns near known spikes of other units, away from the unit's own spikes."""
-        spikes = [self._away(unit, self.columns[other]) for other in others]
-        share = np.array([size if len(known) else 0.0 for known, size in zip(spikes, strength, strict=True)])
+        known = [self.columns[other] for other in others]
+        weight = np.concatenate(
+            [
+                np.full(len(of_other), size / len(of_other))
+                for of_other, size in zip(known, strength, strict=True)
+                if len(of_other)
+            ]
+            or [np.empty(0)]
+        )
+        spikes = np.concatenate([np.empty(0, np.int64), *known])
+        is_away = self._is_away(unit, spikes)
+        spikes, weight = spikes[is_away], weight[is_away]
         rows = np.flatnonzero(chosen)
-        if not share.sum():
-            return
-        which = random.choice(len(others), len(rows), p=share / share.sum())
-        place, jitter = random.random(len(rows)), random.integers(-self._jitter, self._jitter + 1, len(rows))
-        for index in np.unique(which):
-            of_other = which == index
-            known = spikes[index]
-            columns[rows[of_other]] = known[(place[of_other] * len(known)).astype(np.int64)]
-        columns[rows] += jitter
+        if len(spikes):
+            jitter = random.integers(-self._jitter, self._jitter + 1, len(rows))
+            columns[rows] = random.choice(spikes, len(rows), p=weight / weight.sum()) + jitter
 
     @property
     def _jitter(self) -> int:
@@ -204,18 +218,17 @@ class PatchMaker:
     def _background(self, unit: int, count: int, random: np.random.Generator) -> np.ndarray:
         """Draw columns away from the unit's own spikes; anywhere if no such column is drawn."""
         usable = self.stored.usable
-        drawn = usable[random.integers(len(usable), size=4 * count)]
-        return np.concatenate([self._away(unit, drawn), drawn])[:count]
+        drawn = usable[random.integers(len(usable), size=2 * count)]
+        return np.concatenate([drawn[self._is_away(unit, drawn)], drawn])[:count]
 
-    def _away(self, unit: int, columns: np.ndarray) -> np.ndarray:
-        """Return the columns that are farther than a window from what may be spikes of the unit."""
+    def _is_away(self, unit: int, columns: np.ndarray) -> np.ndarray:
+        """Return which columns are farther than a window from what may be spikes of the unit."""
         own = self.suspected[unit]
         if not len(own):
-            return columns
+            return np.ones(len(columns), bool)
         index = np.searchsorted(own, columns)
         before, after = own[np.maximum(index - 1, 0)], own[np.minimum(index, len(own) - 1)]
-        distance = np.minimum(np.abs(columns - before), np.abs(after - columns))
-        return columns[distance > self.shape.window_samples]
+        return np.minimum(np.abs(columns - before), np.abs(after - columns)) > self.shape.window_samples
 
 
 @dataclass(frozen=True)
@@ -235,6 +248,8 @@ class DrawnPatches:
         (count,) number of each patch, in the same order.
     targets : ndarray of float32
         (count,): 1 where the unit fires at the centre.
+    importance : ndarray of float32
+        (count,) weight of each patch in the loss.
     """
 
     stored: StoredTraces
@@ -243,6 +258,7 @@ class DrawnPatches:
     additions: Additions
     slots: np.ndarray
     targets: np.ndarray
+    importance: np.ndarray
 
     def fill(self, first: int, patches: np.ndarray) -> None:
         """Make patches from place `first` of the slots on: (number, M, window_samples) float32, filled."""
@@ -283,6 +299,10 @@ class _AdditionDraw:
         of_all[1][rows] = self._begin + lag
         of_all[2][rows] = random.uniform(*AMPLITUDES, len(rows))
         self._parts.append(of_all)
+
+    def is_changed(self) -> np.ndarray:
+        """Return to which patches anything is added."""
+        return np.any([which >= 0 for which, _, _ in self._parts], axis=0)
 
     def additions(self, order: np.ndarray) -> Additions:
         """Return what was added, in some order of the patches."""

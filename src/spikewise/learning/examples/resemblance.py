@@ -13,10 +13,12 @@ than that to any other unit.
 from __future__ import annotations
 
 import numpy as np
-import torch
 
+from spikewise.core.compiling import compiled
+from spikewise.core.threads import results_in_order
 from spikewise.learning.examples.stored_traces import StoredTraces
 from spikewise.learning.examples.unit_templates import UnitTemplates
+from spikewise.sorting.kernels import LANES, ROWS, linear_layer, panels, product
 
 LEAST_COSINE = 0.7
 """An event resembles a unit above this cosine. Chosen on seed 1 of simulated probes
@@ -29,6 +31,12 @@ _LENGTH_MS = (0.6, 0.9)
 """Parts of a waveform before and after the trough that are compared. Chosen by hand."""
 _LAGS = 3
 """Largest lag, in samples, at which they are compared. Chosen by hand."""
+_QUICK_LAGS, _LEAST_QUICK_COSINE = np.array([1, 3, 5]), 0.35
+"""Only events whose cosine with the unit at rest is higher, at one of a few lags, are compared in full. Chosen by
+hand: it is half of what is asked for, and motion and lags in between change the cosine by less."""
+_LEAST_OTHER_COSINE = 0.2
+"""Only vectors of other units are compared whose cosine with one of the unit's own is higher. Chosen by hand."""
+_EVERY_LAG = np.arange(2 * _LAGS + 1)
 _EVENTS_AT_ONCE = 2000
 """Events that are compared together; it limits the memory only."""
 
@@ -52,71 +60,149 @@ def resembling_columns(
     """
     rate = stored.sampling_frequency
     before, after = (max(2, round(part * rate / 1000)) for part in _LENGTH_MS)
-    versions = np.concatenate([templates.values[None], moved])
+    versions = [templates.values, *moved]
     core = slice(templates.centre - before, templates.centre + after)
-    found = []
-    for unit, near in enumerate(channel_index):
-        own = versions[0, unit, near, core]  # M, S
+
+    def search(unit: int) -> np.ndarray:
+        near = channel_index[unit]
+        own = templates.values[unit, near, core]  # M, S
         peak = int(own.min(axis=1).argmin())
         trough = -float(own[peak].min())
         if trough <= 0:
-            found.append(np.empty(0, np.int64))
-            continue
+            return np.empty(0, np.int64)
         others, _ = templates.seen_by(unit, near)
-        shapes = versions[:, np.r_[unit, others]][:, :, near, core]  # versions, units, M, S
+        units = np.r_[unit, others][:, None]
+        shapes = np.stack([version[units, near, core] for version in versions])  # versions, units, M, S
         offset = int(own[peak].argmin()) - before
         events = _troughs(stored, int(near[peak]), max(_LEAST_TROUGH, _OF_OWN_TROUGH * trough)) - offset
-        found.append(_like(stored, events, torch.from_numpy(near), shapes, before))
-    return found
+        return _like(stored, events, near, shapes, before)
+
+    return list(results_in_order(search, range(len(channel_index))))
 
 
 def _troughs(stored: StoredTraces, channel: int, depth: float) -> np.ndarray:
     """Return the usable columns of the local minima of a channel that are at least this deep."""
-    trace = stored.values[channel].float()
-    inner = trace[1:-1]
-    is_trough = (inner < -depth) & (inner <= trace[:-2]) & (inner < trace[2:])
-    columns = np.flatnonzero(is_trough.numpy()) + 1
-    return columns[np.isin(columns, stored.usable, assume_unique=True)]
+    bits = stored.bits[channel]
+    # Of negative numbers of half precision, the larger ones have the larger bits.
+    deep = np.flatnonzero(bits > np.float16(-depth).view(np.uint16))
+    deep = deep[(deep > 0) & (deep < len(bits) - 1)]
+    trace = stored.values[channel].numpy()
+    columns = deep[(trace[deep] <= trace[deep - 1]) & (trace[deep] < trace[deep + 1])]
+    return columns[stored.is_usable(columns)]
 
 
 def _like(
-    stored: StoredTraces, columns: np.ndarray, near: torch.Tensor, shapes: np.ndarray, before: int
+    stored: StoredTraces, columns: np.ndarray, near: np.ndarray, shapes: np.ndarray, before: int
 ) -> np.ndarray:
     """Return the columns at which, at some lag, the first unit of `shapes` fits better than any other."""
     own, others = (_unit_vectors(part) for part in (shapes[:, :1], shapes[:, 1:]))
+    others = others[:, _may_be_nearer(own, others, len(near))]
     span = before + _LAGS, shapes.shape[3] + 2 * _LAGS
     similar = []
     for first in range(0, len(columns), _EVENTS_AT_ONCE):
         part = columns[first : first + _EVENTS_AT_ONCE]
-        windows = stored.windows(part, *span, near)
-        fit = _best_cosine(windows, own)
+        windows = stored.windows(part, *span, near).numpy()
+        may_be_like = _best_cosines(windows, own[:, :1], _QUICK_LAGS) > _LEAST_QUICK_COSINE
+        windows, part = windows[may_be_like], part[may_be_like]
+        fit = _best_cosines(windows, own)
         is_like = fit > LEAST_COSINE
         # Few events resemble the unit at all: only these are compared with the others.
-        fit, windows, part = fit[is_like], windows[is_like], part[is_like.numpy()]
-        similar.append(part[(fit >= _best_cosine(windows, others)).numpy()])
+        fit, windows, part = fit[is_like], windows[is_like], part[is_like]
+        similar.append(part[fit >= _best_cosines(windows, others)])
     return np.concatenate(similar) if similar else columns
 
 
-def _unit_vectors(shapes: np.ndarray) -> torch.Tensor:
-    """Return shapes (versions, units, M, S) as vectors (M, S, versions * units) of length 1."""
-    flat = torch.from_numpy(shapes).flatten(0, 1)
-    return (flat / flat.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None]).permute(1, 2, 0).contiguous()
+def _unit_vectors(shapes: np.ndarray) -> np.ndarray:
+    """Return shapes (versions, units, M, S) as vectors (M * S, versions * units) of length 1."""
+    flat = shapes.reshape(-1, shapes.shape[2] * shapes.shape[3])
+    return (flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)).T
 
 
-def _best_cosine(windows: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+def _may_be_nearer(own: np.ndarray, others: np.ndarray, num_near: int) -> np.ndarray:
+    """Return which vectors (M * S, num_vectors) an event that resembles `own` may resemble more.
+
+    Vectors that form nearly a right angle with `own`, at any lag, are too far from it.
+    """
+    best = np.zeros(others.shape[1], np.float32)
+    by_channel = own.reshape(num_near, -1, own.shape[1])
+    for lag in range(-2 * _LAGS, 2 * _LAGS + 1, 2):
+        moved = np.roll(by_channel, lag, axis=1).reshape(own.shape)
+        best = np.maximum(best, (moved.T @ others).max(axis=0, initial=0))
+    return best > _LEAST_OTHER_COSINE
+
+
+def _best_cosines(windows: np.ndarray, vectors: np.ndarray, lags: np.ndarray = _EVERY_LAG) -> np.ndarray:
     """Return the largest cosine of each event with any vector, at any lag; -1 if there is none.
 
     Parameters
     ----------
-    windows : Tensor
+    windows : ndarray
         (num_events, M, S + 2 * _LAGS)
-    vectors : Tensor
-        (M, S, num_vectors)
+    vectors : ndarray
+        (M * S, num_vectors)
+    lags : ndarray of int64
+        Numbers of samples after the first one of the windows.
     """
-    _, length, num_vectors = vectors.shape
-    best = torch.full((len(windows),), -1.0)
-    for lag in range(2 * _LAGS + 1 if num_vectors else 0):
-        events = windows[:, :, lag : lag + length].flatten(1)
-        size = events.norm(dim=1).clamp_min(1e-6)
-        best = torch.maximum(best, (events @ vectors.flatten(0, 1)).amax(dim=1) / size)
+    best = np.full(len(windows), -1, np.float32)
+    if vectors.shape[1] == 1:
+        _fill_cosines_with_one(windows, lags, np.ascontiguousarray(vectors[:, 0], np.float32), best)
+    elif vectors.shape[1]:
+        num_rows = -(-len(lags) // ROWS) * ROWS
+        events = np.zeros((num_rows, len(vectors)), np.float32)
+        weight = panels(vectors)
+        products = np.empty((num_rows, weight.shape[0] * LANES), np.float32)
+        no_bias = np.zeros((len(weight), LANES), np.float32)
+        _fill_cosines(windows, lags, weight, no_bias, vectors.shape[1], events, products, best)
     return best
+
+
+@compiled(error_model="numpy")
+def _fill_cosines(
+    windows: np.ndarray,
+    lags: np.ndarray,
+    weight: np.ndarray,
+    no_bias: np.ndarray,
+    num_vectors: int,
+    events: np.ndarray,
+    products: np.ndarray,
+    best: np.ndarray,
+) -> None:
+    """Raise `best` (num_events,) to the cosines with the vectors of `weight` (panels, M * S, 16).
+
+    `events` (rows, M * S) and `products` (rows, panels * 16) are memory for one event at all lags.
+    """
+    num_near, num_lags = windows.shape[1], len(lags)
+    length = events.shape[1] // num_near
+    sources, targets = np.empty(len(events), np.int64), np.empty(len(events), np.int64)
+    for row in range(len(events)):
+        sources[row] = np.int64(events.ctypes.data) + 4 * row * events.shape[1]
+        targets[row] = np.int64(products.ctypes.data) + 4 * row * products.shape[1]
+    for index in range(len(windows)):
+        for lag in range(num_lags):
+            for near in range(num_near):
+                target = events[lag, near * length : (near + 1) * length]
+                target[:] = windows[index, near, lags[lag] : lags[lag] + length]
+        linear_layer(sources, targets, len(events), weight, no_bias)
+        for lag in range(num_lags):
+            largest = products[lag, 0]
+            for vector in range(1, num_vectors):
+                largest = max(largest, products[lag, vector])
+            size = np.sqrt(product(events[lag], events[lag]))
+            best[index] = max(best[index], largest / max(size, np.float32(1e-6)))
+
+
+@compiled(error_model="numpy")
+def _fill_cosines_with_one(
+    windows: np.ndarray, lags: np.ndarray, vector: np.ndarray, best: np.ndarray
+) -> None:
+    """Raise `best` (num_events,) to the cosines with one vector (M * S,)."""
+    num_near = windows.shape[1]
+    length = len(vector) // num_near
+    for index in range(len(windows)):
+        for lag in lags:
+            total, energy = np.float32(0), np.float32(0)
+            for near in range(num_near):
+                part = windows[index, near, lag : lag + length]
+                total += product(part, vector[near * length : (near + 1) * length])
+                energy += product(part, part)
+            best[index] = max(best[index], total / max(np.sqrt(energy), np.float32(1e-6)))

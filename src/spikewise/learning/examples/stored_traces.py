@@ -15,9 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spikewise.core.threads import on_all_cores
 from spikewise.data.recordings.reader import Traces
+from spikewise.learning.examples.patch_loops import fill_windows
 from spikewise.learning.examples.training_set import Block
 
+_CHANNELS_AT_ONCE = 32
+"""Channels that one thread stores at a time. Chosen by hand."""
 MEMORY_BYTES = 2**31
 """Largest size of the stored traces. Chosen by hand."""
 
@@ -58,9 +62,18 @@ class StoredTraces:
         firsts = np.cumsum([0, *self._lengths])
         for block, column in zip(chosen, self._columns, strict=True):
             low, high = block.start - firsts[block.segment_index], block.stop - firsts[block.segment_index]
-            part = torch.tensor(traces.read(block.segment_index, int(low), int(high)))
-            self.values[:, column : column + len(part)] = part.T
+            self._keep(traces.read(block.segment_index, int(low), int(high)), column)
         self.usable = self._usable(reach)
+
+    def _keep(self, part: np.ndarray, column: int) -> None:
+        """Store traces (num_samples, num_channels) from a column on."""
+        target = self.values[:, column : column + len(part)]
+
+        def copy(first: int) -> None:
+            channels = slice(first, first + _CHANNELS_AT_ONCE)
+            target[channels] = torch.tensor(part.T[channels])
+
+        on_all_cores(copy, range(0, self.num_channels, _CHANNELS_AT_ONCE))
 
     @property
     def bits(self) -> np.ndarray:
@@ -101,6 +114,13 @@ class StoredTraces:
                 traces[low - offset - start : high - offset - start] = part.T.numpy()
         return traces
 
+    def is_usable(self, columns: np.ndarray) -> np.ndarray:
+        """Return which columns are usable."""
+        if not len(self.usable):
+            return np.zeros(len(columns), bool)
+        index = np.searchsorted(self.usable, columns)
+        return self.usable[np.minimum(index, len(self.usable) - 1)] == columns
+
     def columns_of(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the columns of the global frames that are usable, and the indices of these frames."""
         if not len(self.usable):
@@ -113,15 +133,15 @@ class StoredTraces:
         return columns[found], np.flatnonzero(found)
 
     def windows(
-        self, columns: np.ndarray, before: int, length: int, channels: Tensor | None = None
+        self, columns: np.ndarray, before: int, length: int, channels: np.ndarray | None = None
     ) -> Tensor:
         """Cut windows that begin `before` samples ahead of columns: (num_columns, num_channels, length)."""
-        num_channels, num_columns = self.values.shape
-        every = self.values.as_strided((num_channels, num_columns - length + 1, length), (num_columns, 1, 1))
-        start = torch.from_numpy(np.asarray(columns) - before)
         if channels is None:
-            channels = torch.arange(num_channels)
-        return every[channels[None], start[:, None]].float()
+            channels = np.arange(self.num_channels)
+        begins = np.asarray(columns, np.int64) - before
+        windows = np.empty((len(begins), len(channels), length), np.float32)
+        fill_windows(self.bits, begins, np.asarray(channels, np.int64), windows, windows.view(np.int32))
+        return torch.from_numpy(windows)
 
 
 def _affordable(blocks: Sequence[Block], num_samples: int) -> list[Block]:

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from spikewise.core.threads import on_all_cores
 from spikewise.data.recordings.conditioning import medians
 from spikewise.learning.examples.stored_traces import StoredTraces
 
 # Chosen by hand, all of the following.
 TEMPLATE_MS = (1.5625, 1.5625)  # before and after the spike
 _FEW_SPIKES = 15  # spikes whose median shows the largest channel
-_MAX_SPIKES = 200  # largest number of spikes of which a template is the mean
+_CANDIDATES = 32  # channels with the largest means, among which the median decides
+_MAX_SPIKES = 100  # largest number of spikes of which a template is the mean
 _NUM_SHAPES = 8  # temporal shapes on which means are projected
 _LEAST_ENERGY = 4.0  # of a template on the channels of another unit that sees it
 _TAPER = 0.1  # fraction of a template at either end over which it fades in and out
@@ -28,6 +30,7 @@ _LARGE = 0.4  # fraction of the largest peak-to-peak: channels above define the 
 _REACH_UM = 200.0  # distance from the largest channel beyond which a template is zero
 _NEAR_UM = 100.0  # distance from the largest channel within which channels define the position
 _OUTLIER = 6.0  # distance from the median waveform of a distorted spike, in noise standard deviations
+LIKENESS_LAGS = 8  # largest lag, in samples, at which units are compared
 _SHRINK = 2.0  # James and Stein: 1; but with few spikes the largest channel is often so by chance
 
 
@@ -64,6 +67,16 @@ class UnitTemplates:
         others = np.flatnonzero(energy > _LEAST_ENERGY)
         return others, np.sqrt(energy[others])
 
+    def likeness(self, unit: int, others: np.ndarray, channels: np.ndarray) -> np.ndarray:
+        """Return the cosine of other units with a unit on some channels, at the best lag; at least 0."""
+        own = self.values[unit, channels]
+        values = self.values[others[:, None], channels]
+        size = np.linalg.norm(values, axis=(1, 2)) * np.linalg.norm(own)
+        lags = range(-LIKENESS_LAGS, LIKENESS_LAGS + 1, 2)
+        moved = np.stack([np.roll(own, lag, axis=1) for lag in lags])
+        products = np.einsum("lms,nms->nl", moved, values, optimize=True)
+        return products.max(axis=1, initial=0) / np.maximum(size, 1e-6)
+
 
 def estimate_templates(
     stored: StoredTraces,
@@ -77,7 +90,7 @@ def estimate_templates(
     ----------
     stored : StoredTraces
     columns : sequence of ndarray
-        For each unit the columns of its spikes; of more than 200, evenly spread ones are used.
+        For each unit the columns of its spikes; of more than 100, evenly spread ones are used.
     channel_positions_um : ndarray
         (num_channels, 2 or 3)
     sampling_frequency : float
@@ -87,13 +100,16 @@ def estimate_templates(
     num_channels = len(channel_positions_um)
     raw = np.zeros((len(columns), num_channels, before + after), dtype=np.float32)
     counts = np.zeros(len(columns), dtype=int)
-    for unit, of_unit in enumerate(columns):
+
+    def average(unit: int) -> None:
+        of_unit = columns[unit]
         chosen = of_unit[np.linspace(0, len(of_unit) - 1, min(len(of_unit), _MAX_SPIKES)).round().astype(int)]
         counts[unit] = len(chosen)
         if len(chosen):
             near = _channels_around(stored, chosen, before, before + after, channel_positions_um)
-            waveforms = stored.windows(chosen, before, before + after, torch.from_numpy(near))
-            raw[unit, near] = _robust_mean(waveforms).numpy()
+            raw[unit, near] = _robust_mean(stored.windows(chosen, before, before + after, near)).numpy()
+
+    on_all_cores(average, range(len(columns)))
     height = np.ptp(raw, axis=2)  # N, C
     peak = height.argmax(axis=1)
     distance = np.linalg.norm(channel_positions_um[None] - channel_positions_um[peak][:, None], axis=2)
@@ -111,10 +127,13 @@ def _channels_around(
 ) -> np.ndarray:
     """Return the channels around the one on which the median of a few spikes is largest."""
     few = columns[np.linspace(0, len(columns) - 1, min(len(columns), _FEW_SPIKES)).round().astype(int)]
-    middle = stored.windows(few, before, length).median(dim=0).values
-    peak = int((middle.amax(dim=1) - middle.amin(dim=1)).argmax())
+    waveforms = stored.windows(few, before, length)
+    mean = waveforms.mean(dim=0)
+    largest = (mean.amax(dim=1) - mean.amin(dim=1)).argsort(descending=True, stable=True)[:_CANDIDATES]
+    middle = waveforms[:, largest].median(dim=0).values
+    peak = int(largest[(middle.amax(dim=1) - middle.amin(dim=1)).argmax()])
     distance = np.linalg.norm(channel_positions_um - channel_positions_um[peak], axis=1)
-    return np.flatnonzero(distance <= 2 * _REACH_UM)
+    return np.flatnonzero(distance <= _REACH_UM + _NEAR_UM)
 
 
 def _robust_mean(waveforms: torch.Tensor) -> torch.Tensor:
