@@ -30,6 +30,7 @@ _COMMANDS = {
     "waveforms": "`spikewise waveforms train`",
     "backbone": "`spikewise pretrain`",
     "training": "a training that was not finished",
+    "shapes": "`python benchmarks/spike_shapes.py`",
 }
 
 
