@@ -76,7 +76,11 @@ def main() -> None:
     _, sizes, basis = np.linalg.svd(shifted, full_matrices=False)
     kept = float((sizes[: options.components] ** 2).sum() / (sizes**2).sum())
     tensors = {"bank": bank, "basis": basis[: options.components]}
-    facts = {"waveforms": [len(waveforms) for waveforms in sources], "seed": options.seed, "energy": round(kept, 4)}
+    facts = {
+        "waveforms": [len(waveforms) for waveforms in sources],
+        "seed": options.seed,
+        "energy": round(kept, 4),
+    }
     description = {
         "kind": "shapes",
         "format_version": 1,

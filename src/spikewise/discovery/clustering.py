@@ -8,6 +8,7 @@ version), which cuts only where the density has a dip. A unit between two channe
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import numpy as np
@@ -44,7 +45,7 @@ def cluster_events(
     near = channels_within(distance, RADIUS_UM, MOST_CHANNELS)
     order = np.argsort(channels, kind="stable")
     bounds = np.searchsorted(channels[order], np.arange(held.num_channels + 1))
-    groups = [order[low:high] for low, high in zip(bounds, bounds[1:], strict=False) if high - low >= MIN_SPIKES]
+    groups = [order[low:high] for low, high in itertools.pairwise(bounds) if high - low >= MIN_SPIKES]
 
     def cluster(events: np.ndarray) -> np.ndarray:
         of = np.repeat(near[channels[events[0]]][None], len(events), axis=0)

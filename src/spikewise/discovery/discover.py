@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,11 @@ MIN_AMPLITUDE = 0.85
 MAX_UNEXPLAINED = 0.5
 """Largest energy that a unit leaves at its spikes, relative to its own."""
 MAX_FOLLOWED = 0.6
-"""Largest fraction of a unit's spikes within FOLLOWED_MS of those of a larger unit: it is a part of that unit."""
-FOLLOWED_MS = 1.0
+"""Largest fraction of a unit's spikes within FOLLOWED_MS of those of a unit with a larger waveform: it is a
+part of that unit."""
+FOLLOWED_MS = 2.5
+LEARNT_S = 60.0
+"""Longest duration from which units are learnt."""
 MIN_RATE_HZ = 0.05
 """Smallest rate of a unit in the traces that are looked at."""
 
@@ -57,12 +61,15 @@ class Discovered:
     ----------
     trains : list of ndarray of int64
         Global frames of the spikes of each unit, ascending; units in order of their position.
+    stretches : tuple of (int, int)
+        Parts of the recording from which units are learnt, in global frames: at most LEARNT_S, evenly spread.
     facts : dict
         Counts and seconds of each step; JSON types only.
     """
 
     trains: list[np.ndarray]
-    facts: dict[str, Any] = field(default_factory=dict)
+    stretches: tuple[tuple[int, int], ...]
+    facts: dict[str, Any]
 
 
 def discover_units(traces: Traces, positions: np.ndarray, seed: int) -> Discovered:
@@ -81,13 +88,28 @@ def discover_units(traces: Traces, positions: np.ndarray, seed: int) -> Discover
         return _Discovery(traces, positions, seed).run()
 
 
+@dataclass(frozen=True)
+class Found:
+    """Units with their mean waveforms, and what comes before and after each."""
+
+    units: list[UnitShape]
+    tails: list[np.ndarray]
+
+    def chosen(self, kept: Sequence[bool]) -> Found:
+        """Return the units that are kept."""
+        chosen = [index for index, is_kept in enumerate(kept) if is_kept]
+        return Found([self.units[index] for index in chosen], [self.tails[index] for index in chosen])
+
+
 class _Discovery:
     """One search for units, with its seconds and counts."""
 
     def __init__(self, traces: Traces, positions: np.ndarray, seed: int):
         self._started = time.perf_counter()
+        self._cpu = time.process_time()
         self.facts: dict[str, Any] = {"seconds": {}}
         self.seed = seed
+        self.dropped: dict[str, int] = {}
         self.distance = distances(positions)
         self.positions = positions
         self.held = HeldTraces(traces)
@@ -97,96 +119,103 @@ class _Discovery:
         self.fewest = max(MIN_SPIKES, round(MIN_RATE_HZ * self.held.seconds))
         self._note("reading", looked_at_s=round(self.held.seconds, 3))
 
-    def _note(self, step: str, **counts: float) -> None:
+    def _note(self, step: str, **counts: Any) -> None:
         now = time.perf_counter()
         self.facts["seconds"][step] = round(now - self._started, 3)
         self.facts |= counts
         self._started = now
+        cpu = time.process_time()
+        counts["cpu"] = round(cpu - self._cpu, 2)
+        self._cpu = cpu
         logger.info("units: %s took %.1f s %s", step, self.facts["seconds"][step], counts or "")
 
     def run(self) -> Discovered:
         search = EventSearch(self.held, self.distance, self.shapes)
         events = search.find(THRESHOLD)
         self._note("events", num_events=len(events))
-        units = self._clusters(events, "")
-        if units:
-            peeler = self._peeler(units)
-            first = peeler.explain(events.column, events.channel, events.height)
-            self._note("first peeling", num_explained=int((first.unit >= 0).sum()))
-            left = search.find(THRESHOLD)
-            second = peeler.explain(left.column, left.channel, left.height)
-            events, new = self._second_look(events, first, left, second)
-            peeler.restore()
-            units += new
-        trains = self._final(units, events) if units else []
-        return Discovered(trains, self.facts)
+        found = self._clusters(events, "")
+        if not found.units:
+            return Discovered([], (), self.facts)
+        peeler = self._peeler(found)
+        first = peeler.explain(events.column, events.channel, events.height)
+        self._note("peeling", num_explained=int((first.unit >= 0).sum()))
+        left = search.find(THRESHOLD)
+        self._note("second events", num_second_events=len(left))
+        second = peeler.explain(left.column, left.channel, left.height)
+        rest = Events(*(array[second.unit < 0] for array in (left.column, left.channel, left.height)))
+        new = self._clusters(rest, "second ")
+        peeler.restore()
+        self._note("second peeling", num_unexplained=len(rest), num_new_clusters=len(new.units))
+        supported = found.chosen(self._supported(first, found.units))
+        events = _joined(events, first, left, second, rest)
+        trains = self._final(Found(supported.units + new.units, supported.tails + new.tails), events)
+        return Discovered(trains, self.held.spread(LEARNT_S), self.facts)
 
-    def _clusters(self, events: Events, step: str) -> list[UnitShape]:
+    def _clusters(self, events: Events, step: str) -> Found:
         """Cluster events, join clusters of one unit, and return the mean waveforms."""
         columns, channels = events.column.copy(), events.channel.copy()
         labels = cluster_events(self.held, columns, channels, self.distance, self.shapes, self.seed)
-        self._note(step + "clustering", **{step.replace(" ", "_") + "num_clusters": int(labels.max(initial=-1) + 1)})
+        name = step.replace(" ", "_")
+        self._note(step + "clustering", **{name + "num_clusters": int(labels.max(initial=-1) + 1)})
         clusters = Clusters(columns, channels, labels)
         merged = self.merger.merge(clusters)
-        self._note(step + "merging", **{step.replace(" ", "_") + "num_merged": merged})
+        self._note(step + "merging", **{name + "num_merged": merged})
+        return self._measured(clusters)
+
+    def _measured(self, clusters: Clusters) -> Found:
+        """Return the mean waveforms of clusters, without those that are too small."""
         if clusters.labels.max(initial=-1) < 0:
-            return []
-        return [unit for unit in self.merger.align(clusters) if unit.norm >= MIN_NORM]
+            return Found([], [])
+        units = self.merger.align(clusters)
+        pairs = zip(units, clusters.members(len(units)), strict=True)
+        tails = [self.meter.tails(unit, clusters.columns[events]) for unit, events in pairs]
+        return Found(units, tails).chosen([unit.norm >= MIN_NORM for unit in units])
 
-    def _peeler(self, units: list[UnitShape]) -> Peeler:
-        return Peeler(self.held, self.distance, units, self.shapes.before)
+    def _peeler(self, found: Found) -> Peeler:
+        return Peeler(self.held, self.distance, found.units, found.tails, self.shapes.before)
 
-    def _second_look(
-        self, events: Events, first: Explained, left: Events, second: Explained
-    ) -> tuple[Events, list[UnitShape]]:
-        """Return all events, and units among those that no unit explains; spikes are subtracted now."""
-        rest = Events(*(array[second.unit < 0] for array in (left.column, left.channel, left.height)))
-        new = self._clusters(rest, "second ")
-        is_first, is_second = first.unit >= 0, second.unit >= 0
-        column = np.concatenate([first.column[is_first], second.column[is_second], rest.column])
-        channel = np.concatenate([events.channel[is_first], left.channel[is_second], rest.channel])
-        height = np.concatenate([events.height[is_first], left.height[is_second], rest.height])
-        order = np.lexsort((channel, column))
-        self._note("second look", num_unexplained=len(rest), num_new_clusters=len(new))
-        return Events(column[order], channel[order], height[order]), new
+    def _explained(self, found: Found, events: Events) -> Explained:
+        """Explain events by units; the traces stay as they are."""
+        peeler = self._peeler(found)
+        explained = peeler.explain(events.column, events.channel, events.height)
+        peeler.restore()
+        return explained
 
-    def _final(self, units: list[UnitShape], events: Events) -> list[np.ndarray]:
+    def _final(self, found: Found, events: Events) -> list[np.ndarray]:
         """Explain all events by all units, drop and join units, and return their spikes."""
-        dropped: dict[str, int] = {}
+        explained = self._explained(found, events)
+        kept = self._supported(explained, found.units)
+        labels = np.where(np.append(kept, False)[explained.unit], explained.unit, -1)
+        clusters = Clusters(explained.column.copy(), events.channel.copy(), labels)
+        self.dropped["joined"] = self.merger.merge(clusters)
+        found = self._measured(clusters)
+        self._note("dropping", num_kept=len(found.units))
         for _ in range(2):
-            explained, units = self._explain_and_drop(units, events, dropped)
-            clusters = Clusters(explained.column.copy(), events.channel.copy(), explained.unit.copy())
-            joined = self.merger.merge(clusters)
-            dropped["joined"] = dropped.get("joined", 0) + joined
-            if clusters.labels.max(initial=-1) < 0:
+            if not found.units:
                 return []
-            units = self.merger.align(clusters)
-        explained, units = self._explain_and_drop(units, events, dropped)
-        main = np.array([unit.main_channel for unit in units], int)
+            explained = self._explained(found, events)
+            kept = self._supported(explained, found.units)
+            if all(kept):
+                break
+            found = found.chosen(kept)
+        main = np.array([unit.main_channel for unit in found.units], int)
+        order = np.lexsort((np.arange(len(main)), *np.round(self.positions[main].T, 3)))
         trains = []
-        order = np.lexsort((np.arange(len(units)), *np.round(self.positions[main].T, 3)))
         for unit in order:
-            frames, inside = self.held.frames_of(np.rint(explained.column[explained.unit == unit]).astype(np.int64))
+            columns = np.rint(explained.column[explained.unit == unit]).astype(np.int64)
+            frames, inside = self.held.frames_of(columns)
             trains.append(np.unique(frames[inside]))
-        self._note("last peeling", num_units=len(trains), dropped=dropped)
+        self._note("last peeling", num_units=len(trains), dropped=self.dropped)
         return trains
 
-    def _explain_and_drop(
-        self, units: list[UnitShape], events: Events, dropped: dict[str, int]
-    ) -> tuple[Explained, list[UnitShape]]:
-        """Explain the events by the units, and drop units that nothing supports, until all are kept."""
-        while True:
-            peeler = self._peeler(units)
-            explained = peeler.explain(events.column, events.channel, events.height)
-            peeler.restore()
-            reasons = [self._reason(index, unit, explained) for index, unit in enumerate(units)]
-            reasons = _with_parts(reasons, explained, FOLLOWED_MS * self.held.sampling_frequency / 1000)
-            for reason in filter(None, reasons):
-                dropped[reason] = dropped.get(reason, 0) + 1
-            kept = [unit for unit, reason in zip(units, reasons, strict=True) if reason is None]
-            if len(kept) == len(units) or not kept:
-                return explained, kept
-            units = kept
+    def _supported(self, explained: Explained, units: list[UnitShape]) -> list[bool]:
+        """Return whether each unit is kept, and count the reasons of the others."""
+        reasons = [self._reason(index, unit, explained) for index, unit in enumerate(units)]
+        within = FOLLOWED_MS * self.held.sampling_frequency / 1000
+        reasons = _with_parts(reasons, units, explained, within)
+        for reason in filter(None, reasons):
+            self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        return [reason is None for reason in reasons]
 
     def _reason(self, index: int, unit: UnitShape, explained: Explained) -> str | None:
         """Return why a unit is dropped, or None."""
@@ -202,11 +231,13 @@ class _Discovery:
         return None
 
 
-def _with_parts(reasons: list[str | None], explained: Explained, within: float) -> list[str | None]:
+def _with_parts(
+    reasons: list[str | None], units: list[UnitShape], explained: Explained, within: float
+) -> list[str | None]:
     """Add the units most of whose spikes come with those of a larger unit."""
     order = np.argsort(explained.column, kind="stable")
     unit, column = explained.unit[order], explained.column[order]
-    sizes = np.bincount(unit[unit >= 0], minlength=len(reasons))
+    sizes = [one.norm for one in units]
     trains = [column[unit == index] for index in range(len(reasons))]
     reasons = list(reasons)
     for index in np.argsort(sizes, kind="stable"):
@@ -223,3 +254,11 @@ def _with_parts(reasons: list[str | None], explained: Explained, within: float) 
     return reasons
 
 
+def _joined(events: Events, first: Explained, left: Events, second: Explained, rest: Events) -> Events:
+    """Return the events that units explain, where their spikes are, and those that nothing explains."""
+    is_first, is_second = first.unit >= 0, second.unit >= 0
+    column = np.concatenate([first.column[is_first], second.column[is_second], rest.column])
+    channel = np.concatenate([events.channel[is_first], left.channel[is_second], rest.channel])
+    height = np.concatenate([events.height[is_first], left.height[is_second], rest.height])
+    order = np.lexsort((channel, column))
+    return Events(column[order], channel[order], height[order])

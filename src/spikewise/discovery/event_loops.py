@@ -29,16 +29,25 @@ def filter_channels(values, first, step, bank, filtered, num_outputs):  # type: 
             for index in range(num_outputs):
                 target[index] = 0
             tap = 0
-            while tap + 4 <= taps:
-                a, b, c, d = bank[shape, tap], bank[shape, tap + 1], bank[shape, tap + 2], bank[shape, tap + 3]
+            while tap + 8 <= taps:
+                a, b, c, d = (
+                    bank[shape, tap],
+                    bank[shape, tap + 1],
+                    bank[shape, tap + 2],
+                    bank[shape, tap + 3],
+                )
+                e, f, g, h = (
+                    bank[shape, tap + 4],
+                    bank[shape, tap + 5],
+                    bank[shape, tap + 6],
+                    bank[shape, tap + 7],
+                )
                 for index in range(num_outputs):
-                    target[index] += (
-                        a * row[index + tap]
-                        + b * row[index + tap + 1]
-                        + c * row[index + tap + 2]
-                        + d * row[index + tap + 3]
-                    )
-                tap += 4
+                    at = index + tap
+                    early = a * row[at] + b * row[at + 1] + c * row[at + 2] + d * row[at + 3]
+                    late = e * row[at + 4] + f * row[at + 5] + g * row[at + 6] + h * row[at + 7]
+                    target[index] += early + late
+                tap += 8
             while tap < taps:
                 a = bank[shape, tap]
                 for index in range(num_outputs):
@@ -153,6 +162,21 @@ def cut_windows(values, columns, channels, before, windows):  # type: ignore[no-
                 windows[event, near_index, index] = (
                     values[channels[near_index], start + index] if is_inside else 0
                 )
+
+
+@compiled()
+def add_windows(values, columns, channels, before, total):  # type: ignore[no-untyped-def]
+    """Fill (P, L) with the sum of the windows around whole columns on channels (P,)."""
+    length = total.shape[1]
+    total[:] = 0
+    for column in columns:
+        start = column - before
+        if start < 0 or start + length > values.shape[1]:
+            continue
+        for near_index in range(len(channels)):
+            source = values[channels[near_index]]
+            for index in range(length):
+                total[near_index, index] += source[start + index]
 
 
 @compiled(fastmath=FAST)

@@ -2,9 +2,9 @@
 
 A threshold on single channels misses units whose trough is two or three noise deviations high, though they
 stand far out of the noise once all their samples and channels are added (matched filters: Franke et al., J.
-Comput. Neurosci. 2015). So each channel is filtered by each shape of the bank. The results are added over near
-channels with Gaussian weights of several widths, and divided by their own noise. An event is a peak of the
-largest of these responses, in time and over near channels.
+Comput. Neurosci. 2015). So each channel is filtered by each shape of the bank. The results are added over
+near channels with Gaussian weights of several widths, and divided by their own noise. An event is a peak of
+the largest of these responses, in time and over near channels.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Events:
     height: np.ndarray
 
     def __len__(self) -> int:
+        """Return the number of events."""
         return len(self.column)
 
 
@@ -127,7 +128,11 @@ class EventSearch:
 
     def _inverse_noise(self) -> np.ndarray:
         """Return the inverse noise (C, K, W) of the responses: from medians of evenly spread blocks."""
-        num_shapes, num_channels, num_widths = len(self._bank), self._held.num_channels, self._weights.shape[1]
+        num_shapes, num_channels, num_widths = (
+            len(self._bank),
+            self._held.num_channels,
+            self._weights.shape[1],
+        )
         taps = self._bank.shape[1] * self._step
         room = self._held.num_columns - BLOCK * self._step - taps
         pieces = max(2, min(24, _NOISE_VALUES // (num_channels * BLOCK * num_shapes)))
@@ -148,7 +153,7 @@ class EventSearch:
 
 
 def _weights(distance: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """Return the weights (C, W, P) of near channels, with a sum of squares of 1; equal widths are left out."""
+    """Return the weights (C, W, P) of near channels, with a sum of squares of 1; equal ones once."""
     kept: list[np.ndarray] = []
     for width in WIDTHS_UM:
         far = np.take_along_axis(distance, np.maximum(near, 0), axis=1)

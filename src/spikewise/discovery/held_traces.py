@@ -1,7 +1,7 @@
-"""Preprocessed traces in memory, in which units are searched: all of a short recording, or parts of a long one.
+"""Preprocessed traces in memory, in which units are searched: a short recording, or parts of a long one.
 
-The parts are spread evenly over the whole recording. A *column* counts the samples that are held; a stretch of
-zeros separates parts that do not follow each other, so a window around a spike never mixes two of them.
+The parts are spread evenly over the whole recording. A *column* counts the samples that are held. Zeros
+separate parts that do not follow each other, so a window around a spike never mixes two of them.
 """
 
 from __future__ import annotations
@@ -73,6 +73,12 @@ class HeldTraces:
         """Number of columns, zeros between the parts included."""
         return self.values.shape[1]
 
+    def spread(self, seconds: float) -> tuple[tuple[int, int], ...]:
+        """Return parts of at most so many seconds in all, evenly spread, in global frames (half open)."""
+        count = min(len(self._frames), max(1, round(seconds / STRETCH_S)))
+        chosen = np.unique(np.linspace(0, len(self._frames) - 1, count).round().astype(int))
+        return tuple((int(self._frames[k]), int(self._frames[k] + self._lengths[k])) for k in chosen)
+
     def frames_of(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the global frames of columns, and whether each column is a sample of the recording."""
         part = np.maximum(np.searchsorted(self._columns, columns, side="right") - 1, 0)
@@ -86,7 +92,8 @@ def _cut(traces: Traces, length: int) -> list[tuple[int, int, int, int]]:
     for segment in range(traces.num_segments):
         samples = traces.num_samples(segment)
         parts += [
-            (segment, start, min(start + length, samples), first + start) for start in range(0, samples, length)
+            (segment, start, min(start + length, samples), first + start)
+            for start in range(0, samples, length)
         ]
         first += samples
     return parts

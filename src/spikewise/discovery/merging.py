@@ -8,10 +8,13 @@ the most alike first.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from spikewise.core.constants import REFRACTORY_MS
 from spikewise.core.threads import results_in_order
 from spikewise.discovery.clustering import MOST_CHANNELS, RADIUS_UM
 from spikewise.discovery.event_loops import align_events, describe_events
@@ -38,6 +41,13 @@ MAX_EVENTS = 400
 SHRINKAGE = 0.2
 """Weight of the mean variance in the covariance of the direction."""
 MAX_ROUNDS = 8
+MAX_COINCIDENT = 0.4
+"""Clusters are different units if they have more pairs of spikes within the refractory period than this
+fraction of the number by chance."""
+MIN_EXPECTED_PAIRS = 8.0
+"""Fewest such pairs by chance with which this can be judged."""
+NEAREST_MS = 0.6
+"""Pairs of spikes closer than this do not count: they may be one spike that was found twice."""
 
 
 Pair = tuple[float, int, int, int]
@@ -74,11 +84,12 @@ class Clusters:
         del used
         self.labels[self.labels >= 0] = index
 
-    def members(self) -> list[np.ndarray]:
-        """Return the events of each cluster."""
+    def members(self, count: int | None = None) -> list[np.ndarray]:
+        """Return the events of each cluster, of `count` clusters if it is given."""
         order = np.argsort(self.labels, kind="stable")
-        bounds = np.searchsorted(self.labels[order], np.arange(self.labels.max(initial=-1) + 2))
-        return [order[low:high] for low, high in zip(bounds, bounds[1:], strict=False)]
+        count = int(self.labels.max(initial=-1)) + 1 if count is None else count
+        bounds = np.searchsorted(self.labels[order], np.arange(count + 1))
+        return [order[low:high] for low, high in itertools.pairwise(bounds)]
 
 
 class Merger:
@@ -119,15 +130,8 @@ class Merger:
         num_merged = 0
         for _ in range(MAX_ROUNDS):
             pairs = [pair for pair in self._pairs(units, clusters) if pair[1:3] not in rejected]
-            members = clusters.members()
-            columns = clusters.columns
-
-            def test(pair: Pair, units: list[UnitShape] = units, members: list[np.ndarray] = members) -> bool:
-                _, one, other, lag = pair
-                joined = columns[_some(members[one])], columns[_some(members[other])] + lag
-                return self._is_one(*joined, self._mean(units[one], units[other], pair, members))
-
-            verdicts = results_in_order(test, pairs)
+            members = clusters.members(len(units))
+            verdicts = results_in_order(partial(self._is_one, units, members, clusters.columns), pairs)
             taken: set[int] = set()
             for (_, one, other, lag), is_one in zip(pairs, list(verdicts), strict=True):
                 if not is_one:
@@ -144,9 +148,11 @@ class Merger:
         clusters.compact()
         return num_merged
 
-    def _measure_again(self, units: list[UnitShape], clusters: Clusters, changed: set[int]) -> list[UnitShape]:
+    def _measure_again(
+        self, units: list[UnitShape], clusters: Clusters, changed: set[int]
+    ) -> list[UnitShape]:
         """Return the mean waveforms; those of changed clusters are measured again."""
-        members = clusters.members()
+        members = clusters.members(len(units))
         return [
             self._meter.measure(clusters.columns[members[index]], unit.main_channel)
             if index in changed and len(members[index])
@@ -155,7 +161,7 @@ class Merger:
         ]
 
     def _pairs(self, units: list[UnitShape], clusters: Clusters) -> list[Pair]:
-        """Return pairs of like clusters, the most alike first: cosine, larger, smaller, shift of the smaller."""
+        """Return pairs of like clusters, the most alike first."""
         sizes = np.bincount(clusters.labels[clusters.labels >= 0], minlength=len(units))
         main = np.array([unit.main_channel for unit in units])
         near = np.triu(self._distance[main[:, None], main] <= MAX_DISTANCE_UM, 1)
@@ -167,6 +173,20 @@ class Merger:
             if cosine > MIN_SIMILARITY:
                 pairs.append((cosine, int(larger), int(smaller), lag))
         return sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))
+
+    def _fire_independently(self, first: np.ndarray, second: np.ndarray) -> bool:
+        """Return whether two trains ignore each other's refractory period."""
+        rate = self._held.sampling_frequency / 1000
+        near, far = NEAREST_MS * rate, REFRACTORY_MS * rate
+        expected = len(first) * len(second) * 2 * (far - near) / self._held.num_columns
+        if expected < MIN_EXPECTED_PAIRS:
+            return False
+        one, other = np.sort(first), np.sort(second)
+        pairs = sum(
+            sign * int((np.searchsorted(other, one + reach) - np.searchsorted(other, one - reach)).sum())
+            for sign, reach in ((1, far), (-1, near))
+        )
+        return pairs > MAX_COINCIDENT * expected
 
     def _mean(self, one: UnitShape, other: UnitShape, pair: Pair, members: list[np.ndarray]) -> Template:
         """Return the mean waveform of two clusters, on the channels that describe events of the larger."""
@@ -181,7 +201,17 @@ class Merger:
         total[known, low:high] += theirs[:, low + lag : high + lag]
         return Template(channels, total)
 
-    def _is_one(self, first: np.ndarray, second: np.ndarray, template: Template) -> bool:
+    def _is_one(
+        self, units: list[UnitShape], members: list[np.ndarray], columns: np.ndarray, pair: Pair
+    ) -> bool:
+        """Return whether two clusters are one unit: no dip between them, and one refractory period."""
+        _, one, other, lag = pair
+        if self._fire_independently(columns[members[one]], columns[members[other]] + lag):
+            return False
+        first, second = columns[_some(members[one])], columns[_some(members[other])] + lag
+        return self._has_no_dip(first, second, self._mean(units[one], units[other], pair, members))
+
+    def _has_no_dip(self, first: np.ndarray, second: np.ndarray, template: Template) -> bool:
         """Return whether the projections of events of two clusters have no dip, or hardly differ.
 
         Parameters

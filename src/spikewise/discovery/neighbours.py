@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+
 def distances(positions: np.ndarray) -> np.ndarray:
     """Return the distances (num_channels, num_channels) between contacts in um."""
     return np.linalg.norm(positions[:, None] - positions[None], axis=2)

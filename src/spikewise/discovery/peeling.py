@@ -6,6 +6,7 @@ an event was found near it, so the cost does not grow with the number of units o
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,13 +35,20 @@ CHUNK_S = 0.5
 
 
 class PackedUnits(NamedTuple):
-    """Mean waveforms (U, M, L) as the loops need them, in steps of the traces."""
+    """Mean waveforms as the loops need them, in steps of the traces.
+
+    `waveforms` (U, M, L) explain events, `long` (U, M, L + 2 * tail) with their derivatives `slopes` are
+    subtracted.
+    """
 
     waveforms: np.ndarray
+    long: np.ndarray
+    slopes: np.ndarray
     channels: np.ndarray
     counts: np.ndarray
     energies: np.ndarray
     before: int
+    tail: int
 
 
 @dataclass(frozen=True)
@@ -75,14 +83,22 @@ class Peeler:
     distance : ndarray, shape (num_channels, num_channels)
         Distances of the channels in um.
     units : list of UnitShape
+    tails : list of ndarray
+        What comes before and after each mean waveform (:meth:`ShapeMeter.tails`).
     before : int
         Samples of a mean waveform ahead of the spike.
     """
 
-    def __init__(self, held: HeldTraces, distance: np.ndarray, units: list[UnitShape], before: int):
+    def __init__(
+        self,
+        held: HeldTraces,
+        distance: np.ndarray,
+        units: list[UnitShape],
+        tails: list[np.ndarray],
+        before: int,
+    ):
         self._held = held
-        self.units = pack(units, before)
-        self._slopes = np.gradient(self.units.waveforms, axis=2).astype(np.float32)
+        self.units = pack(units, tails, before)
         main = np.array([unit.main_channel for unit in units], np.int64)
         self._candidates = _candidates(distance, main)
         self._reach = max(2, round(REACH_MS * held.sampling_frequency / 1000))
@@ -98,7 +114,7 @@ class Peeler:
         chunk = (columns / (CHUNK_S * self._held.sampling_frequency)).astype(np.int64)
         order = np.lexsort((np.arange(count), -heights, chunk))
         bounds = np.searchsorted(chunk[order], np.arange(chunk.max(initial=0) + 2))
-        parts = [order[low:high] for low, high in zip(bounds, bounds[1:], strict=False)]
+        parts = [order[low:high] for low, high in itertools.pairwise(bounds)]
         limits = np.array(AMPLITUDES, np.float32)
         candidates = self._candidates[channels]
 
@@ -109,7 +125,6 @@ class Peeler:
                 columns,
                 candidates,
                 self.units,
-                self._slopes,
                 self._reach,
                 limits,
                 result,
@@ -130,16 +145,17 @@ class Peeler:
             for parity in (0, 1):
 
                 def restore(index: int, parts: list = parts, result: tuple = result) -> None:
-                    restore_events(self._held.values, parts[index], self.units, self._slopes, result)
+                    restore_events(self._held.values, parts[index], self.units, result)
 
                 on_all_cores(restore, range(parity, len(parts), 2))
         self._subtracted.clear()
 
 
-def pack(units: list[UnitShape], before: int) -> PackedUnits:
+def pack(units: list[UnitShape], tails: list[np.ndarray], before: int) -> PackedUnits:
     """Return the mean waveforms on the channels where they stand out of the noise."""
-    length = units[0].waveform.shape[1]
-    waveforms = np.zeros((len(units), MOST_CHANNELS, length), np.float32)
+    length, whole = units[0].waveform.shape[1], tails[0].shape[1]
+    tail = (whole - length) // 2
+    long = np.zeros((len(units), MOST_CHANNELS, whole), np.float32)
     channels = np.zeros((len(units), MOST_CHANNELS), np.int64)
     counts = np.zeros(len(units), np.int64)
     for index, unit in enumerate(units):
@@ -148,9 +164,12 @@ def pack(units: list[UnitShape], before: int) -> PackedUnits:
         kept = order[size[order] >= max(SMALLEST_PART * size.max(), min(SMALLEST_SIZE, size.max()))]
         counts[index] = len(kept)
         channels[index, : len(kept)] = unit.channels[kept]
-        waveforms[index, : len(kept)] = unit.waveform[kept] / np.float32(UNIT)
+        long[index, : len(kept)] = tails[index][kept] / np.float32(UNIT)
+        long[index, : len(kept), tail : tail + length] = unit.waveform[kept] / np.float32(UNIT)
+    waveforms = long[:, :, tail : tail + length].copy()
     energies = np.maximum((waveforms**2).sum(axis=(1, 2)), np.float32(1e-6))
-    return PackedUnits(waveforms, channels, counts, energies, before)
+    slopes = np.asarray(np.gradient(long, axis=2), dtype=np.float32)
+    return PackedUnits(waveforms, long, slopes, channels, counts, energies, before, tail)
 
 
 def _candidates(distance: np.ndarray, main: np.ndarray) -> np.ndarray:

@@ -57,5 +57,7 @@ def load_shapes(sampling_frequency: float) -> SpikeShapes:
     shapes = interpolate(bank, 0.0, length)
     shapes /= np.linalg.norm(shapes, axis=1, keepdims=True)
     mixing = np.linalg.inv(np.linalg.qr(interpolate(basis, 0.0, length).T)[1]).T  # components of unit energy
-    fractions = [mixing @ interpolate(basis, part / NUM_FRACTIONS, length + 1) for part in range(NUM_FRACTIONS)]
+    fractions = [
+        mixing @ interpolate(basis, part / NUM_FRACTIONS, length + 1) for part in range(NUM_FRACTIONS)
+    ]
     return SpikeShapes(shapes.astype(np.float32), np.stack(fractions).astype(np.float32), ahead)

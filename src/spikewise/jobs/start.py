@@ -1,4 +1,4 @@
-"""The labels that a sort starts from: given ones, or ones that another sorter makes."""
+"""The labels that a sort starts from: given ones, those that Spikewise finds, or those of another sorter."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spikeinterface.core import BaseRecording, BaseSorting, NumpyFolderSorting
+from spikeinterface.core import BaseRecording, BaseSorting, NumpyFolderSorting, NumpySorting
 
 from spikewise.core.config import BootstrapConfig, Config, LabelsConfig
 from spikewise.core.errors import BootstrapError
 from spikewise.core.files import sync_tree, writing
 from spikewise.core.untrusted import safe_name
+from spikewise.core.version import __version__
 from spikewise.data.labels.label_set import (
     LabelSet,
     make_label_set,
+    relabelled,
+    segment_starts,
     split_labels_by_group,
 )
 from spikewise.data.opening import Inputs
 from spikewise.discovery.bootstrap import bootstrap_labels
+from spikewise.discovery.discover import discover_units
 from spikewise.discovery.label_cleaning import clean_labels
 from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.learning.training_loop import Start
@@ -33,7 +37,10 @@ from spikewise.models.neighbourhood import Backbone
 from spikewise.output.store import BOOTSTRAP_FOLDER
 from spikewise.sorting.groups import Group
 
-_INTERVAL = ("start_frame", "stop_frame", "source", "segment_starts")
+_INTERVAL = ("start_frame", "stop_frame", "source", "segment_starts", "stretches")
+
+OWN_DISCOVERY = "spikewise"
+"""The setting `bootstrap` with which Spikewise finds the units itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -144,28 +151,13 @@ def discovered_labels(
 def _bootstrap_group(
     state: Unfinished, index: int, group: Group, config: BootstrapConfig, seed: int, first_id: int
 ) -> tuple[LabelSet, dict[str, Any]]:
-    """Let the bootstrap sorter make the labels of a group, keep them, and return them as they are kept."""
-    repaired = group.preprocessed.repaired
-    bootstrap = bootstrap_labels(
-        group.recording if repaired is None else repaired,
-        config,
-        group.preprocessed.recording,
-        seed=seed,
-        folder=state.output,
-        silenced_channel_ids=group.preprocessed.silenced_channel_ids,
+    """Find the units of a group, keep their labels, and return them as they are kept."""
+    found, facts = (
+        _own_labels(group, seed)
+        if config.bootstrap == OWN_DISCOVERY
+        else _labels_of_sorter(state, group, config, seed)
     )
-    cleaned, changes = clean_labels(bootstrap.label_set, group.reader)
-    label_set = _renumber(cleaned, first_id)
-    facts = {
-        "sorter": bootstrap.sorter,
-        "sorter_version": bootstrap.sorter_version,
-        "seconds": round(bootstrap.seconds, 3),
-        "num_units_found": bootstrap.num_found,
-        "num_units_kept": label_set.sorting.get_num_units(),
-        "num_units_split": changes["split"],
-        "num_units_merged": changes["merged"],
-        "dropped": bootstrap.dropped,
-    }
+    label_set = _renumber(found, first_id)
     folder = _labels_folder(state, group)
     partial = folder.with_name(f"{folder.name}.partial")
     with writing(state.output):
@@ -190,8 +182,62 @@ def _kept_labels(state: Unfinished, index: int, group: Group) -> tuple[LabelSet,
     if kept is None:
         return None
     sorting = NumpyFolderSorting(_labels_folder(state, group))
-    interval = {name: kept[name] for name in _INTERVAL} | {"segment_starts": tuple(kept["segment_starts"])}
+    stretches = kept["stretches"] and tuple((start, stop) for start, stop in kept["stretches"])
+    lists = {"segment_starts": tuple(kept["segment_starts"]), "stretches": stretches}
+    interval = {name: kept[name] for name in _INTERVAL} | lists
     return LabelSet(sorting=sorting, **interval), kept["facts"]
+
+
+def _own_labels(group: Group, seed: int) -> tuple[LabelSet, dict[str, Any]]:
+    """Find the units of a group in its traces; also return the facts.
+
+    Raises
+    ------
+    BootstrapError
+        If there is none.
+    """
+    started = time.perf_counter()
+    found = discover_units(group.reader, group.recording.get_channel_locations(), seed)
+    if not found.trains:
+        raise BootstrapError(
+            f"no unit was found in {found.facts['looked_at_s']:g} s of the recording",
+            "a recording with units that fire",
+            "check filter and channels with `spikewise info`, give labels with --labels, or try another "
+            "sorter with --bootstrap",
+        )
+    seconds = round(time.perf_counter() - started, 3)
+    facts = {"sorter": OWN_DISCOVERY, "sorter_version": __version__, "seconds": seconds, **found.facts}
+    source = f"Spikewise on {found.facts['looked_at_s']:g} s of the whole recording"
+    nothing = NumpySorting.from_unit_dict({}, group.recording.get_sampling_frequency())
+    starts = segment_starts(group.recording)
+    whole = LabelSet(nothing, 0, group.recording.get_total_samples(), source, starts, found.stretches)
+    return relabelled(whole, found.trains), facts | {"num_units_kept": len(found.trains)}
+
+
+def _labels_of_sorter(
+    state: Unfinished, group: Group, config: BootstrapConfig, seed: int
+) -> tuple[LabelSet, dict[str, Any]]:
+    """Let another sorter find the units of a group, and repair them; also return the facts."""
+    repaired = group.preprocessed.repaired
+    bootstrap = bootstrap_labels(
+        group.recording if repaired is None else repaired,
+        config,
+        group.preprocessed.recording,
+        seed=seed,
+        folder=state.output,
+        silenced_channel_ids=group.preprocessed.silenced_channel_ids,
+    )
+    cleaned, changes = clean_labels(bootstrap.label_set, group.reader)
+    return cleaned, {
+        "sorter": bootstrap.sorter,
+        "sorter_version": bootstrap.sorter_version,
+        "seconds": round(bootstrap.seconds, 3),
+        "num_units_found": bootstrap.num_found,
+        "num_units_kept": cleaned.sorting.get_num_units(),
+        "num_units_split": changes["split"],
+        "num_units_merged": changes["merged"],
+        "dropped": bootstrap.dropped,
+    }
 
 
 def _with_log_kept(error: BootstrapError, log_file: Path) -> BootstrapError:
