@@ -73,7 +73,8 @@ def scene_settings(
     Raises
     ------
     SettingError
-        If the noise of a scene is given whose generator has its own, or a value is out of range.
+        If the noise of a scene is given whose generator has its own, a value is out of range, or the template
+        file is missing.
     """
     kind = SCENES[name]
     if noise_uV is not None and kind.noise_uV is None:
@@ -82,6 +83,8 @@ def scene_settings(
             f"the noise can be given for {', '.join(n for n, k in SCENES.items() if k.noise_uV)}",
             "leave out --noise, or the other scenes",
         )
+    if kind.from_templates and not templates.is_file():
+        load_mearec_templates(templates)  # tells what is wrong
     settings = SceneSettings(
         name,
         seed,
@@ -151,8 +154,6 @@ def digest_in(folder: Path) -> str | None:
 def _made_from(settings: SceneSettings) -> dict[str, Any]:
     """Return all that the content of a scene depends on, in JSON types."""
     templates = settings.templates
-    if templates is not None and not templates.is_file():
-        load_mearec_templates(templates)  # says what is wrong with it
     return {
         **{name: value for name, value in dataclasses.asdict(settings).items() if name != "templates"},
         "templates_sha256": templates and hashlib.sha256(templates.read_bytes()).hexdigest(),
