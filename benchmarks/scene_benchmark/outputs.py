@@ -176,14 +176,14 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             part = done[done["scene"] == scene]
             for panel, column in ((left, "accuracy"), (right, "seconds")):
                 means = part.groupby("sorter", sort=False)[column].mean()
-                panel.barh(
-                    list(means.index), list(means), color=[colour_of(places[name]) for name in means.index]
-                )
+                colours = [colour_of(places[name]) for name in means.index]
+                bars = panel.barh(list(means.index), list(means), color=colours)
+                panel.bar_label(bars, [f"{value:.3g}" for value in means], padding=6)
                 panel.plot(part[column], part["sorter"], "o", color="0.25", markersize=3, linestyle="")
                 panel.invert_yaxis()
-            left.set(xlim=(0, 1), xlabel="accuracy", title=scene)
+            left.set(xlim=(0, 1.1), xlabel="accuracy", title=scene)
             right.set(xscale="log", xlabel="seconds from file to result")
-            right.set_xlim(0.5 * part["seconds"].min(), 2 * part["seconds"].max())
+            right.set_xlim(0.5 * part["seconds"].min(), 4 * part["seconds"].max())
             right.tick_params(labelleft=False)
             right.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             right.xaxis.set_minor_formatter(NullFormatter())
