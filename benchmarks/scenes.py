@@ -34,35 +34,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("scenes", nargs="*", default=list(SCENES), metavar="SCENE", help="default: all")
-    parser.add_argument(
-        "--folder", type=Path, default=REPOSITORY / "bench" / "scenes", help="scenes, runs, tables, figure"
-    )
+    parser.add_argument("--folder", type=Path, default=REPOSITORY / "bench" / "scenes", help="for all output")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--sorters", nargs="+", choices=SORTERS, help="default: all that are installed")
+    parser.add_argument("--sorters", nargs="+", choices=SORTERS, help="default: all installed")
     parser.add_argument("--skip", nargs="+", choices=SORTERS, default=[], help="sorters that do not run")
-    parser.add_argument("--peers-python", type=Path, help="Python of an environment with other sorters")
-    parser.add_argument(
-        "--labels-per-unit", type=int, help=f"run {LABELLED}, too, with so many labels (default: 15)"
-    )
-    parser.add_argument(
-        "--labels-s", type=float, default=60.0, help="seconds that are labelled, at most half of the scene"
-    )
+    parser.add_argument("--peers-python", type=Path, help="Python that has other sorters")
+    parser.add_argument("--labels-per-unit", type=int, help=f"also run {LABELLED}, with so many")
+    parser.add_argument("--labels-s", type=float, default=60.0, help="seconds with labels, at most half")
     parser.add_argument("--spikewise-args", default="", help="further options of spikewise sort, in quotes")
-    parser.add_argument(
-        "--reference", choices=SORTERS, default="tridesclous2", help="ratios are to its seconds"
-    )
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each sorter on each recording")
+    parser.add_argument("--reference", choices=SORTERS, default="tridesclous2", help="of ratios")
+    parser.add_argument("--repeats", type=int, default=1, help="runs on each recording")
     parser.add_argument("--templates", type=Path, default=TEMPLATES, help="MEArec template file")
     parser.add_argument("--seconds", type=float, help="length of the scenes; default: that of each")
     parser.add_argument("--units", type=int, help="units of the scenes; default: that of each")
     parser.add_argument("--noise", type=float, help="noise in uV; default: that of each")
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="processes of SpikeInterface's sorters"
-    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--timeout-s", type=float, default=7200.0, help="a sorter that takes longer is ended")
-    parser.add_argument(
-        "--show", action="store_true", help="run nothing: tables and figure of what is in the folder"
-    )
+    parser.add_argument("--show", action="store_true", help="run nothing, only write tables")
     return parser.parse_args(arguments)
 
 
