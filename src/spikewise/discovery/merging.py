@@ -32,7 +32,7 @@ MAX_DIP = 2.0
 """Dip score of ISO-SPLIT below which two clusters are one."""
 MIN_SEPARATION = 2.0
 """Clusters whose projections lie closer, in standard deviations, are one."""
-SHIFT_MS = 0.45
+SHIFT_MS = 0.8
 """Largest time shift of two mean waveforms."""
 ALIGN_MS = 0.2
 """Largest time shift of an event."""
