@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from spikewise.core.progress import ProgressCallback, silent
 from spikewise.core.threads import one_thread_each
 from spikewise.data.recordings.reader import Traces
 from spikewise.discovery.clustering import MIN_SPIKES, cluster_events
@@ -35,6 +36,8 @@ from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape
 logger = logging.getLogger(__name__)
 
 # Chosen by hand on the scenes `plain` and `tetrode` of seed 1, all of the following.
+NUM_STEPS = 11
+"""Steps whose end is reported."""
 THRESHOLD = 5.0
 """Smallest response of an event, in noise standard deviations."""
 MIN_NORM = 7.0
@@ -72,7 +75,9 @@ class Discovered:
     facts: dict[str, Any]
 
 
-def discover_units(traces: Traces, positions: np.ndarray, seed: int) -> Discovered:
+def discover_units(
+    traces: Traces, positions: np.ndarray, seed: int, progress: ProgressCallback = silent
+) -> Discovered:
     """Find the units of preprocessed traces.
 
     Parameters
@@ -83,9 +88,11 @@ def discover_units(traces: Traces, positions: np.ndarray, seed: int) -> Discover
         Positions of the contacts in um.
     seed : int
         Seed of the clustering.
+    progress : callable
+        Called after each step.
     """
     with one_thread_each():
-        return _Discovery(traces, positions, seed).run()
+        return _Discovery(traces, positions, seed, progress).run()
 
 
 @dataclass(frozen=True)
@@ -104,9 +111,9 @@ class Found:
 class _Discovery:
     """One search for units, with its seconds and counts."""
 
-    def __init__(self, traces: Traces, positions: np.ndarray, seed: int):
+    def __init__(self, traces: Traces, positions: np.ndarray, seed: int, progress: ProgressCallback):
         self._started = time.perf_counter()
-        self._cpu = time.process_time()
+        self._progress = progress
         self.facts: dict[str, Any] = {"seconds": {}}
         self.seed = seed
         self.dropped: dict[str, int] = {}
@@ -120,21 +127,23 @@ class _Discovery:
         self._note("reading", looked_at_s=round(self.held.seconds, 3))
 
     def _note(self, step: str, **counts: Any) -> None:
+        """Keep the seconds and the counts of a step that is finished."""
         now = time.perf_counter()
         self.facts["seconds"][step] = round(now - self._started, 3)
         self.facts |= counts
         self._started = now
-        cpu = time.process_time()
-        counts["cpu"] = round(cpu - self._cpu, 2)
-        self._cpu = cpu
+        done = len(self.facts["seconds"])
+        self._progress("units", min(done, NUM_STEPS), NUM_STEPS, step)
         logger.info("units: %s took %.1f s %s", step, self.facts["seconds"][step], counts or "")
 
     def run(self) -> Discovered:
+        """Find the units: see the top of this module."""
         search = EventSearch(self.held, self.distance, self.shapes)
         events = search.find(THRESHOLD)
         self._note("events", num_events=len(events))
         found = self._clusters(events, "")
         if not found.units:
+            self._progress("units", NUM_STEPS, NUM_STEPS, "none found")
             return Discovered([], (), self.facts)
         peeler = self._peeler(found)
         first = peeler.explain(events.column, events.channel, events.height)
@@ -190,14 +199,12 @@ class _Discovery:
         self.dropped["joined"] = self.merger.merge(clusters)
         found = self._measured(clusters)
         self._note("dropping", num_kept=len(found.units))
-        for _ in range(2):
-            if not found.units:
-                return []
+        if found.units:
             explained = self._explained(found, events)
-            kept = self._supported(explained, found.units)
-            if all(kept):
-                break
-            found = found.chosen(kept)
+            found = found.chosen(self._supported(explained, found.units))
+        if not found.units:
+            return []
+        explained = self._explained(found, events)
         main = np.array([unit.main_channel for unit in found.units], int)
         order = np.lexsort((np.arange(len(main)), *np.round(self.positions[main].T, 3)))
         trains = []

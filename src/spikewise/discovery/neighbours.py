@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial.distance import cdist
 
 
 def distances(positions: np.ndarray) -> np.ndarray:
     """Return the distances (num_channels, num_channels) between contacts in um."""
-    return np.linalg.norm(positions[:, None] - positions[None], axis=2)
+    return cdist(positions, positions)
 
 
 def channels_within(distance: np.ndarray, radius_um: float, most: int) -> np.ndarray:

@@ -121,7 +121,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
 
     model = request.model or kept_model(state)
     if model is None:
-        start = find_start(groups, inputs, config, state, started)
+        start = find_start(groups, inputs, config, state, started, progress)
         model = learn_model(groups, start, config, state, progress)
         keep_model(model, state)
     learning_s = learning_seconds(model) if request.model is None else prepare_s
@@ -264,7 +264,7 @@ def train(
         started = time.perf_counter()
         groups = prepare_groups(inputs.recording, Preparation.of(config))
         state = Unfinished(Path(folder))
-        start = find_start(groups, inputs, config, state, started)
+        start = find_start(groups, inputs, config, state, started, progress)
         model = learn_model(groups, start, config, state, progress)
     if output is not None:
         save_model(model, output)

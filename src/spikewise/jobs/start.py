@@ -17,6 +17,7 @@ from spikeinterface.core import BaseRecording, BaseSorting, NumpyFolderSorting, 
 from spikewise.core.config import BootstrapConfig, Config, LabelsConfig
 from spikewise.core.errors import BootstrapError
 from spikewise.core.files import sync_tree, writing
+from spikewise.core.progress import ProgressCallback
 from spikewise.core.untrusted import safe_name
 from spikewise.core.version import __version__
 from spikewise.data.labels.label_set import (
@@ -71,7 +72,12 @@ class StartingPoint:
 
 
 def find_start(
-    groups: Sequence[Group], inputs: Inputs, config: Config, state: Unfinished, started: float
+    groups: Sequence[Group],
+    inputs: Inputs,
+    config: Config,
+    state: Unfinished,
+    started: float,
+    progress: ProgressCallback,
 ) -> StartingPoint:
     """Return the labels of each group, and the weights that training starts from.
 
@@ -85,21 +91,23 @@ def find_start(
         Keeps labels that another sorter made.
     started : float
         ``time.perf_counter()`` before the groups were prepared: this time counts too.
+    progress : callable
+        Called with the progress of each stage.
     """
     pretrained = open_pretrained(config.transfer, config.design)
     weights = {} if pretrained is None else start_from(pretrained, groups, config.network, config.transfer)
-    label_sets, facts = label_groups(groups, inputs, config, state)
+    label_sets, facts = label_groups(groups, inputs, config, state, progress)
     pretrained_hash = None if pretrained is None else pretrained.hash()
     return StartingPoint(label_sets, facts, weights, pretrained_hash, time.perf_counter() - started)
 
 
 def label_groups(
-    groups: Sequence[Group], inputs: Inputs, config: Config, state: Unfinished
+    groups: Sequence[Group], inputs: Inputs, config: Config, state: Unfinished, progress: ProgressCallback
 ) -> tuple[dict[str, LabelSet], dict[str, Any]]:
     """Return the labels of each group, and the facts about their source: given labels, or discovered ones."""
     if inputs.labels is not None:
         return given_labels(groups, inputs.recording, inputs.labels, inputs.label_source, config.labels)
-    return discovered_labels(groups, config.bootstrap, config.training.seed, state)
+    return discovered_labels(groups, config.bootstrap, config.training.seed, state, progress)
 
 
 def given_labels(
@@ -112,16 +120,20 @@ def given_labels(
 
 
 def discovered_labels(
-    groups: Sequence[Group], config: BootstrapConfig, seed: int, state: Unfinished
+    groups: Sequence[Group],
+    config: BootstrapConfig,
+    seed: int,
+    state: Unfinished,
+    progress: ProgressCallback,
 ) -> tuple[dict[str, LabelSet], dict[str, Any]]:
-    """Let another sorter label each group; unit ids count through all groups.
+    """Find the units of each group, or let another sorter find them; unit ids count through all groups.
 
     The labels are written to the output folder. A group whose labels are there is not sorted again.
 
     Raises
     ------
     BootstrapError
-        If the sorter finds no unit in any group.
+        If no unit is found in any group.
     """
     label_sets: dict[str, LabelSet] = {}
     facts: dict[str, Any] = {"source": f"bootstrap {config.bootstrap}", "groups": {}}
@@ -129,7 +141,7 @@ def discovered_labels(
     for index, group in enumerate(groups):
         try:
             kept = _kept_labels(state, index, group)
-            kept = kept or _bootstrap_group(state, index, group, config, seed, next_id)
+            kept = kept or _bootstrap_group(state, index, group, config, seed, next_id, progress)
         except BootstrapError as error:
             if len(groups) == 1:
                 raise _with_log_kept(error, state.output / f"bootstrap_{config.bootstrap}.log") from error
@@ -149,11 +161,17 @@ def discovered_labels(
 
 
 def _bootstrap_group(
-    state: Unfinished, index: int, group: Group, config: BootstrapConfig, seed: int, first_id: int
+    state: Unfinished,
+    index: int,
+    group: Group,
+    config: BootstrapConfig,
+    seed: int,
+    first_id: int,
+    progress: ProgressCallback,
 ) -> tuple[LabelSet, dict[str, Any]]:
     """Find the units of a group, keep their labels, and return them as they are kept."""
     found, facts = (
-        _own_labels(group, seed)
+        _own_labels(group, seed, progress)
         if config.bootstrap == OWN_DISCOVERY
         else _labels_of_sorter(state, group, config, seed)
     )
@@ -188,7 +206,7 @@ def _kept_labels(state: Unfinished, index: int, group: Group) -> tuple[LabelSet,
     return LabelSet(sorting=sorting, **interval), kept["facts"]
 
 
-def _own_labels(group: Group, seed: int) -> tuple[LabelSet, dict[str, Any]]:
+def _own_labels(group: Group, seed: int, progress: ProgressCallback) -> tuple[LabelSet, dict[str, Any]]:
     """Find the units of a group in its traces; also return the facts.
 
     Raises
@@ -197,7 +215,7 @@ def _own_labels(group: Group, seed: int) -> tuple[LabelSet, dict[str, Any]]:
         If there is none.
     """
     started = time.perf_counter()
-    found = discover_units(group.reader, group.recording.get_channel_locations(), seed)
+    found = discover_units(group.reader, group.recording.get_channel_locations(), seed, progress)
     if not found.trains:
         raise BootstrapError(
             f"no unit was found in {found.facts['looked_at_s']:g} s of the recording",
