@@ -39,9 +39,8 @@ def cluster_events(
 ) -> np.ndarray:
     """Return the cluster of each event, counted over all channels; -1: none."""
     from numba import NumbaPendingDeprecationWarning
-    from spikeinterface.sortingcomponents.clustering import isosplit_isocut
 
-    keep_compiled(isosplit_isocut)
+    keep_isosplit_compiled()
     near = channels_within(distance, RADIUS_UM, MOST_CHANNELS)
     order = np.argsort(channels, kind="stable")
     bounds = np.searchsorted(channels[order], np.arange(held.num_channels + 1))
@@ -65,6 +64,13 @@ def cluster_events(
                     labels[members] = count
                     count += 1
     return labels
+
+
+def keep_isosplit_compiled() -> None:
+    """Cache the compiled functions of ISO-SPLIT on disk: compiling them takes 20 s in each process."""
+    from spikeinterface.sortingcomponents.clustering import isosplit_isocut
+
+    keep_compiled(isosplit_isocut)
 
 
 def _cluster_features(features: np.ndarray, seed: int) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 
 from spikewise.core.constants import REFRACTORY_MS
 from spikewise.core.threads import results_in_order
-from spikewise.discovery.clustering import MOST_CHANNELS, RADIUS_UM
+from spikewise.discovery.clustering import MOST_CHANNELS, RADIUS_UM, keep_isosplit_compiled
 from spikewise.discovery.event_loops import align_events, describe_events
 from spikewise.discovery.held_traces import UNIT, HeldTraces
 from spikewise.discovery.neighbours import channels_within
@@ -107,6 +107,7 @@ class Merger:
     def __init__(self, held: HeldTraces, distance: np.ndarray, shapes: SpikeShapes, meter: ShapeMeter):
         self._held, self._distance, self._shapes, self._meter = held, distance, shapes, meter
         self._near = channels_within(distance, RADIUS_UM, MOST_CHANNELS)
+        keep_isosplit_compiled()
         self._shift = max(2, round(SHIFT_MS * held.sampling_frequency / 1000))
         self._align = max(1, round(ALIGN_MS * held.sampling_frequency / 1000))
 
@@ -221,7 +222,7 @@ class Merger:
         template : Template
             The mean waveform of both.
         """
-        from spikeinterface.sortingcomponents.clustering.isosplit_isocut import isocut
+        from spikeinterface.sortingcomponents.clustering import isosplit_isocut
 
         values, shapes, meter = self._held.values, self._shapes, self._meter
         columns = np.concatenate([first, second])
@@ -241,7 +242,7 @@ class Merger:
         projected = (rows @ np.linalg.solve(covariance, means[1] - means[0])).astype(np.float64)
         spread = np.sqrt(0.5 * (projected[:count].var() + projected[count:].var()))
         separation = projected[count:].mean() - projected[:count].mean()
-        return bool(separation < MIN_SEPARATION * spread or isocut(projected)[0] < MAX_DIP)
+        return bool(separation < MIN_SEPARATION * spread or isosplit_isocut.isocut(projected)[0] < MAX_DIP)
 
 
 def _some(events: np.ndarray) -> np.ndarray:
