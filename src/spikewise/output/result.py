@@ -7,7 +7,7 @@ sort; otherwise a report could describe the wrong result.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,16 @@ class StoredResult:
     sorting: BaseSorting
     model: Model
     provenance: dict[str, Any]
+
+    def with_names_of_recording(self) -> StoredResult:
+        """Return the result with a model that names the channels as the recording does.
+
+        A model may have been learnt on another recording, which named the channels of its probe otherwise.
+        """
+        names = self.provenance["recording"].get("channel_ids")
+        if not isinstance(names, dict) or not all(isinstance(ids, list) for ids in names.values()):
+            return self  # of an earlier version
+        return replace(self, model=self.model.with_channel_ids(names))
 
     @property
     def num_samples(self) -> list[int]:

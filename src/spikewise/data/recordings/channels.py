@@ -90,11 +90,8 @@ def ids_of(recording: BaseRecording, names: Iterable[str], *, others: bool = Fal
 
 
 def check_channel_names(recording: BaseRecording, names: Sequence[str]) -> None:
-    """Raise RecordingError if a channel is neither in the recording nor in the recording it is a group of."""
-    whole = recording
-    while whole.get_annotation("split_by_property") and whole.get_parent() is not None:
-        whole = whole.get_parent()
-    known = [str(i) for i in whole.channel_ids]
+    """Raise RecordingError if a channel is not in the recording."""
+    known = [str(i) for i in recording.channel_ids]
     unknown = {name: "" for name in names if name not in known}
     if unknown:
         raise RecordingError(
@@ -211,7 +208,8 @@ def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
         raise RecordingError(
             f"all channels of the recording are unusable: {list_channels(unusable)}",
             "a channel must vary and hold finite numbers",
-            "check the recording and its stream",
+            "check the recording and its stream; if these are all the channels of one dead tetrode or shank, "
+            "leave them out with --exclude-channels",
         )
     return unusable
 

@@ -38,6 +38,8 @@ MIN_FILTER_FRAMES = 34
 """Fewest samples of a segment: the band-pass, run forward and backward, mirrors 33 samples at either end."""
 MAX_OF_SAMPLING_FREQUENCY = 0.45
 """Highest upper edge of the band-pass, as a fraction of the sampling frequency; chosen by hand."""
+_NO_GROUP = ("", "None", "nan", "<NA>")
+"""Texts of a group that is missing: SpikeInterface fills gaps of a property with such values."""
 READ_LOCK = threading.RLock()
 """Lock for reading a recording: several groups may share its files, so only one thread reads at a time."""
 
@@ -82,15 +84,34 @@ def split_groups(recording: BaseRecording, group_by: str = "auto") -> dict[str, 
     -------
     dict of str to BaseRecording
         Each group by its name; a single group is called ``"0"``.
+
+    Raises
+    ------
+    RecordingError
+        If some channels have a group and others have none.
     """
     if group_by not in ("auto", "none"):
         raise SettingError(
             f"the setting group_by is {group_by!r}", "it must be one of 'auto', 'none'", "change it"
         )
     groups = recording.get_property("group")
-    if group_by == "none" or groups is None or len(np.unique(groups)) == 1:
+    if group_by == "none" or groups is None:
         return {"0": recording}
-    return {str(name): part for name, part in recording.split_by("group").items()}
+    names = np.array([str(group) for group in groups])
+    without = dict.fromkeys(recording.channel_ids[np.isin(names, _NO_GROUP)].astype(str), "")
+    if len(without) == len(names) or len(np.unique(names)) == 1:
+        return {"0": recording}
+    if without:
+        raise RecordingError(
+            f"{len(without)} of {len(names)} channels have no group: {list_channels(without)}",
+            "the property 'group' is the probe, shank or tetrode of every channel, or of none",
+            "set it for these channels, leave them out of the recording, or sort all channels together with "
+            "--group-by none",
+        )
+    _, first = np.unique(names if groups.dtype.kind == "O" else groups, return_index=True)
+    return {
+        str(name): recording.select_channels(recording.channel_ids[names == name]) for name in names[first]
+    }
 
 
 def preprocess_recording(
@@ -108,7 +129,8 @@ def preprocess_recording(
     recording : BaseRecording
         A recording, or one of its groups.
     config : PreprocessingConfig
-        Filter, reference and handling of bad channels.
+        Filter, reference and handling of bad channels. Names of excluded channels that the recording lacks
+        are of other groups.
     silenced_channel_ids : iterable of str, optional
         Channels to silence instead of the excluded and detected ones: those of the network's training.
     seed : int
@@ -125,7 +147,7 @@ def preprocess_recording(
     ------
     RecordingError
         If a channel is constant, NaN or infinite and ``config.unusable_channels`` is ``"stop"``, if no
-        usable channel is left, if a channel to silence does not exist, if the sampling frequency is too
+        usable channel is left, if a silenced channel does not exist, if the sampling frequency is too
         low for the filter or a segment too short for it, or if the recording cannot be read.
     """
     freq_max = _check_filter(recording, config) if config.bandpass else None
@@ -179,11 +201,11 @@ def _choose_silenced(
     seed: int,
 ) -> dict[str, str]:
     """Return the channels to silence before any detection, with their reasons."""
-    if silenced_channel_ids is None:
+    if silenced_channel_ids is None:  # some of the excluded channels may be in other groups
         names, why = set(config.exclude_channels), "excluded"
     else:
         names, why = set(map(str, silenced_channel_ids)), "given"
-    check_channel_names(recording, sorted(names))
+        check_channel_names(recording, sorted(names))
     silenced = {str(i): why for i in ids_of(recording, names)}
     unusable = find_unusable(recording, seed)
     new = {name: reason for name, reason in unusable.items() if name not in silenced}

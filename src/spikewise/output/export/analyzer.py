@@ -27,7 +27,7 @@ from spikewise.core.config import PreprocessingConfig
 from spikewise.core.constants import MIN_ARRAY_CHANNELS
 from spikewise.core.errors import OutputError
 from spikewise.core.progress import ProgressCallback, silent
-from spikewise.data.recordings.channels import SilencedRecording, ids_of
+from spikewise.data.recordings.channels import SilencedRecording
 from spikewise.data.recordings.preprocessing import MAX_OF_SAMPLING_FREQUENCY
 from spikewise.output.export.config import AnalyzerConfig
 from spikewise.output.export.sorted_group import SortedGroup
@@ -139,7 +139,6 @@ def preprocess_as_sorted(
     recording: BaseRecording,
     groups: Sequence[SortedGroup],
     preprocessing: PreprocessingConfig,
-    silenced: Sequence[str],
 ) -> BaseRecording:
     """Return the recording filtered and referenced as for sorting, in its own unit.
 
@@ -151,10 +150,11 @@ def preprocess_as_sorted(
         The groups that were sorted.
     preprocessing : PreprocessingConfig
         How the groups were preprocessed.
-    silenced : sequence of str
-        Names of the channels that were silenced for sorting; they are zero here, too.
+
+    Channels that were silenced for sorting are zero here, too.
     """
-    bad = ids_of(recording, silenced)
+    silenced = [group.channel_index[group.scale == 0] for group in groups]
+    bad = recording.channel_ids[np.concatenate(silenced)]
     if len(bad):
         recording = SilencedRecording(recording, list(bad))
     if preprocessing.bandpass:

@@ -168,9 +168,8 @@ def _analyze(
     folder: Path | None,
     progress: ProgressCallback,
 ) -> SortingAnalyzer:
-    silenced = [channel_id for part in stored.model.groups for channel_id in part.silenced_channel_ids]
     groups = sorted_groups(stored, recording)
-    preprocessed = preprocess_as_sorted(recording, groups, stored.model.preprocessing_config, silenced)
+    preprocessed = preprocess_as_sorted(recording, groups, stored.model.preprocessing_config)
     return make_analyzer(stored.sorting, preprocessed, groups, config, folder, progress)
 
 
