@@ -13,6 +13,7 @@ from typing import Any
 
 from spikeinterface.core import BaseSorting
 
+from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import OutputError
 from spikewise.core.untrusted import read_json
 from spikewise.data.labels.label_files import load_sorting
@@ -84,6 +85,13 @@ class StoredResult:
             return None
         interval = (self.provenance.get("labels") or {}).get("interval_s")
         return None if interval is None else (float(interval[0]), float(interval[1]))
+
+    @property
+    def reading(self) -> RecordingConfig:
+        """How the recording is opened again: with the clock that the sort used."""
+        settings = self.provenance["config"].get("recording")
+        used = settings.get("clock") if isinstance(settings, dict) else None
+        return RecordingConfig(clock="ignore" if used == "ignore" else "auto")
 
     @property
     def one_threshold(self) -> float | None:

@@ -22,6 +22,7 @@ from spikeinterface.core import BaseRecording
 
 from spikewise.core.compiling import compiled
 from spikewise.data.recordings.channels import draw_chunks
+from spikewise.data.recordings.clock import find_jumps
 from spikewise.data.recordings.conditioning import medians
 from spikewise.data.recordings.formats import reading_errors
 
@@ -171,23 +172,8 @@ def find_damage(
 
 
 def find_time_jumps(times: np.ndarray, first_frame: int, sampling_frequency: float) -> np.ndarray:
-    """Find where the time between two samples differs from the sampling period by half of it or more.
-
-    Parameters
-    ----------
-    times : ndarray
-        (num_samples,) time of each sample, s.
-    first_frame : int
-        Frame of the first sample.
-    sampling_frequency : float
-        In Hz.
-
-    Returns
-    -------
-    ndarray of STRETCH
-    """
-    steps = np.diff(times) * sampling_frequency
-    after = np.flatnonzero(~(np.abs(steps - 1) < 0.5)) + 1 + first_frame
+    """Return the stretches around the jumps of a clock; see :func:`clock.find_jumps`."""
+    after = find_jumps(times, first_frame, sampling_frequency)
     return _stretches(after, after, "time jump", ALL_CHANNELS, _margin("time jump", sampling_frequency))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from spikeinterface.core import BaseRecording
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
+from spikewise.data.recordings.clock import compared_samples, has_clock
 from spikewise.data.recordings.damage import (
     ALL_CHANNELS,
     DamageLimits,
@@ -48,9 +49,10 @@ class RepairedRecording(BasePreprocessor):
         super().__init__(recording)
         limits = DamageLimits(np.asarray(centers, float), np.asarray(noise_levels, float), artefact_noise)
         for index, segment in enumerate(recording.segments):
-            has_clock = recording.has_time_vector(index)
             self.add_recording_segment(
-                _RepairedSegment(segment, limits, recording.get_sampling_frequency(), has_clock)
+                _RepairedSegment(
+                    segment, limits, recording.get_sampling_frequency(), has_clock(recording, index)
+                )
             )
         self._kwargs = {
             "recording": recording,
@@ -110,10 +112,16 @@ class _RepairedSegment(BasePreprocessorSegment):
         traces = self.parent_recording_segment.get_traces(low, high, slice(None))
         stretches = find_damage(traces, low, self.rate, self.limits)
         if self.has_clock:
-            times = np.asarray(self.parent_recording_segment.get_times(start_frame=low, end_frame=high))
-            stretches = np.concatenate((stretches, find_time_jumps(times, low, self.rate)))
+            stretches = np.concatenate((stretches, self._time_jumps(low, high)))
         self._found = ((start, stop, stretches), *self._found[: _KEPT_RESULTS - 1])
         return traces, low, stretches
+
+    def _time_jumps(self, low: int, high: int) -> np.ndarray:
+        """Return the stretches around the jumps of the clock between two frames."""
+        reach = compared_samples(self.rate)
+        first, last = max(0, low - reach), min(self.get_num_samples(), high + reach)
+        times = np.asarray(self.parent_recording_segment.get_times(start_frame=first, end_frame=last))
+        return clip_stretches(find_time_jumps(times, first, self.rate), low, high)
 
     def _bridge(self, traces: np.ndarray, first_frame: int, stretches: np.ndarray) -> None:
         """Bridge the stretches in place; a stretch that exceeds the traces has one side only."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from spikeinterface.core import BaseRecording, SortingAnalyzer
 
-from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import OutputError
 from spikewise.core.files import check_output_file, writing
 from spikewise.core.progress import ProgressCallback, silent
@@ -58,7 +57,7 @@ def export_phy(
     """
     config = config or PhyConfig.from_dict(options)
     stored = _stored(result)
-    opened, _ = open_recording(recording, RecordingConfig())
+    opened, _ = open_recording(recording, stored.reading)
     groups = sorted_groups(stored, opened)
     return write_phy(stored.sorting, opened, groups, Path(output), config, progress)
 
@@ -102,7 +101,7 @@ def analyze(
     if folder is not None and folder.exists():
         raise OutputError(f"{folder} exists already", "a new name", "choose another")
     stored = _stored(result)
-    opened, _ = open_recording(recording, RecordingConfig())
+    opened, _ = open_recording(recording, stored.reading)
     return _analyze(stored, opened, config, folder, progress)
 
 
@@ -154,7 +153,7 @@ def export_nwb(
     if not append:
         check_output_file(file, overwrite, ending=".nwb")
     stored = _stored(result)
-    opened, _ = open_recording(recording, RecordingConfig())
+    opened, _ = open_recording(recording, stored.reading)
     analyzer = _analyze(stored, opened, AnalyzerConfig(), None, progress)
     with writing(file):
         file.absolute().parent.mkdir(parents=True, exist_ok=True)
