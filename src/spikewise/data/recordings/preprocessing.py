@@ -29,6 +29,7 @@ from spikewise.data.recordings.channels import (
     ids_of,
     list_channels,
     measure_noise,
+    other_type,
 )
 from spikewise.data.recordings.conditioning import ConditionedRecording
 from spikewise.data.recordings.damage import measure_limits
@@ -152,7 +153,7 @@ def preprocess_recording(
     """
     freq_max = _check_filter(recording, config) if config.bandpass else None
     silenced = _choose_silenced(recording, config, silenced_channel_ids, seed)
-    silent_input = SilencedRecording(_as_signed(recording), ids_of(recording, silenced))
+    silent_input = SilencedRecording(as_signed(recording), ids_of(recording, silenced))
     repaired = _repair(silent_input, damage or SortingConfig(), seed)
     source, usable = (silent_input, None) if repaired is None else (repaired, repaired.is_usable)
     band_hz = None if freq_max is None else (config.freq_min_hz, freq_max)
@@ -213,7 +214,8 @@ def _choose_silenced(
         raise RecordingError(
             f"{len(new)} of {recording.get_num_channels()} channels are unusable: {list_channels(new)}",
             "a channel must vary and hold finite numbers",
-            "leave them out with --exclude-channels, or silence them with --unusable-channels silence",
+            "leave them out with --exclude-channels, or silence them with --unusable-channels silence"
+            + other_type(new),
         )
     silenced |= new
     if len(silenced) == recording.get_num_channels():
@@ -233,7 +235,8 @@ def _repair(recording: BaseRecording, config: SortingConfig, seed: int) -> Repai
     return RepairedRecording(recording, limits.centers, limits.noise_levels, limits.artefact_noise)
 
 
-def _as_signed(recording: BaseRecording) -> BaseRecording:
+def as_signed(recording: BaseRecording) -> BaseRecording:
+    """Return a recording of signed samples: unsigned ones are shifted to the middle of their range."""
     if recording.get_dtype().kind != "u":
         return recording
     if recording.get_dtype().itemsize == 8:
