@@ -300,7 +300,7 @@ def _read_spikeglx(path: Path, config: RecordingConfig) -> BaseRecording:
 def _read_openephys(path: Path, config: RecordingConfig) -> BaseRecording:
     folder = path if path.is_dir() else path.parent
     if next(folder.glob("**/structure.oebin"), None) is None:
-        return _read_neo("OpenEphysLegacyRecordingExtractor", folder, config)
+        return _in_order_of_numbers(_read_neo("OpenEphysLegacyRecordingExtractor", folder, config))
     recording = _read_neo("OpenEphysBinaryRecordingExtractor", folder, config)
     numbers = [openephys_sample_numbers(recording, k) for k in range(recording.get_num_segments())]
     has_gaps = any(one is not None for one in numbers)
@@ -340,9 +340,23 @@ def _read_blackrock(path: Path, config: RecordingConfig) -> BaseRecording:
     return TimedRecording(recording, "blackrock") if has_times else recording
 
 
+def _in_order_of_numbers(recording: BaseRecording) -> BaseRecording:
+    """Return the channels by the numbers in their names: of one file each, neo reads CSC10 before CSC2."""
+    names = recording.get_property("channel_name")
+    names = recording.channel_ids if names is None else names
+    keys = [
+        [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(name))] for name in names
+    ]
+    order = sorted(range(len(keys)), key=lambda index: keys[index])
+    if order == list(range(len(keys))):
+        return recording
+    logger.info("Channels in the order of their numbers: %s", ", ".join(str(names[index]) for index in order))
+    return recording.select_channels(recording.channel_ids[order])
+
+
 def _read_neuralynx(path: Path, config: RecordingConfig) -> BaseRecording:
     if path.is_dir():
-        return _read_neo("NeuralynxRecordingExtractor", path, config)
+        return _in_order_of_numbers(_read_neo("NeuralynxRecordingExtractor", path, config))
     from spikeinterface.extractors.extractor_classes import NeuralynxRecordingExtractor
 
     others = [file.name for file in path.parent.iterdir() if file.is_file() and file != path]
