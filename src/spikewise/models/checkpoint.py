@@ -20,6 +20,7 @@ import torch
 
 from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.core.errors import CheckpointError, SettingError
+from spikewise.core.rates import is_same_rate, show_rate
 from spikewise.core.untrusted import parsing
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
@@ -161,10 +162,10 @@ def check_model_fits(model: Model, groups: dict[str, Any]) -> None:
     for group in model.groups:
         recording = groups[group.name]
         rate = recording.get_sampling_frequency()
-        if abs(rate - model.sampling_frequency) > 1e-3 * model.sampling_frequency:
+        if not is_same_rate(rate, model.sampling_frequency):
             raise CheckpointError(
-                f"the recording is sampled at {rate:g} Hz",
-                f"the checkpoint was trained at {model.sampling_frequency:g} Hz",
+                f"the recording is sampled at {show_rate(rate)}",
+                f"the checkpoint was trained at {show_rate(model.sampling_frequency)}",
                 "resample the recording (spikeinterface.preprocessing.resample) or train again on it",
             )
         if recording.get_num_channels() != len(group.channel_ids):

@@ -15,8 +15,10 @@ from spikeinterface.core import BaseSorting
 
 from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import OutputError
+from spikewise.core.rates import is_same_rate
 from spikewise.core.untrusted import read_json
 from spikewise.data.labels.label_files import load_sorting
+from spikewise.data.labels.label_set import with_rate
 from spikewise.models.checkpoint import Model, load_model
 from spikewise.output.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
 
@@ -150,6 +152,9 @@ def load_result(folder: Path | str) -> StoredResult:
     provenance = _read_provenance(folder / PROVENANCE_FILE)
     result = StoredResult(load_sorting(folder / SORTING_FOLDER), load_model(folder / MODEL_FILE), provenance)
     _check_together(result, folder)
+    rate = float(provenance["recording"]["sampling_frequency"])
+    if result.sorting.sampling_frequency != rate:  # of an earlier version, which wrote the rate of the model
+        return replace(result, sorting=with_rate(result.sorting, rate))
     return result
 
 
@@ -232,7 +237,7 @@ def _check_together(result: StoredResult, folder: Path) -> None:
         different = "units of the sorting are not those of the model"
     elif spikes_hash(result.sorting) != facts["result"]["spikes_hash"]:
         different = f"spikes are not those that {PROVENANCE_FILE} describes"
-    elif result.sorting.sampling_frequency != facts["recording"]["sampling_frequency"]:
+    elif not is_same_rate(result.sorting.sampling_frequency, facts["recording"]["sampling_frequency"]):
         different = f"sampling frequency of the sorting is not that of {PROVENANCE_FILE}"
     elif result.sorting.get_num_segments() != len(result.num_samples):
         different = f"number of segments of the sorting is not that of {PROVENANCE_FILE}"
