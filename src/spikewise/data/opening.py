@@ -13,6 +13,7 @@ from spikewise.core.devices import choose_device
 from spikewise.core.errors import LabelsError, RecordingError, SettingError
 from spikewise.data.labels.label_files import load_labels, load_sorting
 from spikewise.data.labels.label_set import check_labels
+from spikewise.data.recordings.clock import with_checked_clock
 from spikewise.data.recordings.formats import load_recording
 from spikewise.data.recordings.probes import attach_probe
 
@@ -33,14 +34,19 @@ def open_recording(
 ) -> tuple[BaseRecording, str | None]:
     """Return the recording with its probe, and its path; None for an object."""
     if isinstance(recording, str | Path):
-        return attach_probe(load_recording(recording, config), config.probe), str(recording)
+        return _prepared(load_recording(recording, config), config), str(recording)
     if not isinstance(recording, BaseRecording):
         raise RecordingError(
             f"the recording is a {type(recording).__name__}",
             "a SpikeInterface recording, or a path",
             "read it with spikewise.load_recording or spikeinterface first",
         )
-    return attach_probe(recording, config.probe), None
+    return _prepared(recording, config), None
+
+
+def _prepared(recording: BaseRecording, config: RecordingConfig) -> BaseRecording:
+    """Return the recording with its probe and a clock that can be used."""
+    return with_checked_clock(attach_probe(recording, config.probe), config.clock)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     found = find_spikes(groups, model, inputs.recording, config, state, request.watch, progress)
     for group in groups:
         group.reader.release()  # the spikes are mapped into the memory that the traces held
-    sorting = merge_shards(found, model, inputs.recording.get_num_segments(), state.folder / "spikes.npy")
+    sorting = merge_shards(found, model, inputs.recording, state.folder / "spikes.npy")
     seconds = Seconds(learning_s, found.earlier_s + time.perf_counter() - started)
     if request.model is not None:  # only now: if there was an error before, nothing is worth keeping
         save_model(model, state.output / MODEL_FILE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from spikewise.core.settings import Settings, setting
 
@@ -17,6 +18,11 @@ class SorterConfig(Settings):
     model: str | None = setting(None, "Path of a trained model, which needs no labels")
     probe: str | None = setting(
         None, "Probe: a probeinterface file or a name; default: that of the recording"
+    )
+    clock: Literal["auto", "ignore"] = setting(
+        "auto",
+        "Times of the samples, where the recording has them. auto: labels in seconds use them, and their "
+        "jumps count as damage; ignore: samples are counted from the first time",
     )
     cache_folder: str | None = setting(
         None,

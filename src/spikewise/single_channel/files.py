@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 from scipy.io import loadmat
+from spikeinterface.core import BaseRecording
 
 from spikewise.core.errors import WaveformsError
 from spikewise.core.untrusted import check_hdf5, check_matlab, load_npy, load_npz, parsing
@@ -45,6 +46,7 @@ class RawChannel(NamedTuple):
 
     ``signal`` is (num_samples,) float32, ``sampling_frequency`` in Hz. ``sample_index`` (num_spikes,) int64,
     ``labels`` (num_spikes,) and ``is_overlap`` (num_spikes,) bool describe the true spikes, or are None.
+    ``recording`` is what the signal was read from, whose clock labels in seconds follow.
     """
 
     signal: np.ndarray
@@ -52,6 +54,7 @@ class RawChannel(NamedTuple):
     sample_index: np.ndarray | None = None
     labels: np.ndarray | None = None
     is_overlap: np.ndarray | None = None
+    recording: BaseRecording | None = None
 
 
 def load_wave_clus_signal(path: str | Path, sampling_frequency: float | None = None) -> RawChannel:

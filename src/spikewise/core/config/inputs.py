@@ -26,6 +26,11 @@ class RecordingConfig(Settings):
     probe: str | None = setting(
         None, "Probe: a probeinterface file, or a name such as neuropixels-1.0, tetrode, linear-16"
     )
+    clock: Literal["auto", "ignore"] = setting(
+        "auto",
+        "Times of the samples, where a file has them. auto: labels and exports use them, and their jumps "
+        "count as damage; ignore: samples are counted from the first time",
+    )
 
 
 @dataclass(frozen=True)

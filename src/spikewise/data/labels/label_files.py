@@ -26,6 +26,7 @@ from spikewise.core.errors import LabelsError, MissingExtraError
 from spikewise.core.untrusted import check_npz, load_npy, parsing, read_json
 from spikewise.data.labels.curation import CURATION_FILE, apply_curation_file
 from spikewise.data.labels.label_set import check_labels, make_sorting, segment_starts, segments_of
+from spikewise.data.recordings.clock import read_times, samples_at
 
 logger = logging.getLogger(__name__)
 
@@ -256,10 +257,14 @@ def _read_nwb(file: Path, recording: BaseRecording | None) -> BaseSorting:
     recording = _required(recording, file)
     units = NwbSortingExtractor(file, sampling_frequency=recording.sampling_frequency, t_start=0.0)
     trains = [units.segments[0].get_unit_spike_train_in_seconds(unit_id) for unit_id in units.unit_ids]
-    spikes = np.zeros(sum(map(len, trains)), dtype=minimum_spike_dtype)
-    spikes["sample_index"] = _nearest_samples(np.concatenate([np.empty(0), *trains]), recording, 0)
+    times = np.concatenate([np.empty(0), *trains])
+    spikes = np.zeros(len(times), dtype=minimum_spike_dtype)
     spikes["unit_index"] = np.repeat(np.arange(len(trains)), list(map(len, trains)))
-    return make_sorting(spikes, recording.sampling_frequency, units.unit_ids, 1)
+    for segment_index in range(recording.get_num_segments()):
+        later = times >= read_times(recording, segment_index, 0, 1)[0] if segment_index else slice(None)
+        spikes["segment_index"][later] = segment_index
+        spikes["sample_index"][later] = samples_at(recording, times[later], segment_index)
+    return make_sorting(spikes, recording.sampling_frequency, units.unit_ids, recording.get_num_segments())
 
 
 def _read_mearec(file: Path, recording: BaseRecording | None) -> BaseSorting:
@@ -307,10 +312,10 @@ def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
         spikes["segment_index"] = segments
     for segment_index in range(num_segments):
         here = spikes["segment_index"] == segment_index
-        first = recording.sample_index_to_time(0, segment_index) if column == "time_s" else 0
+        first = read_times(recording, segment_index, 0, 1)[0] if column == "time_s" else 0
         possible = (numbers[here] >= first) & (numbers[here] < _LARGEST_TIME)
         _check_lines(file, table[column][here], possible, f"at least {first:g}, the segment's start")
-        samples = numbers if column == "sample_index" else _nearest_samples(numbers, recording, segment_index)
+        samples = numbers if column == "sample_index" else samples_at(recording, numbers, segment_index)
         spikes["sample_index"][here] = samples[here]
     names = table["unit_id"].to_numpy(str)
     whole = table["unit_id"].str.fullmatch(r"[+-]?\d+").all()
@@ -355,16 +360,3 @@ def _required(recording: BaseRecording | None, path: Path) -> BaseRecording:
             "give the recording too (--recording)",
         )
     return recording
-
-
-def _nearest_samples(times_s: np.ndarray, recording: BaseRecording, segment_index: int) -> np.ndarray:
-    """Return the sample nearest to each time of the recording's clock; times outside stay outside."""
-    samples = np.asarray(recording.time_to_sample_index(times_s, segment_index))
-    if not recording.has_time_vector(segment_index):
-        return samples  # SpikeInterface rounds to the nearest
-    # With a vector of times, SpikeInterface returns the last sample that is not later.
-    clock = recording.get_times(segment_index)
-    last = len(clock) - 1
-    following = np.minimum(samples + 1, last)
-    samples = np.where(clock[following] - times_s < times_s - clock[samples], following, samples)
-    return np.where(times_s > clock[last] + 1 / recording.sampling_frequency, last + 1, samples)

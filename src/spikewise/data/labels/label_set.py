@@ -24,13 +24,10 @@ from spikeinterface.core.base import minimum_spike_dtype
 
 from spikewise.core.config import LabelsConfig
 from spikewise.core.errors import LabelsError
+from spikewise.core.rates import is_same_rate, show_rate
 from spikewise.data.recordings.reader import Traces
 
 logger = logging.getLogger(__name__)
-
-_FREQUENCY_TOLERANCE = 1e-3
-"""Relative difference of two sampling frequencies that are the same: a header may round 29999.84 to 30000 Hz;
-chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,15 @@ def make_ordered_sorting(
     return sorting
 
 
+def with_rate(sorting: BaseSorting, sampling_frequency: float) -> BaseSorting:
+    """Return a sorting in memory with the same samples, units and properties, but another rate in Hz."""
+    copied = make_ordered_sorting(
+        np.array(sorting.to_spike_vector()), sampling_frequency, sorting.unit_ids, sorting.get_num_segments()
+    )
+    sorting.copy_metadata(copied)
+    return copied
+
+
 def check_labels(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
     """Check that labels fit the recording, and remove labels that repeat the unit and sample of another.
 
@@ -128,10 +134,10 @@ def check_labels(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
         if a label lies outside the recording.
     """
     frequency, expected = sorting.sampling_frequency, recording.sampling_frequency
-    if abs(frequency - expected) > _FREQUENCY_TOLERANCE * expected:
+    if not is_same_rate(frequency, expected):
         raise LabelsError(
-            f"the labels have a sampling frequency of {frequency:g} Hz",
-            f"that of the recording, {expected:g} Hz",
+            f"the labels have a sampling frequency of {show_rate(frequency)}",
+            f"that of the recording, {show_rate(expected)}",
             "give the labels of this recording, or give spike times in seconds (CSV with time_s)",
         )
     num_segments = recording.get_num_segments()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 from spikeinterface.core import BaseRecording
 from spikeinterface.core.binaryfolder import read_binary_folder
 
@@ -24,6 +25,12 @@ from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import MissingExtraError, RecordingError
 from spikewise.core.untrusted import check_nesting, load_npy, parsing
 from spikewise.data.recordings.arrays import check_dtype, check_whole_frames, read_binary, read_numpy
+from spikewise.data.recordings.clock import (
+    TimedRecording,
+    has_clock,
+    openephys_sample_numbers,
+    rate_of_clock,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -275,7 +282,12 @@ def _read_nwb(path: Path, config: RecordingConfig) -> BaseRecording:
     from spikeinterface.extractors.nwbextractors import NwbRecordingExtractor
 
     series = NwbRecordingExtractor.fetch_available_electrical_series_paths(path)
-    return NwbRecordingExtractor(path, electrical_series_path=_choose_stream(series, config.stream, path))
+    chosen = _choose_stream(series, config.stream, path)
+    recording = NwbRecordingExtractor(path, electrical_series_path=chosen, load_time_vector=True)
+    if not has_clock(recording, 0):
+        return recording
+    rate = rate_of_clock(recording, 0)  # SpikeInterface takes the step between the first times
+    return TimedRecording(recording, "parent", rate)
 
 
 def _read_spikeglx(path: Path, config: RecordingConfig) -> BaseRecording:
@@ -287,17 +299,20 @@ def _read_spikeglx(path: Path, config: RecordingConfig) -> BaseRecording:
 
 def _read_openephys(path: Path, config: RecordingConfig) -> BaseRecording:
     folder = path if path.is_dir() else path.parent
-    binary = next(folder.glob("**/structure.oebin"), None)
-    kind = "Binary" if binary else "Legacy"
-    return _read_neo(f"OpenEphys{kind}RecordingExtractor", folder, config)
+    if next(folder.glob("**/structure.oebin"), None) is None:
+        return _in_order_of_numbers(_read_neo("OpenEphysLegacyRecordingExtractor", folder, config))
+    recording = _read_neo("OpenEphysBinaryRecordingExtractor", folder, config)
+    numbers = [openephys_sample_numbers(recording, k) for k in range(recording.get_num_segments())]
+    has_gaps = any(one is not None for one in numbers)
+    return TimedRecording(recording, "openephys") if has_gaps else recording
 
 
 def _read_intan(path: Path, config: RecordingConfig) -> BaseRecording:
     if path.is_file():
-        return _read_neo("IntanRecordingExtractor", path, config)
+        return _read_intan_file(path, config)
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".rhd", ".rhs"))
     if len(files) == 1 or (path / "info.rhd").is_file() or (path / "info.rhs").is_file():
-        return _read_neo("IntanRecordingExtractor", files[0], config)
+        return _read_intan_file(files[0], config)
     from spikeinterface.extractors.extractor_classes import IntanSplitFilesRecordingExtractor
     from spikeinterface.extractors.neoextractors.intan import IntanRecordingExtractor
 
@@ -305,17 +320,43 @@ def _read_intan(path: Path, config: RecordingConfig) -> BaseRecording:
     return IntanSplitFilesRecordingExtractor(path, stream_name=_choose_stream(names, config.stream, path))
 
 
-def _read_blackrock(path: Path, config: RecordingConfig) -> BaseRecording:
-    if path.suffix.lower() == ".nev":
-        return _read_neo("BlackrockRecordingExtractor", path, config)
-    from spikeinterface.extractors.extractor_classes import BlackrockRecordingExtractor
+def _read_intan_file(path: Path, config: RecordingConfig) -> BaseRecording:
+    recording = _read_neo("IntanRecordingExtractor", path, config, ignore_integrity_checks=True)
+    has_gaps = getattr(recording.neo_reader, "discontinuous_timestamps", False)  # type: ignore[attr-defined]
+    return TimedRecording(recording, "intan") if has_gaps else recording
 
-    return BlackrockRecordingExtractor(path)  # one stream; neo would list the files beside it too
+
+def _read_blackrock(path: Path, config: RecordingConfig) -> BaseRecording:
+    recording: Any
+    if path.suffix.lower() == ".nev":
+        recording = _read_neo("BlackrockRecordingExtractor", path, config, gap_tolerance_ms=np.inf)
+    else:
+        from spikeinterface.extractors.extractor_classes import BlackrockRecordingExtractor
+
+        # one stream; neo would list the files beside it too
+        recording = BlackrockRecordingExtractor(path, gap_tolerance_ms=np.inf)
+    packets = recording.neo_reader._nsx_data_header[int(recording.stream_id)]
+    has_times = any("timestamps_memmap_kwargs" in packet for packet in packets)
+    return TimedRecording(recording, "blackrock") if has_times else recording
+
+
+def _in_order_of_numbers(recording: BaseRecording) -> BaseRecording:
+    """Return the channels by the numbers in their names: of one file each, neo reads CSC10 before CSC2."""
+    names = recording.get_property("channel_name")
+    names = recording.channel_ids if names is None else names
+    keys = [
+        [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(name))] for name in names
+    ]
+    order = sorted(range(len(keys)), key=lambda index: keys[index])
+    if order == list(range(len(keys))):
+        return recording
+    logger.info("Channels in the order of their numbers: %s", ", ".join(str(names[index]) for index in order))
+    return recording.select_channels(recording.channel_ids[order])
 
 
 def _read_neuralynx(path: Path, config: RecordingConfig) -> BaseRecording:
     if path.is_dir():
-        return _read_neo("NeuralynxRecordingExtractor", path, config)
+        return _in_order_of_numbers(_read_neo("NeuralynxRecordingExtractor", path, config))
     from spikeinterface.extractors.extractor_classes import NeuralynxRecordingExtractor
 
     others = [file.name for file in path.parent.iterdir() if file.is_file() and file != path]

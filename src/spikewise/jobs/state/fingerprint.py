@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from spikewise.core.config import Config
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import OutputError, RecordingError
 from spikewise.core.version import __version__
+from spikewise.data.recordings.clock import has_clock, read_times
 from spikewise.data.recordings.formats import reading_errors
 from spikewise.output.store import spikes_hash
 from spikewise.sorting.device_detector import choose_dtype
@@ -155,19 +157,38 @@ def _describe_recording(recording: BaseRecording) -> dict[str, Any]:
         "channel_positions_hash": hashlib.sha256(positions.tobytes()).hexdigest(),
         "groups": [str(name) for name in recording.get_channel_groups()],
         "traces_hash": _hash_of_traces(recording),
+        **({"clock_hash": hashed} if (hashed := _hash_of_clock(recording)) else {}),
     }
+
+
+def _hash_of_clock(recording: BaseRecording) -> str | None:
+    """Return a hash of pieces of the times of the samples; None if the clock is regular."""
+    digest = hashlib.sha256()
+    segments = [k for k in range(recording.get_num_segments()) if has_clock(recording, k)]
+    for segment_index, start, stop in _pieces(recording, segments):
+        digest.update(read_times(recording, segment_index, start, stop).tobytes())
+    return digest.hexdigest() if segments else None
 
 
 def _hash_of_traces(recording: BaseRecording) -> str:
     digest = hashlib.sha256()
-    for segment_index in range(recording.get_num_segments()):
+    for segment_index, start, stop in _pieces(recording, range(recording.get_num_segments())):
+        with reading_errors(f"the recording from {start / recording.sampling_frequency:.3f} s on"):
+            traces = recording.get_traces(segment_index, start, stop)
+        digest.update(np.ascontiguousarray(traces).tobytes())
+    return digest.hexdigest()
+
+
+def _pieces(recording: BaseRecording, segments: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield segment, start and stop of pieces that are spread evenly over each segment."""
+    for segment_index in segments:
         last = max(0, recording.get_num_samples(segment_index) - _PIECE_SAMPLES)
         for start in np.unique(np.linspace(0, last, _PIECES).astype(int)).tolist():
-            stop = min(start + _PIECE_SAMPLES, recording.get_num_samples(segment_index))
-            with reading_errors(f"the recording from {start / recording.sampling_frequency:.3f} s on"):
-                traces = recording.get_traces(segment_index, start, stop)
-            digest.update(np.ascontiguousarray(traces).tobytes())
-    return digest.hexdigest()
+            yield (
+                segment_index,
+                start,
+                min(start + _PIECE_SAMPLES, recording.get_num_samples(segment_index)),
+            )
 
 
 def _files_of(recording: BaseRecording) -> list[str]:

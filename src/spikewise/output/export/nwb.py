@@ -4,8 +4,9 @@ The file is new, or it exists and the units are added. If an existing file has a
 unchanged and the units go to their own table, ``processing/ecephys/spikewise_units``. The provenance of the
 units is stored as JSON in ``scratch/spikewise_provenance``.
 
-Conventions: spike times are seconds of the recording's clock; several segments are laid end to end. Mean
-waveforms are in volts, on the electrodes of the unit's row, of which the first has the largest amplitude.
+Conventions: spike times are seconds of the recording's clock; segments whose clocks overlap are laid end to
+end. Mean waveforms are in volts, on the electrodes of the unit's row, of which the first has the largest
+amplitude.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting, SortingAnalyzer
+from spikeinterface.core import BaseRecording, BaseSorting, SortingAnalyzer
 
 from spikewise.core.errors import MissingExtraError, OutputError, SettingError
 from spikewise.core.files import writing
 from spikewise.core.version import __version__
-from spikewise.data.labels.label_set import segment_starts
 from spikewise.output.export.config import NwbConfig
+from spikewise.output.export.spike_times import TimedSorting
 
 if TYPE_CHECKING:
     from pynwb import NWBFile
@@ -205,7 +206,7 @@ def _add(
     means, sds, electrodes = _waveforms(analyzer, [rows[channel_id] for channel_id in recording.channel_ids])
     rate = float(analyzer.sampling_frequency)
     waveforms = {"means": means, "sds": sds, "sampling_rate": rate, "unit": "volts"}
-    sorting = _on_one_clock(analyzer.sorting, recording)
+    sorting = TimedSorting(analyzer.sorting, recording)
     descriptions = _set_metrics(sorting, analyzer)
     has_table = nwbfile.units is not None
     hash_ = provenance["model"]["hash"][:12]
@@ -243,25 +244,6 @@ def _waveforms(analyzer: SortingAnalyzer, rows: list[int]) -> tuple[np.ndarray, 
     near = np.take_along_axis(near, np.argsort(-np.take_along_axis(size, near, 1), axis=1, kind="stable"), 1)
     means, sds = (np.take_along_axis(values, near[:, None], 2) * 1e-6 for values in (means, sds))
     return means, sds, [[rows[channel] for channel in channels] for channels in near]
-
-
-def _on_one_clock(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
-    """Return the sorting with the recording's times, as one segment; several segments are laid end to end."""
-    if recording.get_num_segments() == 1:
-        copy = sorting.select_units(sorting.unit_ids)
-        copy.register_recording(recording)
-        return copy
-    spikes = sorting.to_spike_vector()
-    frames = spikes["sample_index"] + np.array(segment_starts(recording))[spikes["segment_index"]]
-    joined = NumpySorting.from_samples_and_labels(
-        [frames],
-        [sorting.unit_ids[spikes["unit_index"]]],
-        sorting.sampling_frequency,
-        unit_ids=sorting.unit_ids,
-    )
-    for name in sorting.get_property_keys():
-        joined.set_property(name, sorting.get_property(name))
-    return joined
 
 
 def _set_metrics(sorting: BaseSorting, analyzer: SortingAnalyzer) -> dict[str, str]:
