@@ -1,11 +1,11 @@
 """Learn the shapes of spikes that the search for units starts from.
 
-    python benchmarks/spike_shapes.py [--output src/spikewise/models/weights/spike_shapes.safetensors] [--seed 0]
+    python benchmarks/spike_shapes.py [--output FILE] [--seed 0]
 
-The waveforms are the templates of a MEArec file of tetrodes, in the folder that SPIKEWISE_DATA names (by default
-``../shared/data`` beside the repository), and templates of SpikeInterface's generator. They are filtered like
-traces. A bank of few shapes (k-means of all waveforms, each with an energy of 1) finds events; a basis
-(principal components of the same waveforms, shifted by up to four samples) describes them.
+The waveforms are the templates of a MEArec file of tetrodes, in the folder that SPIKEWISE_DATA names (by
+default ``../shared/data`` beside the repository), and templates of SpikeInterface's generator. They are
+filtered like traces. A bank of few shapes (k-means of all waveforms, each with an energy of 1) finds events; a
+basis (principal components of the same waveforms, shifted by up to four samples) describes them.
 """
 
 from __future__ import annotations

@@ -24,7 +24,6 @@ from spikewise.discovery.spike_shapes import SpikeShapes
 RADIUS_UM = 70.0  # channels that describe an event
 MOST_CHANNELS = 16  # on dense probes, evenly spread ones
 NUM_COMPONENTS = 8  # principal components that are clustered
-MIN_SPIKES = 20  # of a cluster
 MAX_CLUSTERED = 2000  # events of a channel; the others go to the nearest cluster
 NUM_STARTS = 40  # clusters that ISO-SPLIT starts from
 
@@ -35,16 +34,20 @@ def cluster_events(
     channels: np.ndarray,
     distance: np.ndarray,
     shapes: SpikeShapes,
-    seed: int,
+    limits: tuple[int, int],
 ) -> np.ndarray:
-    """Return the cluster of each event, counted over all channels; -1: none."""
+    """Return the cluster of each event, counted over all channels; -1: none.
+
+    `limits` are the fewest events of a cluster, and the seed of the clustering.
+    """
+    fewest, seed = limits
     from numba import NumbaPendingDeprecationWarning
 
     keep_isosplit_compiled()
     near = channels_within(distance, RADIUS_UM, MOST_CHANNELS)
     order = np.argsort(channels, kind="stable")
     bounds = np.searchsorted(channels[order], np.arange(held.num_channels + 1))
-    groups = [order[low:high] for low, high in itertools.pairwise(bounds) if high - low >= MIN_SPIKES]
+    groups = [order[low:high] for low, high in itertools.pairwise(bounds) if high - low >= fewest]
 
     def cluster(events: np.ndarray) -> np.ndarray:
         of = np.repeat(near[channels[events[0]]][None], len(events), axis=0)
@@ -60,7 +63,7 @@ def cluster_events(
         for events, found in zip(groups, results_in_order(cluster, groups), strict=True):
             for one in np.unique(found):
                 members = events[found == one]
-                if len(members) >= MIN_SPIKES:
+                if len(members) >= fewest:
                     labels[members] = count
                     count += 1
     return labels

@@ -24,7 +24,7 @@ import numpy as np
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.core.threads import one_thread_each
 from spikewise.data.recordings.reader import Traces
-from spikewise.discovery.clustering import MIN_SPIKES, cluster_events
+from spikewise.discovery.clustering import cluster_events
 from spikewise.discovery.event_search import Events, EventSearch
 from spikewise.discovery.held_traces import HeldTraces
 from spikewise.discovery.merging import Clusters, Merger
@@ -52,8 +52,10 @@ part of that unit."""
 FOLLOWED_MS = 2.5
 LEARNT_S = 60.0
 """Longest duration from which units are learnt."""
-MIN_RATE_HZ = 0.05
-"""Smallest rate of a unit in the traces that are looked at."""
+MIN_SPIKES = (10, 20)
+"""Fewest spikes of a unit in a very short recording, and in others."""
+MIN_RATES_HZ = (0.1, 0.05)
+"""Smallest rate of a unit in a short recording, and in a long one."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class _Discovery:
     def __init__(self, traces: Traces, positions: np.ndarray, seed: int, progress: ProgressCallback):
         self._started = time.perf_counter()
         self._progress = progress
-        self.facts: dict[str, Any] = {"seconds": {}}
+        self.facts: dict[str, Any] = {"seconds_of_steps": {}}
         self.seed = seed
         self.dropped: dict[str, int] = {}
         self.distance = distances(positions)
@@ -123,18 +125,18 @@ class _Discovery:
         self.shapes = load_shapes(traces.sampling_frequency)
         self.meter = ShapeMeter(self.held, self.distance, self.shapes.before, self.shapes.bank.shape[1])
         self.merger = Merger(self.held, self.distance, self.shapes, self.meter)
-        self.fewest = max(MIN_SPIKES, round(MIN_RATE_HZ * self.held.seconds))
+        self.fewest = fewest_spikes(self.held.seconds)
         self._note("reading", looked_at_s=round(self.held.seconds, 3))
 
     def _note(self, step: str, **counts: Any) -> None:
         """Keep the seconds and the counts of a step that is finished."""
         now = time.perf_counter()
-        self.facts["seconds"][step] = round(now - self._started, 3)
+        self.facts["seconds_of_steps"][step] = round(now - self._started, 3)
         self.facts |= counts
         self._started = now
-        done = len(self.facts["seconds"])
+        done = len(self.facts["seconds_of_steps"])
         self._progress("units", min(done, NUM_STEPS), NUM_STEPS, step)
-        logger.info("units: %s took %.1f s %s", step, self.facts["seconds"][step], counts or "")
+        logger.info("units: %s took %.1f s %s", step, self.facts["seconds_of_steps"][step], counts or "")
 
     def run(self) -> Discovered:
         """Find the units: see the top of this module."""
@@ -163,7 +165,8 @@ class _Discovery:
     def _clusters(self, events: Events, step: str) -> Found:
         """Cluster events, join clusters of one unit, and return the mean waveforms."""
         columns, channels = events.column.copy(), events.channel.copy()
-        labels = cluster_events(self.held, columns, channels, self.distance, self.shapes, self.seed)
+        limits = self.fewest, self.seed
+        labels = cluster_events(self.held, columns, channels, self.distance, self.shapes, limits)
         name = step.replace(" ", "_")
         self._note(step + "clustering", **{name + "num_clusters": int(labels.max(initial=-1) + 1)})
         clusters = Clusters(columns, channels, labels)
@@ -236,6 +239,12 @@ class _Discovery:
         if np.median(explained.unexplained[mine]) > MAX_UNEXPLAINED:
             return "unexplained energy"
         return None
+
+
+def fewest_spikes(seconds: float) -> int:
+    """Return the fewest spikes of a unit in so many seconds of traces: 10 in 5 s, 18 in 180 s, 30 in 600."""
+    short, long = MIN_RATES_HZ
+    return max(MIN_SPIKES[0], min(MIN_SPIKES[1], round(short * seconds)), round(long * seconds))
 
 
 def _with_parts(

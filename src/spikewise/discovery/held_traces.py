@@ -11,7 +11,7 @@ import numpy as np
 from spikewise.data.recordings.reader import Traces
 
 MEMORY_BYTES = 2**31
-"""Largest size of the traces: 2 GiB are 95 s of 384 channels, or 280 s of 128, at 30 kHz. Chosen by hand."""
+"""Largest size of the traces: 2 GiB are 93 s of 384 channels, or 280 s of 128, at 30 kHz. Chosen by hand."""
 STRETCH_S = 1.0
 """Length of a part; the reader prepares blocks of this length."""
 GAP_MS = 5.0

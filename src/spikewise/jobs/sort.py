@@ -173,7 +173,7 @@ def sort(
     recording : BaseRecording, str or Path
         The recording, with a probe, or its path.
     labels : BaseSorting, str, Path or None
-        Labelled spikes of any interval; without labels and model, another sorter makes them.
+        Labelled spikes of any interval; without labels and model, the units are found in the recording.
     model : Model, str, Path or None
         A trained model, or its path.
     output : str or Path, optional
@@ -234,8 +234,7 @@ def train(
     recording : BaseRecording, str or Path
         The recording, with a probe, or its path.
     labels : BaseSorting, str, Path or None
-        Labelled spikes, or their path; None lets a sorter of SpikeInterface make them from the first
-        ``bootstrap_s`` seconds.
+        Labelled spikes, or their path; None: the units are found in the recording.
     output : str or Path, optional
         File to write the model to.
     overwrite : bool

@@ -13,7 +13,7 @@ class SorterConfig(Settings):
     """What the sorter in SpikeInterface takes besides the settings of training and sorting."""
 
     labels: str | None = setting(
-        None, "Labelled spikes: a path or a sorting; by default, another sorter makes them (bootstrap)"
+        None, "Labelled spikes: a path or a sorting; by default, units are found without (bootstrap)"
     )
     model: str | None = setting(None, "Path of a trained model, which needs no labels")
     probe: str | None = setting(

@@ -85,10 +85,10 @@ def find_start(
     ----------
     groups : sequence of Group
     inputs : Inputs
-        Recording and labels; without labels another sorter makes them.
+        Recording and labels; without labels the units are found (:attr:`BootstrapConfig.bootstrap`).
     config : Config
     state : Unfinished
-        Keeps labels that another sorter made.
+        Keeps the labels of the units that are found.
     started : float
         ``time.perf_counter()`` before the groups were prepared: this time counts too.
     progress : callable
