@@ -4,8 +4,8 @@
 
 The waveforms are the templates of a MEArec file of tetrodes, in the folder that SPIKEWISE_DATA names (by
 default ``../shared/data`` beside the repository), and templates of SpikeInterface's generator. They are
-filtered like traces. A bank of few shapes (k-means of all waveforms, each with an energy of 1) finds events; a
-basis (principal components of the same waveforms, shifted by up to four samples) describes them.
+filtered like traces. A bank of few shapes (k-means of all waveforms, each with an energy of 1) finds events;
+a basis (principal components of the same waveforms, shifted by up to four samples) describes them.
 """
 
 from __future__ import annotations

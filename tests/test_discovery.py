@@ -113,7 +113,7 @@ def test_peaks_are_the_largest_of_their_neighbourhood():
     response[0, 30] = response[1, 30] = 6  # equal: the first channel
     rivals = np.array([[0, 1, -1], [1, 0, 2], [2, 1, -1]])
     found = np.empty(9, np.int64), np.empty(9), np.empty(9, np.float32)
-    count = find_peaks(response, rivals, np.float32(5), 4, 1, 39, *found)
+    count = find_peaks(response, rivals, np.float32(5), 4, (1, 39), found)
     assert list(zip(found[0][:count], found[1][:count], found[2][:count], strict=True)) == [
         (0, 30, 6),
         (1, 12, 9),

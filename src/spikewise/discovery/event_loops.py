@@ -85,13 +85,15 @@ def largest_responses(filtered, near, weights, scale, best, num_outputs):  # typ
 
 
 @compiled()
-def find_peaks(response, rivals, threshold, reach, first, last, channels, positions, heights):  # type: ignore[no-untyped-def]
-    """Write the peaks of (C, outputs) between outputs `first` and `last`; return their number.
+def find_peaks(response, rivals, threshold, reach, outputs, found):  # type: ignore[no-untyped-def]
+    """Write the peaks of (C, outputs) from the first to the last of `outputs`; return their number.
 
     A peak is above the threshold, and the largest response within `reach` outputs on the channels of
-    `rivals` (C, P), which end with -1. Equal responses: the first output, the first channel. `positions` are
-    in outputs, interpolated by a parabola.
+    `rivals` (C, P), which end with -1. Equal responses: the first output, the first channel. `found`
+    holds arrays for channels, positions (in outputs, interpolated by a parabola) and heights.
     """
+    channels, positions, heights = found
+    first, last = outputs
     count = 0
     num_outputs = response.shape[1]
     for channel in range(len(response)):

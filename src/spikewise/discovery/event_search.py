@@ -121,7 +121,7 @@ class EventSearch:
         channels, positions = np.empty(most, np.int64), np.empty(most, np.float64)
         heights = np.empty(most, np.float32)
         count = find_peaks(
-            response, self._rivals, threshold, self._reach, pad, total - pad, channels, positions, heights
+            response, self._rivals, threshold, self._reach, (pad, total - pad), (channels, positions, heights)
         )
         columns = first + positions[:count] * self._step + self._before
         return Events(columns, channels[:count], heights[:count])

@@ -115,7 +115,7 @@ class Peeler:
         order = np.lexsort((np.arange(count), -heights, chunk))
         bounds = np.searchsorted(chunk[order], np.arange(chunk.max(initial=0) + 2))
         parts = [order[low:high] for low, high in itertools.pairwise(bounds)]
-        limits = np.array(AMPLITUDES, np.float32)
+        limits = (self._reach, *(np.float32(limit) for limit in AMPLITUDES))
         candidates = self._candidates[channels]
 
         def explain(index: int) -> None:
@@ -125,7 +125,6 @@ class Peeler:
                 columns,
                 candidates,
                 self.units,
-                self._reach,
                 limits,
                 result,
             )

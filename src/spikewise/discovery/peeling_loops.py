@@ -21,9 +21,10 @@ FINALISTS = 3
 
 
 @compiled(fastmath=FAST)
-def _products(values, start, unit, num_channels, units, step, row, fits):  # type: ignore[no-untyped-def]
+def _products(values, start, unit, num_channels, units, step, room):  # type: ignore[no-untyped-def]
     """Fill the products of a unit's waveform with the windows from `start` on, at every `step`-th lag."""
     waveforms, channels = units[0], units[3]
+    row, fits = room
     length = waveforms.shape[2]
     span = length + (len(fits) - 1) * step
     fits[:] = 0
@@ -40,13 +41,14 @@ def _products(values, start, unit, num_channels, units, step, row, fits):  # typ
 
 
 @compiled(fastmath=FAST)
-def _fit(values, middle, candidates, units, reach, limits):  # type: ignore[no-untyped-def]
+def _fit(values, middle, candidates, units, limits):  # type: ignore[no-untyped-def]
     """Return the unit, column, amplitude and gain that explain most energy around a column; -1: none does.
 
     First each candidate is tried on its COARSE_CHANNELS largest channels at every second lag, then the best
     ones on all channels, around the best lag.
     """
     waveforms, _, _, _, counts, energies, before, tail = units
+    reach, smallest, largest = limits
     length = waveforms.shape[2]
     best_gain, best_unit, best_column, best_amplitude = np.float32(0), -1, middle, np.float32(0)
     start = middle - before - reach
@@ -60,16 +62,16 @@ def _fit(values, middle, candidates, units, reach, limits):  # type: ignore[no-u
         if unit < 0:
             break
         few = min(counts[unit], COARSE_CHANNELS)
-        _products(values, start, unit, few, units, 2, row, coarse)
+        _products(values, start, unit, few, units, 2, (row, coarse))
         lag = int(np.argmax(coarse))
         energy = np.float32(0)
         for index in range(few):
             for at in range(length):
                 energy += waveforms[unit, index, at] * waveforms[unit, index, at]
         amplitude = coarse[lag] / max(energy, np.float32(1e-6))
-        if amplitude < 0.5 * limits[0]:
+        if amplitude < 0.5 * smallest:
             continue
-        amplitude = min(amplitude, limits[1])
+        amplitude = min(amplitude, largest)
         gain = 2 * amplitude * coarse[lag] - amplitude * amplitude * energy
         at = FINALISTS - 1
         if gain <= gains[at]:
@@ -82,12 +84,12 @@ def _fit(values, middle, candidates, units, reach, limits):  # type: ignore[no-u
         unit, lag = finalists[rank], lags[rank]
         if unit < 0:
             break
-        _products(values, start + lag - 2, unit, counts[unit], units, 1, row, fine)
+        _products(values, start + lag - 2, unit, counts[unit], units, 1, (row, fine))
         best = int(np.argmax(fine))
         amplitude = fine[best] / energies[unit]
-        if amplitude < limits[0]:
+        if amplitude < smallest:
             continue
-        amplitude = min(amplitude, limits[1])
+        amplitude = min(amplitude, largest)
         gain = 2 * amplitude * fine[best] - amplitude * amplitude * energies[unit]
         if gain > best_gain:
             best_gain, best_unit, best_amplitude = gain, unit, amplitude
@@ -108,10 +110,11 @@ def _add(values, column, amplitude, slope, unit, units, sign):  # type: ignore[n
 
 
 @compiled(fastmath=FAST)
-def explain_events(values, order, columns, candidates, units, reach, limits, result):  # type: ignore[no-untyped-def]
+def explain_events(values, order, columns, candidates, units, limits, result):  # type: ignore[no-untyped-def]
     """Explain events in an order, each by one unit that is subtracted at once.
 
-    `candidates` (C', U') lists units for the channel of each event, `result` holds arrays to fill: unit (-1:
+    `candidates` (N, U') lists units near each event, `limits` are the largest shift in samples and the
+    smallest and largest amplitude, `result` holds arrays to fill: unit (-1:
     none), whole column, amplitude, coefficient of the derivative, energy that is left per sample.
     """
     waveforms, _, slopes, channels, counts, _, before, tail = units
@@ -119,7 +122,7 @@ def explain_events(values, order, columns, candidates, units, reach, limits, res
     length = waveforms.shape[2]
     for event in order:
         middle = int(np.round(columns[event]))
-        unit, column, amplitude, _ = _fit(values, middle, candidates[event], units, reach, limits)
+        unit, column, amplitude, _ = _fit(values, middle, candidates[event], units, limits)
         found_unit[event], found_column[event], found_amplitude[event] = unit, column, amplitude
         if unit < 0:
             continue
