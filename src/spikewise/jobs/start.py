@@ -200,9 +200,10 @@ def _kept_labels(state: Unfinished, index: int, group: Group) -> tuple[LabelSet,
     if kept is None:
         return None
     sorting = NumpyFolderSorting(_labels_folder(state, group))
-    stretches = kept["stretches"] and tuple((start, stop) for start, stop in kept["stretches"])
+    parts = kept.get("stretches")  # labels that an older version kept have none
+    stretches = parts and tuple((start, stop) for start, stop in parts)
     lists = {"segment_starts": tuple(kept["segment_starts"]), "stretches": stretches}
-    interval = {name: kept[name] for name in _INTERVAL} | lists
+    interval = {name: kept.get(name) for name in _INTERVAL} | lists
     return LabelSet(sorting=sorting, **interval), kept["facts"]
 
 
