@@ -226,7 +226,8 @@ def test_one_window_is_enough_for_a_model_but_not_to_learn(capsys, refused, tetr
 def test_too_short_for_another_sorter(refused, tetrode, tmp_path):
     file = write_array(tmp_path / "short.npy", tetrode.traces[: 2 * RATE - 1])
     tells = ("The recording lasts 2.000 s", "At least 2 s, better 60 s", "or give labels")
-    refused("sort", file, {"-o": tmp_path / "out", **array_options()}, tells=tells)
+    options = {"-o": tmp_path / "out", "--bootstrap": "lupin", **array_options()}
+    refused("sort", file, options, tells=tells)
 
 
 # Labels
