@@ -411,7 +411,7 @@ def test_a_model_that_meets_nan_far_inside_leaves_nothing(refused, tetrode, trai
         (["--labels-per-unit", 0], ("labels_per_unit is 0", "at least 1", "Change it")),
         (["--freq-min-hz", 7000], ("from 7000 to 6000 Hz", "must lie above", "Change freq_min_hz")),
         (["--device", "tpu"], ('"tpu" for --device', 'Choose from: "auto", "cpu"', "--help")),
-        (["--bootstrap", "magic"], ('"magic" for --bootstrap', 'Choose from: "lupin"', "--help")),
+        (["--bootstrap", "magic"], ('"magic" for --bootstrap', 'Choose from: "spikewise"', "--help")),
         (["--label-interval", 1], ("--label-interval requires 2", "Only got 1", "--help")),
         (["--learning-rate", 1e30], ("rate of 1e+30 gave numbers that are not finite", "0.005", "Lower")),
         (["--learning-rate", "inf"], ("learning_rate is inf", "It must be finite", "Change it")),

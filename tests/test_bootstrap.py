@@ -241,7 +241,7 @@ def test_band_pass_stays_below_the_nyquist_frequency(frequency, edge_hz):
 def test_short_recordings_are_refused(tmp_path):
     recording = make_silence(29999)
     with pytest.raises(BootstrapError, match=r"lasts 2\.000 s.*At least 2 s"):
-        bootstrap_labels(recording, BootstrapConfig(), recording, 0, tmp_path)
+        bootstrap_labels(recording, BootstrapConfig(bootstrap="lupin"), recording, 0, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -257,7 +257,7 @@ def test_a_sorter_without_units_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("spikewise.discovery.other_sorters.run_sorter", lambda *args, **kwargs: empty)
     recording = make_silence()
     with pytest.raises(BootstrapError, match=r"Lupin found no unit .*\(10 s\)"):
-        bootstrap_labels(recording, BootstrapConfig(), recording, 0, tmp_path)
+        bootstrap_labels(recording, BootstrapConfig(bootstrap="lupin"), recording, 0, tmp_path)
 
 
 def test_missing_sorter_is_named(tmp_path):

@@ -165,12 +165,19 @@ def test_wiring_is_told_as_it_is(wiring, told, tmp_path):
         load_probe(tmp_path / "probe.json", 4)
 
 
-@pytest.mark.parametrize("dtype", ["int16", "float16", "float32"])
-def test_a_recording_without_spikes_is_told(dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "bootstrap", "told"),
+    [
+        ("int16", "lupin", r"hardly any spikes.* peaks .*standard deviations of the noise"),
+        ("float16", "spikewise", r"[Nn]o unit was found"),
+    ],
+)
+def test_a_recording_without_spikes_is_told(dtype, bootstrap, told, tmp_path):
     noise = np.random.default_rng(0).normal(0, 50, (90_000, 4)).round().astype(dtype)
     np.save(tmp_path / "noise.npy", noise)
-    with pytest.raises(BootstrapError, match=r"hardly any spikes.* peaks .*standard deviations of the noise"):
-        spikewise.sort(tmp_path / "noise.npy", sampling_frequency=30000.0, probe="tetrode", report=False)
+    options = {"sampling_frequency": 30000.0, "probe": "tetrode", "report": False, "bootstrap": bootstrap}
+    with pytest.raises(BootstrapError, match=told):
+        spikewise.sort(tmp_path / "noise.npy", **options)
 
 
 def test_samples_of_16_bit_floating_point_are_sorted(tetrode, trained, traces):

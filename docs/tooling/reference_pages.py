@@ -80,19 +80,14 @@ class Command:
 
 
 def all_commands() -> list[Command]:
-    """Return every command: the main ones, the others, then groups, each before its commands."""
+    """Return every command in the order of the app; groups come last, each before its commands."""
     return list(_below(()))
-
-
-def _rank(command: App) -> tuple[bool, bool]:
-    main = command.default_command
-    return main is None, getattr(main, "__module__", None) != "spikewise.cli.main"
 
 
 def _below(words: tuple[str, ...]) -> Iterator[Command]:
     _, apps, _ = app.parse_commands(list(words))
     names = [name for name in apps[-1] if not name.startswith("-")]
-    for name in sorted(names, key=lambda name: _rank(apps[-1][name])):
+    for name in sorted(names, key=lambda name: apps[-1][name].default_command is None):
         inner = (*words, name)
         _, path, _ = app.parse_commands(list(inner))
         command = path[-1]

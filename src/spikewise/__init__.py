@@ -1,6 +1,6 @@
 """Spike sorting with neural networks.
 
-The public names are loaded when they are first used, so that importing the package is quick.
+Public names are loaded at their first use, so that the package imports quickly.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from spikewise.single_channel.snippets import Snippets, load_snippets
     from spikewise.single_channel.sorting import ChannelResult, sort_channel
 
-_HOMES = {
+_MODULES = {
     "AnalyzerConfig": "output.export.config",
     "ChannelResult": "single_channel.sorting",
     "ChannelSortingConfig": "single_channel.config",
@@ -126,11 +126,11 @@ __all__ = [
 ]
 
 
-register_sorter()  # run_sorter("spikewise", ...), whether SpikeInterface is imported already or later
+register_sorter()  # for run_sorter("spikewise", ...); SpikeInterface may be imported before or after
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module."""
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'spikewise' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"spikewise.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"spikewise.{_MODULES[name]}"), name)

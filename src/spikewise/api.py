@@ -1,7 +1,7 @@
-"""The Python interface: train, sort, evaluate, simulate. SpikeInterface objects in and out.
+"""The Python interface: train, sort, evaluate, report, simulate. It takes and returns SpikeInterface objects.
 
-Each function takes its settings as a :class:`spikewise.Config`, or as keyword options by the names that the
-command uses: ``sort(recording, labels=truth, labels_per_unit=30, seed=1)``.
+Each function takes its settings as a :class:`spikewise.Config`, or as keyword options with the names
+of the command's options: ``sort(recording, labels=truth, labels_per_unit=30, seed=1)``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def load_recording(path: str | Path, config: RecordingConfig | None = None, **op
     path : str or Path
         File or folder.
     config : RecordingConfig, optional
-        What the file does not tell by itself; or give single settings as keyword options.
+        Settings that the file does not contain, for example its sampling frequency or probe; or give single
+        settings as keyword options.
 
     Returns
     -------
@@ -53,7 +54,7 @@ def load_recording(path: str | Path, config: RecordingConfig | None = None, **op
     Raises
     ------
     RecordingError, ProbeError
-        If it cannot be read, or its channels have no positions.
+        If the recording cannot be read, or its channels have no positions.
     """
     config = config or RecordingConfig.from_dict(options)
     return open_recording(path, config)[0]
@@ -67,21 +68,21 @@ def evaluate(
     config: EvaluationConfig | None = None,
     **options: Any,
 ) -> Performance:
-    """Compare a sorting with the truth.
+    """Compare a sorting with the true spikes.
 
     Parameters
     ----------
     truth, sorting : BaseSorting, str or Path
-        The true spikes and those to judge, or where they are.
+        The true spikes and the sorting to evaluate, or their paths.
     recording : BaseRecording, str or Path, optional
-        The recording of both; needed only to read formats that do not tell the sampling frequency.
+        The recording of both; needed only for formats that do not store the sampling frequency.
     config : EvaluationConfig, optional
         All settings; or give single ones as keyword options.
 
     Returns
     -------
     Performance
-        Per-unit table and pooled scores.
+        Scores of each unit and pooled scores.
     """
     settings = config or EvaluationConfig.from_dict(options)
     opened = None if recording is None else open_recording(recording, RecordingConfig())[0]
@@ -89,7 +90,7 @@ def evaluate(
 
 
 def simulate(*, config: SimulationConfig | None = None, **options: Any) -> Simulation:
-    """Make a recording whose spikes are known.
+    """Simulate a recording with known spikes.
 
     Parameters
     ----------
@@ -99,13 +100,13 @@ def simulate(*, config: SimulationConfig | None = None, **options: Any) -> Simul
     Returns
     -------
     Simulation
-        Recording, sorting and facts.
+        The recording, its true sorting, and facts about the simulation.
     """
     return simulate_recording(config or SimulationConfig.from_dict(options))
 
 
 def describe_installation() -> dict[str, Any]:
-    """Return what is installed, which device is used, and what can be read."""
+    """Return what is installed, which device is used, and which formats can be read."""
     installed = {}
     for name in (
         *PACKAGES,
@@ -138,7 +139,7 @@ def describe_installation() -> dict[str, Any]:
 
 
 def describe(recording: BaseRecording | str | Path, config: RecordingConfig | None = None) -> dict[str, Any]:
-    """Return what a recording is: channels, length, rate, groups."""
+    """Return facts about a recording: channels, duration, sampling frequency, groups."""
     opened, path = open_recording(recording, config or RecordingConfig())
     groups = split_groups(opened, "auto")
     return {

@@ -1,1 +1,1 @@
-"""The command ``spikewise``: parse, call, print; no logic."""
+"""The command ``spikewise``: it parses, calls and prints; it holds no logic."""

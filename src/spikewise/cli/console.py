@@ -14,7 +14,7 @@ out = Console(soft_wrap=True)
 
 
 class WarningsToConsole(logging.Handler):
-    """Shows the library's warnings; the rest goes to the log file of the output folder."""
+    """Shows the warnings of the library; other messages go to the log file of the output folder."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -25,7 +25,7 @@ class WarningsToConsole(logging.Handler):
 
 
 def say(*lines: str) -> None:
-    """Print lines as they are."""
+    """Print lines to standard output, without markup or colours."""
     for line in lines:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -36,5 +36,5 @@ def print_json(**summary: Any) -> None:
 
 
 def fail(message: str) -> None:
-    """Print an error."""
+    """Print an error to standard error."""
     err.print(f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The commands that hand a result to other tools: parse, call, print; no logic."""
+"""The commands ``export phy``, ``export nwb`` and ``export analyzer``: parse, call, print; no logic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spikewise.core.config import RecordingConfig
 from spikewise.core.progress_bars import progress_bars
 from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
 
-export = App(name="export", help="Hand a result to other tools.", help_format="plaintext")
+export = App(name="export", help="Export a result to other tools.", help_format="plaintext")
 
 
 @export.command
@@ -26,7 +26,7 @@ def phy(
     reading: Reading = RecordingConfig(),
     settings: Annotated[PhyConfig, flat("Phy")] = PhyConfig(),
 ) -> None:
-    """Write a folder for Phy's template GUI; `train --labels FOLDER` reads what was curated in it.
+    """Write a folder for Phy's template GUI; `train --labels FOLDER` reads the curated units from it.
 
     Parameters
     ----------
@@ -64,13 +64,13 @@ def nwb(
     *,
     recording: Path,
     output: Output,
-    append: Annotated[bool, Parameter(negative="", help="Add the units to a file that is there")] = False,
-    overwrite: Annotated[bool, Parameter(negative="", help="Replace a file that is there")] = False,
+    append: Annotated[bool, Parameter(negative="", help="Add the units to an existing file")] = False,
+    overwrite: Annotated[bool, Parameter(negative="", help="Replace an existing file")] = False,
     json: AsJson = False,
     reading: Reading = RecordingConfig(),
     settings: Annotated[NwbConfig, flat("NWB")] = NwbConfig(),
 ) -> None:
-    """Write the units into an NWB file, new or there already, with waveforms, electrodes and metrics.
+    """Write the units to a new or existing NWB file, with waveforms, electrodes and metrics.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def nwb(
     recording
         The recording that was sorted.
     output
-        The file, for example units.nwb.
+        NWB file to write, for example units.nwb.
     """
     from spikewise.api import load_recording
     from spikewise.output.export.exporting import export_nwb
@@ -110,7 +110,7 @@ def analyzer(
     reading: Reading = RecordingConfig(),
     settings: Annotated[AnalyzerConfig, flat("Analyzer")] = AnalyzerConfig(),
 ) -> None:
-    """Write a SortingAnalyzer of SpikeInterface: waveforms, templates, locations, quality metrics.
+    """Write a SpikeInterface SortingAnalyzer: waveforms, templates, locations, quality metrics.
 
     Parameters
     ----------
@@ -119,17 +119,17 @@ def analyzer(
     recording
         The recording that was sorted.
     output
-        Folder to write, for spikeinterface.load; it must not exist.
+        Folder to write, which spikeinterface.load reads; it must not exist.
     """
     from spikewise.api import load_recording
     from spikewise.output.export.exporting import analyze
 
     with progress_bars() as progress:
         opened = load_recording(recording, reading)
-        made = analyze(result, opened, output=output, config=settings, progress=progress)
-    names = sorted(made.get_loaded_extension_names())
-    say(f"{made.get_num_units()} units; {', '.join(names)}", f"analyzer in {output}")
+        written = analyze(result, opened, output=output, config=settings, progress=progress)
+    names = sorted(written.get_loaded_extension_names())
+    say(f"{written.get_num_units()} units; {', '.join(names)}", f"analyzer in {output}")
     if json:
         print_json(
-            command="export analyzer", units=made.get_num_units(), extensions=names, output=str(output)
+            command="export analyzer", units=written.get_num_units(), extensions=names, output=str(output)
         )

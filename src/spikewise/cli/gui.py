@@ -1,4 +1,4 @@
-"""The command ``spikewise gui``: parse, call, print."""
+"""The command ``gui``: parse, call, print; no logic."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def gui(
     reading: Reading = RecordingConfig(),
     browser: Annotated[GuiConfig, flat("Browser")] = GuiConfig(),
 ) -> None:
-    """Look through a result in the browser, and confirm, reject, merge and split its units by clicking.
+    """Curate a result in the browser: confirm, reject, merge and split its units.
 
-    "Save curation" writes RESULT/curation.json, which `train --labels RESULT` applies. Ctrl-C ends it.
+    "Save curation" writes RESULT/curation.json; `train --labels RESULT` applies it. Ctrl-C stops the server.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def gui(
     with progress_bars() as progress:
         served = prepare_gui(result, api.load_recording(recording, reading), browser, progress)
     say(
-        f"open {served.url}; Ctrl-C ends it",
+        f"open {served.url}; Ctrl-C stops the server",
         f"a saved curation goes to {served.curation_file}; "
         f"train with it: spikewise train {recording} --labels {result} -o MODEL",
     )

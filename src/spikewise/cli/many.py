@@ -1,4 +1,4 @@
-"""The command that sorts many recordings: parse, call, print; no logic."""
+"""The command ``sort-many``: parse, call, print; no logic."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _STYLES = {"done": "green", "done before": "green", "failed": "red"}
 
 
 def sort_many(recordings: Path, *, json: AsJson = False, settings: Settings = Settings()) -> None:
-    """Sort each recording of a list: the finished ones are left, those that were begun go on.
+    """Sort each recording of a list; finished sorts are skipped, interrupted sorts continue.
 
-    A recording that fails stops no other; the exit code is then 1.
+    If a recording fails, the others are still sorted, and the exit code is 1.
 
     Parameters
     ----------
     recordings
-        The list: TOML with a table [[recordings]] for each, or CSV, with the names recording, output, and if
-        there are labels or model; paths are relative to the list.
+        The list: a CSV file with the columns recording and output, and optionally labels or model; or a TOML
+        file with a table [[recordings]] of the same names for each recording. Paths are relative to the list.
     """
     from spikewise.jobs import many
 
@@ -56,7 +56,7 @@ def sort_many(recordings: Path, *, json: AsJson = False, settings: Settings = Se
             f"{len(failed)} of {len(jobs)} recordings failed: "
             + ", ".join(str(job.entry.recording) for job in failed[:5]),
             "recordings that can be sorted",
-            "mend what their messages say, then give the same list again: only these are sorted",
+            "correct what their messages say, then run the same command again: it sorts only these",
         )
 
 

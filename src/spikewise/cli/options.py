@@ -1,4 +1,4 @@
-"""What several commands take: all settings as flat options, and the switches that they share."""
+"""Options that several commands share: all settings as flat options, and switches such as ``--json``."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _GROUPS = {name: Group(name, sort_key=10 + index) for index, name in enumerate(_
 
 
 def flat(group: str) -> Parameter:
-    """Return what makes each field of a settings class an option of its own, in a group of the help page."""
+    """Return the parameter that makes each field of a settings class an option, in a group of the help."""
     return Parameter(name="*", group=_GROUPS.get(group) or Group(group))
 
 
 def by_design(kind: type[SettingsBase]) -> type:
-    """Return a settings class whose fields for esort-paper alone have their own group in the help."""
+    """Return a settings class whose fields for design esort-paper only have their own group in the help."""
     hints = get_type_hints(kind)
     group = Parameter(group=_GROUPS[ESORT_PAPER_GROUP])
     fields = [
@@ -50,7 +50,7 @@ def by_design(kind: type[SettingsBase]) -> type:
 
 
 GROUPED = tuple(map(by_design, (NetworkConfig, TrainingConfig, TransferConfig)))
-"""Settings with fields for esort-paper alone: the same settings as without the groups."""
+"""Settings classes with fields for design esort-paper only; only their help groups differ."""
 _Network, _Training, _Transfer = GROUPED
 
 
@@ -77,9 +77,9 @@ Reading = Annotated[RecordingConfig, flat("Reading")]
 Output = Annotated[Path, Parameter(alias="-o")]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object as the last line")]
 Overwrite = Annotated[
-    bool, Parameter(negative="", help="Replace an earlier result of Spikewise at that place")
+    bool, Parameter(negative="", help="Replace an earlier output of Spikewise at the same path")
 ]
 Resume = Annotated[
     bool,
-    Parameter(negative="", help="Go on with a sort that was not finished there, given the same settings"),
+    Parameter(negative="", help="Continue an unfinished sort in the output folder, with the same settings"),
 ]

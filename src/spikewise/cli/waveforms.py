@@ -1,4 +1,4 @@
-"""The commands for single-channel waveforms."""
+"""The commands ``waveforms ...`` for single channels: parse, call, print; no logic."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def train(
     reading: Reading = SnippetsConfig(),
     training: Training = WaveformTrainingConfig(),
 ) -> None:
-    """Train a model on labelled waveforms, which then classifies others.
+    """Train a model on labelled waveforms; it then classifies other waveforms.
 
     Ctrl-C ends training early and writes the best model so far.
 
@@ -66,7 +66,7 @@ def train(
     say(f"{len(model.unit_ids)} units learnt from {num_labels} labelled waveforms")
     if "accuracy" in calibration:
         say(
-            f"accuracy on the last {calibration['num_spikes']} labels, which a first training left out: "
+            f"accuracy on the last {calibration['num_spikes']} labels, which a first training did not use: "
             f"{100 * calibration['accuracy']:.2f} %"
         )
     say(f"model in {output}")
@@ -98,12 +98,12 @@ def classify(
     json: AsJson = False,
     reading: Reading = SnippetsConfig(),
 ) -> None:
-    """Assign each waveform to a unit; write a CSV with a row for each: index, label, probability.
+    """Assign each waveform to a unit; write a CSV with a row (index, label, probability) for each waveform.
 
     Parameters
     ----------
     waveforms
-        Waveforms as long as those the model was trained on: .mat, .npz, .npy or a table.
+        Waveforms (.mat, .npz, .npy or a table) of the same length as those that the model was trained on.
     model
         A model of `spikewise waveforms train`.
     output
@@ -157,9 +157,9 @@ def sort(
     detection: Annotated[SpikeDetectionConfig, flat("Detection")] = SpikeDetectionConfig(),
     training: Training = WaveformTrainingConfig(),
 ) -> None:
-    """Sort the raw signal of a single channel, with labels of a stretch or without labels.
+    """Sort the raw signal of a single channel, with labels for a part of it or without labels.
 
-    Without labels, the spikes of the first stretch are clustered (principal directions, a Gaussian mixture).
+    Without labels, the spikes of the first `--stretch-s` seconds are clustered with a Gaussian mixture.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def sort(
     output
         Folder for the result; it must not exist.
     labels
-        Labelled spikes in any form that `spikewise sort` reads; or RECORDING itself, if it holds spikes.
+        Labelled spikes in any format that `spikewise sort` reads; or RECORDING itself, if it contains spikes.
     """
     from spikewise.single_channel.api import sort_channel
 
@@ -191,7 +191,7 @@ def sort(
         f"{found['num_unsorted']} left unsorted"
     )
     if truth is not None:
-        say(*_scores_shown(truth))
+        say(*_score_lines(truth))
     if result.sorting is None:
         say("the waveforms have no times, so the result is only the table spikes.csv")
     say(f"result in {output}")
@@ -250,12 +250,13 @@ def simulate(
         )
 
 
-def _scores_shown(truth: dict[str, Any]) -> list[str]:
-    """Return the scores against the true spikes as lines of text."""
+def _score_lines(truth: dict[str, Any]) -> list[str]:
+    """Return the scores, compared with the true spikes, as lines of text."""
     accuracy = truth["classification_accuracy"]
     lines = [
-        f"against the true spikes of the file ({truth['interval']}): {truth['detection_recall']:.1%} of "
-        f"{truth['num_true_spikes']} found, {truth['detection_precision']:.1%} of {truth['num_spikes']} true"
+        f"compared with the true spikes of the file ({truth['interval']}): "
+        f"{truth['detection_recall']:.1%} of {truth['num_true_spikes']} found, "
+        f"{truth['detection_precision']:.1%} of {truth['num_spikes']} true"
     ]
     if accuracy is not None:
         lines.append(f"of those found, {accuracy:.1%} were assigned to their unit")

@@ -1,8 +1,8 @@
-"""A Dask cluster: one task for each shard, the results in whatever order they come.
+"""A Dask cluster: one task for each shard, the results in the order in which the tasks finish.
 
-Workers may die at any time. Dask gives their tasks to others; a task that it gives up, because too many of
-its workers died, is submitted again a few times. At any time only as many tasks are submitted as keep all
-workers busy, so that neither the scheduler nor this process holds more than a few results.
+Workers may die at any time. Dask gives their tasks to other workers. A task that Dask gives up, because too
+many of its workers died, is submitted again several times. Only as many tasks are submitted as keep all
+workers busy, so neither the scheduler nor this process holds more than a few results.
 """
 
 from __future__ import annotations
@@ -23,14 +23,20 @@ Task = TypeVar("Task")
 _TASKS_PER_THREAD = 3
 """Tasks that are submitted for each thread of a worker, so that all are busy. Chosen by hand."""
 _TRIES = 20
-"""A task is given up after so many failures. Chosen by hand."""
+"""The work ends with an error after Dask has given up a task so many times. Chosen by hand."""
 _PATIENCE_S = 60.0
 """Time between two warnings that no worker has come yet. Chosen by hand."""
+_ALLOWED_FAILURES = 10
+"""Dask gives up a task of a local cluster if more workers than this died over it. Chosen by hand."""
+_CONNECT_TIMEOUT = "20s"
+"""A scheduler must answer within this time. Chosen by hand."""
+_MAX_LOCAL = 1024
+"""Largest number of local processes. Chosen by hand."""
 _ADDRESS = re.compile(r"^[a-z][a-z0-9+.-]*://.+|^[^:/\s]+:\d+$")
 
 
 class Cluster:
-    """A cluster that is connected.
+    """A connected cluster.
 
     Parameters
     ----------
@@ -42,15 +48,15 @@ class Cluster:
 
     @property
     def num_workers(self) -> int:
-        """Workers that are there now."""
+        """Number of workers that are connected now."""
         return len(self._client.nthreads())
 
     def map(
         self, function: Callable[[Any, Task], Any], common: Any, tasks: Sequence[Task]
     ) -> Iterator[tuple[Task, Any]]:
-        """Yield each task with ``function(common, task)``, in the order in which they are finished.
+        """Yield each task with ``function(common, task)``, in the order in which the tasks finish.
 
-        `common` travels once to each worker. An error of the function is raised here.
+        `common` is sent once to each worker. An error of the function is raised here.
 
         Raises
         ------
@@ -90,7 +96,7 @@ class Cluster:
                 except CancelledError as error:
                     raise ClusterError(
                         f"the cluster stopped the work: {error}",
-                        "a scheduler that is there until the end",
+                        "a scheduler that runs until the end",
                         "start it again, then go on with --resume",
                     ) from error
                 completed.update(submit_more())
@@ -100,7 +106,7 @@ class Cluster:
             self._client.cancel(list(pending))
 
     def _wait_for_workers(self) -> None:
-        """Wait until there is a worker: one that is queued may take hours to come."""
+        """Wait until there is a worker; a queued one may take hours to start."""
         from distributed import TimeoutError as NoWorker
 
         while True:
@@ -108,19 +114,19 @@ class Cluster:
                 self._client.wait_for_workers(1, timeout=_PATIENCE_S)
                 return
             except NoWorker:
-                logger.warning("no worker of the cluster is there yet; waiting for one")
+                logger.warning("the cluster has no worker yet; waiting for one")
 
     def _given_up(self) -> ClusterError:
         return ClusterError(
-            f"workers died {_TRIES} times over the same stretch of the recording",
-            "workers that live long enough for one",
-            "give them more memory or time, or less at once with --shard-s, then go on with --resume",
+            f"workers died {_TRIES} times during the same stretch of the recording",
+            "workers that live long enough to finish one",
+            "give them more memory or time, or shorter stretches with --shard-s, then go on with --resume",
         )
 
 
 @contextlib.contextmanager
 def open_cluster(address: str) -> Iterator[Cluster]:
-    """Connect to a cluster; one of this machine is started, and ended afterwards.
+    """Connect to a cluster; a local cluster is started, and stopped afterwards.
 
     Parameters
     ----------
@@ -141,9 +147,9 @@ def open_cluster(address: str) -> Iterator[Cluster]:
     from distributed import Client, LocalCluster
 
     if num_local:
-        # Some die for reasons of their own; how often a task may be tried is counted above.
+        # Workers may die for reasons that have nothing to do with the task; Cluster.map counts these.
         with (
-            dask.config.set({"distributed.scheduler.allowed-failures": 10}),
+            dask.config.set({"distributed.scheduler.allowed-failures": _ALLOWED_FAILURES}),
             LocalCluster(
                 n_workers=num_local, threads_per_worker=1, processes=True, dashboard_address=None
             ) as local,
@@ -152,7 +158,7 @@ def open_cluster(address: str) -> Iterator[Cluster]:
             yield Cluster(client)
         return
     try:
-        client = Client(address, timeout="20s")
+        client = Client(address, timeout=_CONNECT_TIMEOUT)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"no Dask scheduler answers at {address}: {error}",
@@ -164,7 +170,7 @@ def open_cluster(address: str) -> Iterator[Cluster]:
 
 
 def check_cluster(address: str) -> int:
-    """Return how many local workers an address asks for, 0 where it is that of a scheduler.
+    """Return the number of local workers that an address names; 0 if it is the address of a scheduler.
 
     Raises
     ------
@@ -176,7 +182,7 @@ def check_cluster(address: str) -> int:
     if importlib.util.find_spec("distributed") is None:
         raise MissingExtraError("distributed", "cluster", "a cluster")
     kind, _, count = address.partition(":")
-    if kind == "local" and count.isascii() and count.isdigit() and 0 < int(count) <= 1024:
+    if kind == "local" and count.isascii() and count.isdigit() and 0 < int(count) <= _MAX_LOCAL:
         return int(count)
     if kind == "local" or not _ADDRESS.match(address):
         raise SettingError(
@@ -188,4 +194,5 @@ def check_cluster(address: str) -> int:
 
 
 def _pass_on(value: Any) -> Any:
+    """Return the value: a task that holds it is sent once to each worker."""
     return value

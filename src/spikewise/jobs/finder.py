@@ -48,7 +48,7 @@ class Finder:
         Parameters
         ----------
         shard : Shard
-            Where it follows the shard before, tiles that both need are computed once.
+            If it follows the previous shard, tiles that both need are computed once.
         report : callable
             Called with the samples and the spikes of each chunk.
         """
@@ -117,5 +117,5 @@ def find_here(
         try:
             found = finder.find(shard, report.add)
         finally:
-            watch.check()  # a file that changed explains many errors, and no spike of it is kept
+            watch.check()  # a changed file explains many errors, and its spikes are not kept
         store.write(shard, found, time.perf_counter() - started)

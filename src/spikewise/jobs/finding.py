@@ -1,4 +1,4 @@
-"""Finding the spikes of a whole recording, shard by shard: here or on a cluster, period by period."""
+"""Finding the spikes of a recording, shard by shard and period by period, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from spikewise.sorting.groups import Group
 
 @dataclass(frozen=True)
 class FoundShards:
-    """The spikes of a recording as they were found.
+    """The spikes that were found in a recording.
 
     Attributes
     ----------
     store : ShardStore
         Holds the spikes.
     periods : sequence of sequences of Shard
-        All shards; those of one period were found by the same model.
+        All shards; one model found the spikes of one period.
     earlier_s : float
-        Seconds that shards took which earlier processes found.
+        Seconds that earlier processes spent on finished shards.
     refreshed : list
         For each group the units that were relearnt after each period.
     """
@@ -66,7 +66,7 @@ def find_spikes(
     model : Model
         With ``refresh_min`` its units are relearnt after each period.
     recording : BaseRecording
-        As it came in; workers of a cluster open it again.
+        The recording before preprocessing; workers of a cluster open it again.
     config : Config
     state : Unfinished
         Keeps the shards that are finished.
@@ -91,7 +91,7 @@ def find_spikes(
 
 
 def _plan(model: Model, num_samples: list[int], sorting: SortingConfig) -> list[list[Shard]]:
-    """Cut the recording into shards, those of each period of the same units."""
+    """Cut the recording into shards, period by period."""
     rate, refresh_min = model.sampling_frequency, sorting.refresh_min
     period = None if refresh_min is None else max(1, round(60 * refresh_min * rate))
     return plan_shards(len(model.groups), num_samples, max(1, round(sorting.shard_s * rate)), period)
@@ -99,7 +99,7 @@ def _plan(model: Model, num_samples: list[int], sorting: SortingConfig) -> list[
 
 @dataclass(frozen=True)
 class _Work:
-    """What finding the spikes of any shard needs; see :func:`find_spikes`."""
+    """All that is needed to find the spikes of a shard; see :func:`find_spikes`."""
 
     groups: Sequence[Group]
     recording: BaseRecording

@@ -1,4 +1,4 @@
-"""From the prepared groups of a recording to its model, group by group; it continues an interrupted one."""
+"""From the prepared groups of a recording to its model, group by group; interrupted training continues."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def learn_model(
     state: Unfinished,
     progress: ProgressCallback,
 ) -> Model:
-    """Train a network for each group that has labels; continue what is finished.
+    """Train a network for each group that has labels; finished networks are reused.
 
     Parameters
     ----------

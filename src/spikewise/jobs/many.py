@@ -1,9 +1,9 @@
-"""Many recordings, one after the other: each is sorted as by :func:`spikewise.sort`, with its own folder.
+"""Sorts many recordings, one after the other, each as :func:`spikewise.sort` does, with its own folder.
 
-A list names for each recording where it is and where its result goes, and if it has them its labels or a
-model: a TOML file with a table ``[[recordings]]`` for each, or a CSV file with a column for each of these
-names. Paths are relative to the list. A recording that fails stops no other; the same list goes on where it
-was ended.
+A list holds for each recording the paths ``recording`` and ``output``, and if needed ``labels`` or ``model``.
+It is a TOML file with a table ``[[recordings]]`` for each recording, or a CSV file with a column for each
+name. Paths are relative to the list. If a recording fails, the others are still sorted. If the work is
+interrupted, the same list continues it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from spikewise.output.store import is_finished_result
 logger = logging.getLogger(__name__)
 
 MAX_LIST_BYTES = 2**24
+"""Larger lists are refused. Chosen by hand."""
 State = Literal["waiting", "sorting", "done", "done before", "failed"]
 
 
@@ -40,7 +41,7 @@ class Entry:
 
 @dataclass
 class Job:
-    """An entry and what became of it; `num_units`, `num_spikes` and `seconds` once it is done."""
+    """An entry and its state; `num_units`, `num_spikes` and `seconds` are set once it is done."""
 
     entry: Entry
     state: State = "waiting"
@@ -84,13 +85,13 @@ def sort_many(
     progress: ProgressCallback = silent,
     report: Callable[[Sequence[Job]], None] = lambda jobs: None,
 ) -> list[Job]:
-    """Sort each recording of a list; those that are finished are left, those that were begun go on.
+    """Sort each recording of a list; finished ones are skipped, unfinished ones continue.
 
     Parameters
     ----------
     entries : sequence of Entry
     config : Config, optional
-        The settings of all.
+        The settings for all recordings.
     progress : callable
         Called with the progress of each recording.
     report : callable

@@ -1,6 +1,6 @@
-"""From shards to one sorting: read a stretch of time of all groups, order its spikes, write them, go on.
+"""Joins shards to one sorting: stretch by stretch, the spikes of all groups are read, ordered and written.
 
-The spikes go to a file in SpikeInterface's order and type, which the sorting maps into memory, so that memory
+The spikes go to a file in SpikeInterface's order and type. The sorting maps this file into memory, so memory
 holds one shard of each group and never all spikes.
 """
 
@@ -25,13 +25,13 @@ from spikewise.models.checkpoint import Model
 def merge_shards(found: FoundShards, model: Model, recording: BaseRecording, file: Path) -> BaseSorting:
     """Join the shards of all groups to one sorting, in order of segment, time, then unit.
 
-    Two periods have different weights, so that both may find a spike at the seam between them. Of two spikes
-    of one unit that are found on the two sides within the merging time, the first is kept.
+    Two periods have different weights, so both may find the same spike at the seam between them. If a unit
+    has a spike on each side of the seam, at most ``merge_ms`` apart, only the first is kept.
 
     Parameters
     ----------
     found : FoundShards
-        All shards of the sort, cut alike in every group.
+        All shards of the sort; every group is cut at the same samples.
     model : Model
         Its units, group after group.
     recording : BaseRecording
@@ -53,7 +53,7 @@ def merge_shards(found: FoundShards, model: Model, recording: BaseRecording, fil
                 opened.write(part.tobytes())
                 count += len(part)
             opened.seek(0)
-            np.lib.format.write_array_header_1_0(opened, _header(count))  # it leaves room for any count
+            np.lib.format.write_array_header_1_0(opened, _header(count))  # padded for any count
             if opened.tell() != begin:
                 raise RuntimeError(f"the header of {count} spikes is longer than that of none")
         spikes = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -77,7 +77,7 @@ def in_memory(sorting: BaseSorting) -> BaseSorting:
 def _found_once(
     parts: Iterator[tuple[tuple[int, int], np.ndarray]], seams: set[tuple[int, int]], together: int
 ) -> Iterator[np.ndarray]:
-    """Yield the spikes of stretches, without those that were already found before a seam."""
+    """Yield the spikes of stretches, without those that were also found on the other side of a seam."""
     before = np.empty(0, minimum_spike_dtype)
     for (segment_index, start), spikes in parts:
         if (segment_index, start) in seams:
@@ -94,7 +94,7 @@ def _found_once(
 def _in_order(
     store: ShardStore, shards: Sequence[Shard], model: Model
 ) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """Yield segment, start and the spikes of all groups for one stretch of time after the other."""
+    """Yield stretch by stretch, in order of time, (segment, start) and the spikes of all groups."""
     first_units = np.cumsum([0] + [len(group.unit_ids) for group in model.groups])
     by_time = sorted(shards, key=lambda shard: (shard.segment_index, shard.start, shard.group_index))
     for (segment_index, start), parts in itertools.groupby(by_time, lambda s: (s.segment_index, s.start)):

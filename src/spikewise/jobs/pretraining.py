@@ -1,7 +1,7 @@
-"""Learning temporal filters from many recordings, for units that none of them holds.
+"""Learning temporal filters from many recordings, for the units of other recordings.
 
-Each recording gives patches of its labelled units; the filters are learnt from all of them together, with a
-small network for each unit that is thrown away afterwards. Recordings may differ in probe, noise and sampling
+Each recording gives patches of its labelled units. The filters are learnt from all patches together, with a
+small network for each unit that is discarded afterwards. Recordings may differ in probe, noise and sampling
 frequency: patches are interpolated to one number of samples.
 """
 
@@ -31,7 +31,11 @@ from spikewise.models.esort import window_samples
 from spikewise.sorting.groups import Preparation, prepare_groups
 
 WINDOW_SAMPLES = 60
-"""Samples of a window while filters are learnt: those of 1.875 ms at 32 kHz."""
+"""Samples of a window while filters are learnt: 1.875 ms at 32 kHz."""
+FEWEST_PATCHES = 50
+"""Smallest number of patches of a unit. Chosen by hand."""
+FEWEST_STEPS = 10
+"""Smallest number of training steps. Chosen by hand."""
 
 
 def pretrain(
@@ -51,13 +55,13 @@ def pretrain(
     ----------
     recordings : sequence of (recording, labels)
         Each an object or its path; the labels hold all spikes of their units. Probes, noise and sampling
-        frequencies may differ: the more they do, the more recordings the filters serve.
+        frequencies may differ: the more they differ, the more recordings the filters fit.
     output : str or Path, optional
         File to write the filters to.
     overwrite : bool
         Whether a file there may be replaced.
     patches_per_unit : int
-        Patches made of each unit; at least 50.
+        Patches of each unit; at least 50.
     steps : int
         Steps of training; at least 10.
     config : Config, optional
@@ -75,15 +79,18 @@ def pretrain(
         If recordings, labels or settings cannot be used; the message says what to do.
     """
     config = settings_from(config, options)
-    for name, value, least in (("patches_per_unit", patches_per_unit, 50), ("steps", steps, 10)):
+    for name, value, least in (
+        ("patches_per_unit", patches_per_unit, FEWEST_PATCHES),
+        ("steps", steps, FEWEST_STEPS),
+    ):
         if value < least:
             raise SettingError(f"{name} is {value}", f"at least {least}", f"raise {name}")
     if config.design != "neighbourhood":
         raise SettingError(
             f"pretrain with the design {config.design}",
             "the design neighbourhood",
-            "leave design out; filters of esort-paper are those of any model: train one on a recording, "
-            "and name it with pretrained",
+            "leave design out; for esort-paper, train a model on a recording, and give this model as "
+            "pretrained",
         )
     if not recordings:
         raise RecordingError("no recording is given", "at least one", "name recordings with labels")
@@ -100,7 +107,7 @@ def pretrain(
 
 
 def pair_recordings(recordings: Sequence[Path], labels: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Pair recordings with their labels; without labels each is a folder of a simulation.
+    """Pair recordings with their labels; without labels, each recording is a folder of a simulation.
 
     Raises
     ------
@@ -136,14 +143,14 @@ def _learn(
     patch_sets, facts = [], []
     for number, (recording, labels) in enumerate(recordings):
         progress("patches", number, len(recordings), "")
-        made = _patches_of(recording, labels, config, patches_per_unit, number)
-        patch_sets += made
+        of_recording = _patches_of(recording, labels, config, patches_per_unit, number)
+        patch_sets += of_recording
         facts.append(
             {
                 "num_channels": recording.get_num_channels(),
                 "sampling_frequency": float(recording.get_sampling_frequency()),
                 "duration_s": round(recording.get_total_duration(), 3),
-                "num_units": sum(len(part.patches) for part in made),
+                "num_units": sum(len(part.patches) for part in of_recording),
             }
         )
     progress("patches", len(recordings), len(recordings), "")
@@ -176,15 +183,15 @@ def _patches_of(
     groups = prepare_groups(recording, Preparation.of(config))
     parts = split_labels_by_group(label_set, {group.name: group.reader for group in groups})
     window = window_samples(config.network, recording.get_sampling_frequency())
-    made = []
+    patch_sets = []
     for group in groups:
         if group.name not in parts:
             continue
         spikes = kept_spikes(parts[group.name], None)
-        start, stop = parts[group.name].start_frame, parts[group.name].stop_frame
+        used, fraction = parts[group.name].parts(), config.training.held_out_fraction
         blocks = [
             Block(block.segment_index, block.start, block.stop, False)
-            for block in split_interval(group.reader, start, stop, spikes, config.training.held_out_fraction)
+            for block in split_interval(group.reader, used, spikes, fraction)
         ]
         learner = UnitLearner(
             group.reader, group.recording.get_channel_locations(), window, LearningSettings.of(config)
@@ -193,12 +200,12 @@ def _patches_of(
         maker = learner.patches(learner.store(blocks), frames, frames)
         if any(len(columns) for columns in maker.columns):
             patch_set = make_patch_set(maker, count, config.training.seed + number)
-            made.append(PatchSet(_resampled(patch_set.patches), patch_set.targets))
-    return made
+            patch_sets.append(PatchSet(_resampled(patch_set.patches), patch_set.targets))
+    return patch_sets
 
 
 def _resampled(patches: torch.Tensor) -> torch.Tensor:
-    """Interpolate windows (units, count, M, W) to the number of samples that filters are learnt with."""
+    """Interpolate windows (units, count, M, W) to :data:`WINDOW_SAMPLES` samples."""
     if patches.shape[-1] == WINDOW_SAMPLES:
         return patches
     resampled = [

@@ -32,9 +32,15 @@ class Seconds:
 
 
 def describe_sort(
-    inputs: Inputs, config: Config, model: Model, found: FoundShards, sorting: BaseSorting, seconds: Seconds
+    inputs: Inputs,
+    config: Config,
+    model: Model,
+    is_given: bool,
+    found: FoundShards,
+    sorting: BaseSorting,
+    seconds: Seconds,
 ) -> dict[str, Any]:
-    """Return how the spikes of a sorting were found."""
+    """Return how the spikes of a sorting were found; `is_given` says that the model was not learnt here."""
     recorded_s = inputs.recording.get_total_duration()
     groups = split_groups(inputs.recording, model.preprocessing_config.group_by)
     channel_ids = {part.name: groups[part.name].channel_ids for part in model.groups}
@@ -50,7 +56,7 @@ def describe_sort(
         },
         "config": _effective_config(config, model),
         "labels": model.facts.get("labels"),
-        "model": {"hash": model.hash(), "facts": model.facts},
+        "model": {"hash": model.hash(), "facts": model.facts, "given": is_given},
         "result": {
             "num_units": sorting.get_num_units(),
             "num_spikes": int(sorting.count_total_num_spikes()),
@@ -83,7 +89,7 @@ def describe_recording(recording: BaseRecording, path: str | None) -> dict[str, 
 
 
 def _effective_config(config: Config, model: Model) -> dict[str, Any]:
-    """Return the settings that were in force: a model brings its own for the network and the traces."""
+    """Return the settings that were used: those of network and preprocessing are the model's own."""
     return {
         **config.to_dict(),
         "network": model.network_config.to_dict(),

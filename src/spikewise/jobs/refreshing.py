@@ -34,9 +34,9 @@ from spikewise.sorting.groups import Group
 logger = logging.getLogger(__name__)
 
 WINDOW_S = 60.0
-"""Units are relearnt from the last WINDOW_S seconds of each period."""
+"""Units are relearnt from the last WINDOW_S seconds of each period. Chosen by hand."""
 FEWEST_SPIKES = 10
-"""A unit with fewer confident spikes in these seconds is not relearnt."""
+"""A unit with fewer confident spikes in these seconds is not relearnt. Chosen by hand."""
 
 
 class Refresher:
@@ -51,7 +51,7 @@ class Refresher:
     config : Config
         With ``sorting.refresh_min``.
     store : ShardStore
-        The spikes found; those of a period are there before the model of the next is asked for.
+        Holds the spikes found. All spikes of a period must be there before the next model is requested.
     state : Unfinished
         Where refreshed models are kept.
     progress : callable
@@ -95,14 +95,14 @@ class Refresher:
             mine = [shard for shard in shards if shard.group_index == index]
             refreshed, num_learnt[part.name] = self._refresh(number, part, before, mine)
             parts.append(refreshed)
-        logger.info("units learnt anew after period %d: %s", number, num_learnt)
+        logger.info("units relearnt after period %d: %s", number, num_learnt)
         facts = {**before.facts, "refreshed": [*before.facts.get("refreshed", []), num_learnt]}
         return dataclasses.replace(before, groups=tuple(parts), facts=facts)
 
     def _refresh(
         self, number: int, part: GroupModel, model: Model, shards: Sequence[Shard]
     ) -> tuple[GroupModel, int]:
-        """Learn the units of a group that have spikes enough; return how many they are, too."""
+        """Relearn the units of a group that have enough spikes; return the group's model and their number."""
         group = self._groups[part.name]
         label_set, units = self._own_spikes(group, len(part.unit_ids), shards)
         if not len(units):
@@ -117,14 +117,14 @@ class Refresher:
         )
         if facts["interrupted"]:
             raise Interrupted(
-                "learning units anew was interrupted",
+                "relearning units was interrupted",
                 "the spikes found so far are kept",
                 "go on with --resume",
             )
         return _with_units(part, learnt, units), len(units)
 
     def _settings(self, number: int, model: Model, network: NeighbourhoodNetwork) -> LearningSettings:
-        """Return settings with which the same kind of units is learnt, from all spikes."""
+        """Return settings that learn networks of the same sizes, from all spikes."""
         seed = stage_seed(self._config.training.seed, f"refresh {number}") % 2**31
         return LearningSettings(
             design="neighbourhood",
@@ -143,7 +143,7 @@ class Refresher:
     def _own_spikes(
         self, group: Group, num_units: int, shards: Sequence[Shard]
     ) -> tuple[LabelSet, np.ndarray]:
-        """Return the confident spikes of the end of a period as labels, and which units they are of."""
+        """Return the confident spikes of the end of a period as labels, and the indices of their units."""
         reader = group.reader
         rate = reader.sampling_frequency
         starts = np.cumsum([0, *(reader.num_samples(index) for index in range(reader.num_segments))])[:-1]
@@ -179,7 +179,7 @@ def _network_of(part: GroupModel) -> NeighbourhoodNetwork:
 
 
 def _with_units(part: GroupModel, learnt: GroupModel, units: np.ndarray) -> GroupModel:
-    """Return a group's model in which some units are those that were learnt, in their places."""
+    """Return a group's model in which the relearnt units replace the old ones."""
     old, new = part.network.state_dict(), learnt.network.state_dict()
     rows = torch.from_numpy(units)
     merged = {

@@ -1,9 +1,9 @@
-"""Making SpikeInterface know the sorter ``spikewise``, without importing SpikeInterface.
+"""Adds the sorter ``spikewise`` to SpikeInterface, without importing SpikeInterface.
 
-SpikeInterface keeps its sorters in two plain collections of ``spikeinterface.sorters.sorterlist``, and
-importing that takes seconds. So ``import spikewise`` leaves a note in ``sys.meta_path``: once, and when, that
-module is imported, by whomever, the sorter is added and the note is taken away. Where the module is there
-already, the sorter is added at once.
+SpikeInterface keeps its sorters in a list and a dictionary of ``spikeinterface.sorters.sorterlist``. To
+import this module takes seconds. So ``import spikewise`` only adds a finder to ``sys.meta_path``. When anyone
+imports the module, the sorter is added and the finder is removed. If the module is imported already, the
+sorter is added at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _add_to(sorter_list: ModuleType) -> None:
 
 
 class _SorterListFinder(MetaPathFinder):
-    """Finds SpikeInterface's list of sorters, as would have been found without it, and nothing else."""
+    """Finds only SpikeInterface's list of sorters, with Python's own finder, and wraps its loader."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -49,7 +49,7 @@ class _SorterListFinder(MetaPathFinder):
 
 
 class _ThenRegister(Loader):
-    """Loads the list of sorters with its own loader, then adds one."""
+    """Loads the list of sorters with its own loader, then adds the sorter."""
 
     def __init__(self, loader: Loader, finder: MetaPathFinder):
         self._loader = loader

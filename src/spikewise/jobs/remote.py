@@ -33,18 +33,18 @@ class RemoteWork:
     Attributes
     ----------
     key : str
-        Differs between different work.
+        Hash of model, recording and settings: it differs for different work.
     recording : dict
-        As SpikeInterface writes a recording: its files are read by each worker.
+        The recording as a dictionary of SpikeInterface; each worker reads its files.
     model : bytes
-        The file of the model.
+        Content of the model's file.
     sorting : SortingConfig
     threshold : float or None
         One threshold for all units in place of those of the model.
     seed : int
-        Of the pieces of the recording that measure noise and damage.
+        Chooses the pieces of the recording on which noise and damage are measured.
     version : str
-        Of Spikewise.
+        Version of Spikewise.
     """
 
     key: str
@@ -80,11 +80,11 @@ def make_remote_work(recording: BaseRecording, model: Model, config: Config) -> 
 
 
 _finders = threading.local()
-"""For each thread of a worker, the finder of its last work."""
+"""For each thread of a worker, the finder and the key of its last work."""
 
 
 def find_remotely(work: RemoteWork, shard: Shard) -> tuple[Found, float]:
-    """Find the spikes of one shard in a worker; return them, and the seconds that it took."""
+    """Find the spikes of one shard in a worker; return them and the seconds that this took."""
     started = time.perf_counter()
     if work.version != __version__:
         raise ClusterError(
@@ -113,7 +113,7 @@ def find_on_cluster(
     watch: FileWatch,
     report: Callable[[int, int, str], None],
 ) -> None:
-    """Find the spikes of all shards that are not finished on a cluster, and write them here."""
+    """Find the spikes of all shards that are not finished on a cluster, and let this process write them."""
     missing = [shard for shard in shards if shard not in store]
     for shard, (found, seconds) in cluster.map(find_remotely, work, missing):
         watch.check()

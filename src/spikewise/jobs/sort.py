@@ -1,8 +1,8 @@
-"""One sort from a recording to its result: this is where to begin to read.
+"""One sort from a recording to its result: start reading here.
 
-:func:`run_sort` is the way through: prepare the groups of channels once, start from labels, learn, find the
-spikes, resolve them to one sorting, write it, report. Each stage keeps what it finished in the output folder
-(:mod:`spikewise.jobs.state.unfinished`) and continues what an earlier process kept there, so a sort ends with
+:func:`run_sort` calls all stages: prepare the groups of channels once, start from labels, learn, find the
+spikes, resolve them to one sorting, write it, report. Each stage saves what it finished in the output folder
+(:mod:`spikewise.jobs.state.unfinished`) and continues what an earlier process saved there. So a sort gives
 the same spikes however often it was interrupted.
 """
 
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SortingResult:
-    """What a sort gives.
+    """The result of a sort.
 
     Attributes
     ----------
@@ -78,14 +78,14 @@ class SortingResult:
 
 @dataclass(frozen=True)
 class SortRequest:
-    """All that a sort is given, opened and checked.
+    """The inputs of a sort, opened and checked.
 
     Attributes
     ----------
     inputs : Inputs
         Recording and labels.
     model : Model or None
-        A model that is given.
+        The model, if one was given.
     config : Config
     job : dict
         All that the spikes depend on: two sorts with the same job give the same spikes.
@@ -104,7 +104,7 @@ class SortRequest:
 
 
 def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> SortingResult:
-    """Sort a recording.
+    """Run all stages of a sort.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
 
     model = request.model or kept_model(state)
     if model is None:
-        start = find_start(groups, inputs, config, state, started)
+        start = find_start(groups, inputs, config, state, started, progress)
         model = learn_model(groups, start, config, state, progress)
         keep_model(model, state)
     learning_s = learning_seconds(model) if request.model is None else prepare_s
@@ -132,15 +132,14 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         group.reader.release()  # the spikes are mapped into the memory that the traces held
     sorting = merge_shards(found, model, inputs.recording, state.folder / "spikes.npy")
     seconds = Seconds(learning_s, found.earlier_s + time.perf_counter() - started)
-    if request.model is not None:  # only now: before, an error leaves nothing that is worth keeping
+    if request.model is not None:  # only now: if there was an error before, nothing is worth keeping
         save_model(model, state.output / MODEL_FILE)
 
     provenance = {
-        **describe_sort(inputs, config, model, found, sorting, seconds),
+        **describe_sort(inputs, config, model, request.model is not None, found, sorting, seconds),
         "job": request.job,
         "preprocessing": {group.name: list(group.preprocessed.steps) for group in groups},
     }
-    provenance["model"]["given"] = request.model is not None
     if note := summarise_damage(provenance["damage"]):
         logger.warning(note)
     if folder is not None:
@@ -166,15 +165,15 @@ def sort(
 ) -> SortingResult:
     """Sort a recording: with a model, or with one learnt from labels, or without either.
 
-    With an output folder all that is finished is kept there during the sort: a sort that was interrupted goes
-    on with `resume`, and gives the same spikes to the bit.
+    With an output folder, all that is finished is saved there during the sort. An interrupted sort continues
+    with `resume`, and gives exactly the same spikes.
 
     Parameters
     ----------
     recording : BaseRecording, str or Path
         The recording, with a probe, or its path.
     labels : BaseSorting, str, Path or None
-        Labelled spikes of any interval; without labels and model, another sorter makes them.
+        Labelled spikes of any interval; without labels and model, the units are found in the recording.
     model : Model, str, Path or None
         A trained model, or its path.
     output : str or Path, optional
@@ -182,8 +181,8 @@ def sort(
     overwrite : bool
         Whether an earlier result there may be replaced.
     resume : bool
-        Whether to go on with a sort that was not finished there. Where there is none, a new one begins; where
-        it is finished, its result is returned.
+        Whether to continue an unfinished sort there. If there is none, a new one begins. If the sort is
+        finished, its result is returned.
     config : Config, optional
         All settings; or give single ones as keyword options.
     progress : callable, optional
@@ -196,7 +195,7 @@ def sort(
     Raises
     ------
     SpikewiseError
-        If something that was given cannot be used; the message says what to do.
+        If an input cannot be used; the message says what to do.
     Interrupted
         If Ctrl-C ended the training; the model is in the output folder.
     """
@@ -209,8 +208,8 @@ def sort(
     if is_finished:
         return _finished(Path(output or ""), request.job)
     if output is None:
-        with tempfile.TemporaryDirectory(prefix="spikewise-") as place:
-            result = run_sort(request, Unfinished(Path(place)), None)
+        with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
+            result = run_sort(request, Unfinished(Path(folder)), None)
             return SortingResult(in_memory(result.sorting), result.model, result.provenance)
     with _unfinished_in(Path(output), overwrite, resume, request.job) as state:
         result = run_sort(request, state, state.output)
@@ -235,8 +234,7 @@ def train(
     recording : BaseRecording, str or Path
         The recording, with a probe, or its path.
     labels : BaseSorting, str, Path or None
-        Labelled spikes, or their path; None lets a sorter of SpikeInterface make them from the first
-        ``bootstrap_s`` seconds.
+        Labelled spikes, or their path; None: the units are found in the recording.
     output : str or Path, optional
         File to write the model to.
     overwrite : bool
@@ -261,11 +259,11 @@ def train(
     if output is not None:
         output = check_output_file(output, overwrite, ending=".safetensors")
     inputs = open_inputs(recording, labels, config.recording)
-    with tempfile.TemporaryDirectory(prefix="spikewise-") as place:
+    with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
         started = time.perf_counter()
         groups = prepare_groups(inputs.recording, Preparation.of(config))
-        state = Unfinished(Path(place))
-        start = find_start(groups, inputs, config, state, started)
+        state = Unfinished(Path(folder))
+        start = find_start(groups, inputs, config, state, started, progress)
         model = learn_model(groups, start, config, state, progress)
     if output is not None:
         save_model(model, output)
@@ -275,7 +273,7 @@ def train(
 def _check_together(
     labels: object | None, model: object | None, output: object | None, resume: bool, config: Config
 ) -> None:
-    """Raise where what is given contradicts itself, or names a cluster that is not there."""
+    """Raise if the inputs contradict each other, or the name of the cluster cannot be used."""
     if labels is not None and model is not None:
         raise SettingError("both labels and a model are given", "one of them, or none", "leave one out")
     if resume and output is None:
@@ -293,7 +291,7 @@ def _open_request(
     config: Config,
     progress: ProgressCallback,
 ) -> SortRequest:
-    """Open all that a sort is given, and check that it fits together."""
+    """Open the inputs of a sort, and check that they fit together."""
     inputs = open_inputs(recording, labels, config.recording)
     if model is not None:
         model = model if isinstance(model, Model) else load_model(model)
@@ -307,19 +305,19 @@ def _open_request(
 
 @contextmanager
 def _unfinished_in(output: Path, overwrite: bool, resume: bool, job: dict[str, Any]) -> Iterator[Unfinished]:
-    """Yield the state of a sort in its output folder, which is whole when all went well."""
-    with output_folder(output, overwrite, resume) as place, log_to(place):
-        state = Unfinished(place)
+    """Yield the state of a sort in its output folder; the folder is complete if no error occurs."""
+    with output_folder(output, overwrite, resume) as folder, log_to(folder):
+        state = Unfinished(folder)
         with state.locked():
             state.begin(job)
             yield state
 
 
 def _finished(folder: Path, job: dict[str, Any]) -> SortingResult:
-    """Return the result that is in a folder already, if it is of the same job."""
+    """Return the finished result in a folder; raise if it is of another job."""
     stored = load_result(folder)
     check_same_job(stored.provenance.get("job"), job, folder)
-    if (folder / UNFINISHED_FOLDER).exists():  # of a process that was ended while it removed it
+    if (folder / UNFINISHED_FOLDER).exists():  # left by a process that was ended during the removal
         Unfinished(folder).remove()
     logger.warning("%s is finished already", folder)
     return SortingResult(stored.sorting, stored.model, stored.provenance, folder)

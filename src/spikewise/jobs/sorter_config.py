@@ -1,4 +1,4 @@
-"""The settings that only the sorter of SpikeInterface has."""
+"""The settings that only the sorter in SpikeInterface has."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from spikewise.core.settings import Settings, setting
 
 @dataclass(frozen=True)
 class SorterConfig(Settings):
-    """What the sorter of SpikeInterface takes beside the settings of training and sorting."""
+    """What the sorter in SpikeInterface takes besides the settings of training and sorting."""
 
     labels: str | None = setting(
-        None, "Labelled spikes: where they are, or a sorting; without them a sorter makes them (bootstrap)"
+        None, "Labelled spikes: a path or a sorting; by default, units are found without (bootstrap)"
     )
-    model: str | None = setting(None, "A trained model, where it is; it needs no labels")
+    model: str | None = setting(None, "Path of a trained model, which needs no labels")
     probe: str | None = setting(
         None, "Probe: a probeinterface file or a name; default: that of the recording"
     )
@@ -26,6 +26,6 @@ class SorterConfig(Settings):
     )
     cache_folder: str | None = setting(
         None,
-        "Folder that keeps the trained models: where the same recording is sorted again with the same labels "
-        "and settings, or a sort had stopped half-way, nothing is learnt twice; default: none is kept",
+        "Folder for trained models: if the same recording is sorted again with the same labels and settings, "
+        "or a sort was interrupted, the model there is used again; default: no model is kept",
     )

@@ -28,12 +28,15 @@ from spikewise.jobs.sorter_config import SorterConfig
 
 logger = logging.getLogger(__name__)
 
+_FINGERPRINT_PIECES = 5
+"""Pieces of each segment that :func:`_fingerprint` hashes. Chosen by hand."""
 _FINGERPRINT_SAMPLES = 1000
+"""Samples of such a piece. Chosen by hand."""
 _TIMES = "times_of_segment_{}.npy"
 
 
 def _parts() -> list[Settings]:
-    """Return all settings of the sorter, with their defaults; how a file is read is not among them."""
+    """Return all settings of the sorter, with their defaults, without those of reading files."""
     config = Config()
     names = [field.name for field in dataclasses.fields(config) if field.name != "recording"]
     return [SorterConfig(), *(getattr(config, name) for name in names)]
@@ -48,7 +51,7 @@ def _params_description() -> dict[str, str]:
 
 
 class SpikewiseSorter(BaseSorter):
-    """The sorter; SpikeInterface calls its class methods, in the order in which they stand here."""
+    """The sorter; SpikeInterface calls its class methods in this order."""
 
     sorter_name = "spikewise"
     sorter_description = (
@@ -64,7 +67,7 @@ class SpikewiseSorter(BaseSorter):
 
     @classmethod
     def is_installed(cls) -> bool:
-        """Return whether it can run: it came with this module."""
+        """Return True: the sorter comes with this module."""
         return True
 
     @classmethod
@@ -85,7 +88,7 @@ class SpikewiseSorter(BaseSorter):
     def _check_params(
         cls, recording: BaseRecording, output_folder: Path, params: dict[str, Any]
     ) -> dict[str, Any]:
-        """Refuse what cannot be used before anything runs; write labels that are an object to a folder."""
+        """Check the parameters before anything runs; save labels that are a sorting object to a folder."""
         from spikewise.data.recordings.clock import with_checked_clock
         from spikewise.data.recordings.probes import attach_probe
 
@@ -93,7 +96,7 @@ class SpikewiseSorter(BaseSorter):
             folder = Path(output_folder) / "labels"
             params["labels"].save(folder=folder)
             params["labels"] = folder
-        for name in ("labels", "model", "cache_folder", "pretrained"):  # a worker may stand in another folder
+        for name in ("labels", "model", "cache_folder", "pretrained"):  # a worker may run in another folder
             if isinstance(params[name], str | Path) and params[name] != "none":
                 params[name] = str(Path(params[name]).absolute())
         _, own = _split(params)
@@ -105,7 +108,7 @@ class SpikewiseSorter(BaseSorter):
     def _setup_recording(
         cls, recording: BaseRecording, sorter_output_folder: Path, params: dict[str, Any], verbose: bool
     ) -> None:
-        """Nothing is copied: the recording is read where it is."""
+        """Do nothing: the recording is not copied."""
 
     @classmethod
     def _run_from_folder(cls, sorter_output_folder: Path, params: dict[str, Any], verbose: bool) -> None:
@@ -167,18 +170,18 @@ def _split(params: dict[str, Any]) -> tuple[Config, SorterConfig]:
 def _kept_model(
     recording: BaseRecording, labels: str | None, config: Config, folder: Path, progress: ProgressCallback
 ) -> Path:
-    """Return the file of the model that this recording, these labels and these settings make."""
+    """Return the file of the model of this recording, these labels and settings; train it if needed."""
     from spikewise.core.files import writing
     from spikewise.jobs.sort import train
     from spikewise.models.checkpoint import save_model
 
     file = folder / f"{_fingerprint(recording, labels, config)}.safetensors"
     if file.exists():
-        logger.info("nothing is learnt again: the model is %s", file)
+        logger.info("the model %s is used again", file)
         return file
     model = train(recording, labels, config=config, progress=progress)
     if model.facts["interrupted"]:
-        raise Interrupted("training was interrupted", "a model is kept when it is whole", "sort again")
+        raise Interrupted("training was interrupted", "only a complete model is kept", "sort again")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     save_model(model, file)
@@ -186,7 +189,7 @@ def _kept_model(
 
 
 def _fingerprint(recording: BaseRecording, labels: str | None, config: Config) -> str:
-    """Return a hash of all that a model is learnt from: of the traces, only some."""
+    """Return a hash of all that a model is learnt from; of the traces, only some pieces count."""
     from spikewise.data.opening import open_labels
     from spikewise.data.recordings.clock import has_clock, read_times
     from spikewise.output.store import spikes_hash
@@ -206,7 +209,7 @@ def _fingerprint(recording: BaseRecording, labels: str | None, config: Config) -
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for index, length in enumerate(lengths):
-        for start in np.linspace(0, max(0, length - _FINGERPRINT_SAMPLES), 5).astype(int):
+        for start in np.linspace(0, max(0, length - _FINGERPRINT_SAMPLES), _FINGERPRINT_PIECES).astype(int):
             stop = min(length, start + _FINGERPRINT_SAMPLES)
             traces = recording.get_traces(index, start, stop)
             digest.update(np.ascontiguousarray(traces).tobytes())

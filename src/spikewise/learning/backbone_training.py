@@ -19,7 +19,12 @@ from spikewise.models.neighbourhood import Backbone, UnitNetworks
 
 logger = logging.getLogger(__name__)
 
-_HIDDEN_FEATURES = 8  # of each unit while the filters are learnt
+# Chosen by hand, all of the following.
+_HIDDEN_FEATURES = 8  # of the network of each unit while the filters are learnt
+_RECORDINGS_AT_ONCE = 3  # recordings of one step
+_UNITS_AT_ONCE = 16  # units of each of these recordings
+_PATCHES_AT_ONCE = 48  # patches of each of these units
+_WARM_UP = 0.1  # fraction of the steps in which the learning rate rises
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class PatchSet:
 
 
 class _NormedBackbone(nn.Module):
-    """The filters while they are learnt, with batch norms; folded away afterwards."""
+    """The filters while they are learnt, with batch norms that are folded into the weights afterwards."""
 
     def __init__(self, window_samples: int, features: tuple[int, int]):
         super().__init__()
@@ -62,7 +67,7 @@ class _NormedBackbone(nn.Module):
         pairs = ((backbone.filter1, self.filter1, self.norm1), (backbone.filter2, self.filter2, self.norm2))
         with torch.no_grad():
             for folded, linear, norm in pairs:
-                # What the norm makes of nothing and of each feature alone.
+                # The norm is linear: zeros give its offset, ones its offset and scale.
                 zero = norm(torch.zeros(1, norm.num_features))[0]
                 scale = norm(torch.ones(1, norm.num_features))[0] - zero
                 folded.weight.copy_(linear.weight * scale[:, None])
@@ -83,12 +88,17 @@ def train_backbone(
     Parameters
     ----------
     patch_sets : sequence of PatchSet
-        One for each recording; their windows are of one length.
+        One for each recording; all windows have the same length.
     features : tuple of int
         Features of the two filters.
     steps : int
-        Each takes some units of three recordings, drawn in proportion to their units.
+        Each uses some units of three recordings. A recording is drawn with a probability proportional to
+        its number of units.
     seed : int
+    learning_rate : float
+        Highest learning rate of the schedule. The default was chosen by hand.
+    progress : callable
+        Called with the progress and the loss.
     """
     random = stage_generator(seed, "backbone")
     with torch.random.fork_rng(devices=[]):
@@ -101,7 +111,7 @@ def train_backbone(
     parameters = nn.ModuleList([backbone, *heads]).parameters()
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1
+        optimizer, learning_rate, total_steps=steps + 1, pct_start=_WARM_UP
     )
     mean, started = 0.0, time.perf_counter()
     for step in range(steps):
@@ -127,14 +137,14 @@ def _heads(patch_set: PatchSet, num_features: int, seed: int) -> UnitNetworks:
 
 
 def _draw(
-    patch_sets: Sequence[PatchSet], random: np.random.Generator, units_at_once: int = 16, patches: int = 48
+    patch_sets: Sequence[PatchSet], random: np.random.Generator
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Draw recordings, and units and patches of each."""
+    """Draw some recordings for one step, and units and patches of each."""
     sizes = np.array([len(patch_set.patches) for patch_set in patch_sets], dtype=float)
-    count = min(3, len(patch_sets))
+    count = min(_RECORDINGS_AT_ONCE, len(patch_sets))
     for index in random.choice(len(patch_sets), count, replace=False, p=sizes / sizes.sum()):
-        units = random.permutation(len(patch_sets[index].patches))[:units_at_once]
-        chosen = random.integers(patch_sets[index].patches.shape[1], size=patches)
+        units = random.permutation(len(patch_sets[index].patches))[:_UNITS_AT_ONCE]
+        chosen = random.integers(patch_sets[index].patches.shape[1], size=_PATCHES_AT_ONCE)
         yield int(index), torch.from_numpy(units), torch.from_numpy(chosen)
 
 

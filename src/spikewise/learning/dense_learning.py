@@ -32,7 +32,7 @@ def learn_dense(
     Returns
     -------
     WindowedNetwork or None
-        None where no label leaves a window to learn from.
+        None if no label leaves a window to learn from.
     dict
         The facts of its training.
     """
@@ -67,5 +67,5 @@ def learn_dense(
 
 
 def losses_as_json(values: Sequence[float]) -> list[float | None]:
-    """Return losses as JSON types: None for those that are not known."""
+    """Return losses as JSON types; NaN (nothing was held out) becomes None."""
     return [None if np.isnan(value) else round(value, 6) for value in values]

@@ -57,7 +57,7 @@ def learn_group(
     start : Start or Backbone, optional
         Weights of another dense network, or temporal filters, that training starts from.
     checkpoint : Path, optional
-        File of the state of training (design neighbourhood): training goes on from it and writes it.
+        File with the state of training (design neighbourhood): training continues from it and updates it.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def learn_group(
     label_set = drop_damaged_labels(label_set, group.reader, window)
     spikes = kept_spikes(label_set, settings.labels_per_unit)
     fraction = settings.training.held_out_fraction
-    blocks = split_interval(group.reader, label_set.start_frame, label_set.stop_frame, spikes, fraction)
+    blocks = split_interval(group.reader, label_set.parts(), spikes, fraction)
     started = time.perf_counter()
     if settings.design == "neighbourhood":
         backbone = start if isinstance(start, Backbone) else None
@@ -118,7 +118,7 @@ def _learn_units(
     progress: ProgressCallback,
     backbone: Backbone | None,
 ) -> tuple[WindowedNetwork | None, dict[str, Any]]:
-    """Learn each unit on its own, on filters that fit any probe; None if there is nothing to learn from."""
+    """Learn each unit separately, with filters that fit any probe; None if no label leaves a window."""
     learnt = learner.learn(spikes, blocks, backbone, progress)
     if learnt is None:
         return None, {}
@@ -133,7 +133,7 @@ def _learn_units(
 
 
 def _nothing_to_learn(group: Group, label_set: LabelSet, window: int) -> LabelsError:
-    """Return the error that no label leaves a window to learn from."""
+    """Return the error for labels of which none leaves a window to learn from."""
     start_s, stop_s = label_set.seconds()
     return LabelsError(
         f"no label of group {group.name} can be learnt from: all lie at the edges of the label interval, "
@@ -144,7 +144,7 @@ def _nothing_to_learn(group: Group, label_set: LabelSet, window: int) -> LabelsE
 
 
 def _check_finite(network: WindowedNetwork, training: TrainingConfig) -> None:
-    """Raise where training ran away, since such a network finds nothing."""
+    """Raise if training diverged, since such a network finds nothing."""
     if not all(torch.isfinite(tensor).all() for tensor in network.state_dict().values()):
         raise SettingError(
             f"training with a learning rate of {training.learning_rate} gave numbers that are not finite",
@@ -165,7 +165,7 @@ def _thresholds(
     if settings.detection.threshold is not None:
         return np.full(num_units, settings.detection.threshold, dtype=np.float32)
     if settings.design == "neighbourhood" and settings.labels_per_unit is not None:
-        # A few spikes in the held-out time choose no better than the network's own probability.
+        # A few held-out spikes choose no better threshold than the network's own probability.
         return np.full(num_units, DEFAULT_THRESHOLD, dtype=np.float32)
     lowest, rate = lowest_thresholds(num_units), reader.sampling_frequency
     detector = make_detector(network, lowest, rate, settings.detection, settings.sorting)

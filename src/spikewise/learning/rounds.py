@@ -1,10 +1,10 @@
-"""Learning the units of one group of channels with the design neighbourhood.
+"""Learning the units of one group of channels with the design neighbourhood, in rounds.
 
-Round by round: templates from the spikes that are known of each unit, patches made with them, the network of
-each unit learnt on patches. The first round knows the labels. Then the network looks for spikes in the label
-interval, and what it finds with confidence counts as labelled in the next round: means over hundreds of
-spikes instead of five are nearly free of noise. What it finds without confidence is kept out of the patches
-that do not hold the unit.
+Each round estimates templates from the known spikes of each unit, makes patches with these templates, and
+learns the network of each unit on its patches. In the first round only the labels are known. Before each
+later round the network searches the label interval. Spikes that it finds with confidence count as labelled in
+the next round: means over hundreds of spikes instead of five are nearly free of noise. Spikes that it finds
+without confidence are only suspected: patches without the unit are not cut there.
 """
 
 from __future__ import annotations
@@ -51,9 +51,19 @@ _FAR_LABEL_MS = 0.5
 
 @dataclass(frozen=True)
 class LearntUnits:
-    """A network and what happened when it was learnt; losses are means over the units for each round.
+    """A network and the history of its training.
 
-    `num_labelled` labels could be learnt from; `num_confident` spikes were known in each round.
+    Attributes
+    ----------
+    network : NeighbourhoodNetwork
+    train_loss, held_out_loss : list of float
+        Mean over the units, for each round.
+    num_labelled : int
+        Labels that could be learnt from.
+    num_confident : list of int
+        Spikes that were known in each round.
+    interrupted : bool
+        Whether Ctrl-C ended the training.
     """
 
     network: NeighbourhoodNetwork
@@ -77,7 +87,7 @@ class UnitLearner:
         Length of the network's window.
     settings : LearningSettings
     checkpoint : Path, optional
-        File that holds the state of learning: learning goes on from there.
+        File with the state of learning: learning continues from it and updates it.
     """
 
     def __init__(
@@ -98,7 +108,7 @@ class UnitLearner:
         self.gate_block = block_samples(traces.sampling_frequency, stride)
 
     def store(self, blocks: Sequence[Block]) -> StoredTraces:
-        """Read the traces of blocks into memory, where windows and templates around a spike fit in."""
+        """Read the traces of blocks into memory, with room for windows and templates around each spike."""
         template = round(max(TEMPLATE_MS) * self.traces.sampling_frequency / 1000)
         return StoredTraces(self.traces, blocks, 2 * max(self.shape.window_samples, template))
 
@@ -108,7 +118,7 @@ class UnitLearner:
         frames: Sequence[np.ndarray],
         suspected: Sequence[np.ndarray],
     ) -> PatchMaker:
-        """Make a maker of patches from the global frames of each unit's spikes and suspected spikes."""
+        """Return a maker of patches, given the global frames of each unit's known and suspected spikes."""
         columns = [stored.columns_of(of_unit)[0] for of_unit in frames]
         templates = estimate_templates(stored, columns, self.positions, self.traces.sampling_frequency)
         near = templates.nearest_channels(self.positions, self._num_near())
@@ -120,7 +130,7 @@ class UnitLearner:
         return PatchMaker(stored, templates, near, columns, uncertain, self.shape, moved)
 
     def _num_near(self) -> int:
-        """Return how many channels a unit sees: the more, the closer they lie."""
+        """Return how many channels a unit sees; it sees more if the channels lie closer together."""
         if self.settings.units.near_channels is not None:
             return self.settings.units.near_channels
         tree, radius = KDTree(self.positions), self.settings.units.near_um
@@ -129,7 +139,7 @@ class UnitLearner:
         return int(np.clip(np.median(within), fewest, most))
 
     def _moved(self, templates: UnitTemplates) -> np.ndarray | None:
-        """Return the templates of units that have moved along the probe, where they are to be expected."""
+        """Return the templates of units that have moved along the probe; None if no drift is expected."""
         furthest = self.settings.units.drift_um
         if furthest is not None:
             return self._moved_up_to(furthest, templates) if furthest else None
@@ -143,7 +153,7 @@ class UnitLearner:
 
     def _moved_up_to(self, furthest: float, templates: UnitTemplates) -> np.ndarray:
         count = math.ceil(furthest / self.settings.units.drift_step_um)
-        steps = np.delete(np.linspace(-furthest, furthest, 2 * count + 1), count)  # without staying in place
+        steps = np.delete(np.linspace(-furthest, furthest, 2 * count + 1), count)  # without 0: at rest
         by_sample = templates.values.transpose(0, 2, 1)  # units, samples, channels
         moved = move_templates(by_sample, self.positions[:, :2], steps)
         return np.ascontiguousarray(moved.transpose(0, 1, 3, 2))
@@ -155,9 +165,9 @@ class UnitLearner:
         backbone: Backbone | None,
         progress: ProgressCallback,
     ) -> LearntUnits | None:
-        """Learn all units, on filters that are learnt here as well if none are given.
+        """Learn all units; if no filters are given, learn these first.
 
-        None where no label leaves a window to learn from.
+        Return None if no label leaves a window to learn from.
         """
         training = [block for block in blocks if not block.held_out]
         stored, held_out = self.store(training), self.store([b for b in blocks if b.held_out])
@@ -177,7 +187,7 @@ class UnitLearner:
         losses, held_out_losses, num_known = done.train_loss, done.held_out_loss, done.num_known
         for number in range(done.number, rounds):
             if number:
-                found, uncertain = self._look(network, stored, training, progress)
+                found, uncertain = self._search(network, stored, training, progress)
                 known = [np.union1d(a, b) for a, b in zip(labelled, found, strict=True)]
                 suspected = [np.union1d(a, b) for a, b in zip(labelled, uncertain, strict=True)]
                 maker = self.patches(stored, known, suspected)
@@ -232,7 +242,7 @@ class UnitLearner:
         done: UnitProgress,
         progress: ProgressCallback,
     ) -> list[float]:
-        """Learn the units of a round in place, after those that are done, and keep them block by block."""
+        """Learn the units of a round in place, skip those that are done, and save after each block."""
         learnt: list[float] = []
         if before.number == done.number and done.network:
             network.load_state_dict(done.network)
@@ -249,7 +259,7 @@ class UnitLearner:
         return train_units(network, maker, training, progress, learnt, keep)
 
     def _training(self, number: int, num_units: int) -> UnitTraining:
-        """Return the settings of a round: those before the last get half of the effort."""
+        """Return the settings of a round: all rounds but the last get half of the effort."""
         patches, steps = self.settings.units.effort(num_units)
         if number + 1 < self.settings.units.rounds:
             patches, steps = -(-patches // 2), -(-steps // 2)
@@ -288,7 +298,7 @@ class UnitLearner:
         held_out: StoredTraces,
         labelled: Sequence[np.ndarray],
     ) -> float:
-        """Return the loss on patches of other time; NaN if there is none."""
+        """Return the loss on patches of held-out time; NaN if there is none."""
         if not len(held_out.usable):
             return float("nan")
         none = [np.empty(0, np.int64)] * network.num_units
@@ -302,14 +312,14 @@ class UnitLearner:
             )
         )
 
-    def _look(
+    def _search(
         self,
         network: NeighbourhoodNetwork,
         stored: StoredTraces,
         blocks: Sequence[Block],
         progress: ProgressCallback,
     ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return the global frames of each unit's confident spikes, and of all that may be its spikes."""
+        """Search blocks; return the global frames of each unit's confident spikes and suspected spikes."""
         detector = make_detector(
             network,
             np.full(network.num_units, self.settings.units.suspected),
@@ -336,12 +346,12 @@ class UnitLearner:
 
 def make_patch_set(maker: PatchMaker, count: int, seed: int) -> PatchSet:
     """Make `count` patches of each unit, to learn filters from."""
-    made = [
+    drawn = [
         maker.make(unit, count, stage_generator(seed, f"filters {unit}"))
         for unit in range(len(maker.channel_index))
     ]
     return PatchSet(
-        torch.stack([patches.half() for patches, _ in made]), torch.stack([targets for _, targets in made])
+        torch.stack([patches.half() for patches, _ in drawn]), torch.stack([targets for _, targets in drawn])
     )
 
 

@@ -69,7 +69,7 @@ def choose_thresholds(
     Returns
     -------
     ndarray
-        (num_units,); that of the usual curves, 0.5, for all if no positive spike lies in the held-out time.
+        (num_units,); 0.5, which is best for the usual curves, for all if no positive spike is held out.
     """
     if not np.array_equal(detector.thresholds, lowest_thresholds(len(spikes.unit_ids))):
         raise ValueError("the detector must have the lowest thresholds: see lowest_thresholds")
@@ -124,7 +124,7 @@ def _score_peaks(
 
 
 def _near(sorted_frames: np.ndarray, frames: np.ndarray, delta: int) -> np.ndarray:
-    """Tell which frames have one of the sorted ones within `delta`."""
+    """Return for each frame whether one of the sorted frames lies within `delta`."""
     first = np.searchsorted(sorted_frames, frames - delta, side="left")
     return np.searchsorted(sorted_frames, frames + delta, side="right") > first
 

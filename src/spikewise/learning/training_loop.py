@@ -1,8 +1,8 @@
 """The training loop of all networks: batches in, a trained network and its history out.
 
-Unless another is given, the loss is binary cross-entropy on logits for each unit, since several may fire at
-once; it is minimised by Adam (Han & Wang, arXiv 2409.13067). The best state on the held-out windows is kept;
-an interruption ends training with that state instead of losing it.
+By default the loss is binary cross-entropy on logits for each unit, since several may fire at once. Adam
+minimises it (Han & Wang, arXiv 2409.13067). The state with the lowest loss on the held-out windows is kept,
+also if training is interrupted.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ from spikewise.learning.examples.training_set import Batch
 
 logger = logging.getLogger(__name__)
 
+_WARM_UP = 0.2
+"""Fraction of the steps in which the learning rate of the schedule one-cycle rises. Chosen by hand."""
+_FEWEST_STEPS = 10
+"""The schedule one-cycle has at least so many steps. Chosen by hand."""
+
 
 class LoopConfig(Protocol):
     """The settings of the loop, resolved; see :class:`spikewise.core.config.TrainingConfig`."""
@@ -41,7 +46,7 @@ class LoopConfig(Protocol):
 
 
 Loss = Callable[[Tensor, Batch], Tensor]
-"""From the network's output for a batch, and the batch on the same device, to the mean loss."""
+"""Returns the mean loss of a batch; called with the network's output and the batch on the same device."""
 
 
 class Windows(Protocol):
@@ -65,7 +70,7 @@ class TrainingTask:
     ----------
     training : Windows
     held_out : Windows or None
-        From other time: they choose the epoch whose state is kept.
+        Windows from other time: they choose the epoch whose state is kept.
     loss_of : callable or None
         The loss; None: binary cross-entropy over the labels that are known.
     """
@@ -77,15 +82,15 @@ class TrainingTask:
 
 @dataclass(frozen=True)
 class Start:
-    """What training starts from, where not all weights are drawn.
+    """Weights that training starts from, and the learning rates of parts of the network.
 
     Attributes
     ----------
     state : dict of str to Tensor
-        Weights and statistics by name; those it does not name are drawn.
+        Weights and statistics by name; weights without an entry are drawn.
     rates : dict of str to float
-        For parts of the network by name, their learning rate as a fraction of that of the rest; with 0 a part
-        stays as it is, the statistics of its norms too.
+        Learning rates of parts of the network, by name, as a fraction of that of the rest. A part with the
+        rate 0 is not changed, and neither are the statistics of its norms.
     """
 
     state: dict[str, Tensor]
@@ -94,7 +99,7 @@ class Start:
 
 @dataclass(frozen=True)
 class TrainingHistory:
-    """What happened in training.
+    """The history of a training.
 
     Attributes
     ----------
@@ -115,7 +120,7 @@ class TrainingHistory:
 
 
 def initialise_weights(network: nn.Module, seed: int) -> None:
-    """Draw all weights anew from one seed, leaving the global random state alone."""
+    """Draw all weights from one seed; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(seed, "initial weights"))
         for module in network.modules():
@@ -237,7 +242,7 @@ def _cross_entropy(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def _is_better(loss: float, best: float) -> bool:
-    """Tell whether a held-out loss is the best so far; where nothing is held out (NaN), the last epoch is."""
+    """Return whether a held-out loss is the best so far; if nothing is held out (NaN), the last one is."""
     return math.isnan(best) or loss < best
 
 
@@ -262,7 +267,7 @@ def _schedule(
         return torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
-            total_steps=max(10, num_steps + 1),
-            pct_start=0.2,
+            total_steps=max(_FEWEST_STEPS, num_steps + 1),
+            pct_start=_WARM_UP,
         )
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=1)

@@ -1,8 +1,8 @@
-"""Training from the filters that another recording taught (Han & Wang, arXiv 2409.13067).
+"""Training that starts from filters learnt from another recording (Han & Wang, arXiv 2409.13067).
 
-The backbone, temporal filters and spatial filter, is taken from a model; the classifier, which belongs to
-that model's units, is left behind, and the whole is tuned on the labels of the new recording. The spatial
-filter is tied to the number and the order of its channels, so that the probes must be alike.
+The backbone (temporal filters and spatial filter) is taken from a model. The classifier is not, since it
+belongs to the units of that model. Then the whole network is tuned on the labels of the new recording. The
+spatial filter depends on the number and the order of the channels, so the two probes must be alike.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from spikewise.sorting.groups import Group
 logger = logging.getLogger(__name__)
 
 _POSITION_TOLERANCE_UM = 1.0
+"""Channel positions, relative to their mean, that differ by more give a warning. Chosen by hand."""
 
 
 def open_pretrained(transfer: TransferConfig, design: Design) -> Model | Pretrained | None:
@@ -51,14 +52,14 @@ def start_from(
     Parameters
     ----------
     model : Model or Pretrained
-        Filters for any probe, or a dense model. Of the groups of a model the one of the same name is taken,
-        or else the first that has as many channels.
+        Filters for any probe, or a dense model. Among the groups of a dense model with as many channels, the
+        one with the same name is used, or else the first.
     groups : sequence of Group
-        Of the recording that is to be learnt.
+        The groups of the new recording.
     network : NetworkConfig
-        Of the network that is to be learnt.
+        The settings of the new network.
     transfer : TransferConfig
-        Which filters stay as they are, and how fast the others are tuned.
+        Which filters are frozen, and how fast the others are tuned.
 
     Returns
     -------
@@ -124,10 +125,10 @@ def _counterpart(model: Model, group: Group) -> GroupModel:
 def _start(part: GroupModel, group: Group, transfer: TransferConfig) -> Start:
     positions = group.recording.get_channel_locations()
     theirs = np.asarray(part.channel_positions_um)
-    centred = [where - where.mean(axis=0) for where in (positions, theirs)]
+    centred = [values - values.mean(axis=0) for values in (positions, theirs)]
     if theirs.shape != positions.shape or np.abs(centred[0] - centred[1]).max() > _POSITION_TOLERANCE_UM:
         logger.warning(
-            "the channels of group %s lie otherwise than those that the pretrained filters are of", group.name
+            "the channel positions of group %s differ from those of the pretrained model", group.name
         )
     rates = dict.fromkeys(
         EsortNetwork.TEMPORAL, 0.0 if transfer.frozen != "nothing" else transfer.temporal_rate

@@ -1,7 +1,7 @@
 """The progress of learning units, in one file, so that an interrupted training can continue.
 
 Units are learnt in blocks that share nothing (:mod:`spikewise.learning.unit_training`), each from its own
-seeds, so that whole blocks are all that there is to keep: no state of an optimizer or of a random generator.
+seeds. So only whole blocks are kept, and no state of an optimizer or of a random generator.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _PARTS = ("network", "previous")
 
 @dataclass(frozen=True)
 class UnitProgress:
-    """What is learnt.
+    """What has been learnt so far.
 
     Attributes
     ----------
     number : int
         The round, from 0.
     unit_losses : list of float
-        Of the units that are learnt in this round.
+        Losses of the units that are learnt in this round.
     train_loss, held_out_loss : list of float
-        Of the rounds before.
+        Losses of the previous rounds.
     num_known : list of int
-        Spikes that were known in the rounds before.
+        Spikes that were known in each of the previous rounds.
     network, previous : dict of str to Tensor
-        State of the network of this round, and of the one before; empty where there is none.
+        State of the network of this round, and of the previous one; empty if there is none.
     """
 
     number: int = 0
@@ -77,7 +77,7 @@ def load_progress(path: Path | None) -> UnitProgress:
             for part in _PARTS
         }
         done = UnitProgress(**named, **parts)
-        logger.info("training goes on in round %d after %d units", done.number + 1, len(done.unit_losses))
+        logger.info("training continues in round %d after %d units", done.number + 1, len(done.unit_losses))
         return done
     except (CheckpointError, KeyError, TypeError) as error:
         logger.warning("training begins anew, since its checkpoint cannot be used: %s", error)

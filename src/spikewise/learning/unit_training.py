@@ -1,8 +1,8 @@
-"""Learning units on frozen temporal filters, and learning the filters themselves.
+"""Learning units on frozen temporal filters.
 
-The networks of the units share nothing but the filters, and patches of each unit are made to order, so the
-units are learnt block by block, each block on one thread: the features of some thousand patches of each unit
-are computed once, then a few hundred steps of Adam are made on them. Nothing is computed twice.
+The networks of the units share only the filters, and each unit has its own patches. So the units are learnt
+block by block, each block on one thread. The features of some thousand patches of each unit are computed
+once; then a few hundred steps of Adam use them. Nothing is computed twice.
 """
 
 from __future__ import annotations
@@ -27,8 +27,14 @@ from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork, UnitN
 
 logger = logging.getLogger(__name__)
 
-_UNITS_AT_ONCE = 8  # on one thread: their features stay in a processor's cache
-_SAME_BATCHES = 16  # so many units see their patches in the same order
+_UNITS_AT_ONCE = 8
+"""Units of a block, which one thread learns: their features stay in a processor's cache. Chosen by hand."""
+_SAME_BATCHES = 16
+"""So many consecutive units see their patches in the same order. Chosen by hand."""
+_WARM_UP = 0.2
+"""Fraction of the steps in which the learning rate rises. Chosen by hand."""
+_FIRST_BIAS = -1.0
+"""Bias of the logit before training. Chosen by hand."""
 RARITY = 3.0
 """Subtracted from each logit after training, because a unit is far rarer in a recording than in its patches.
 Chosen by hand (docs/few-labels.md)."""
@@ -75,8 +81,8 @@ def train_units(
 ) -> list[float]:
     """Learn the networks of all units in place, and fit their gates; the backbone stays as it is.
 
-    Where it is interrupted, the units that are not learnt yet stay silent. Units are learnt in blocks that
-    share nothing, so that it goes on after any of them as if it had never stopped.
+    If training is interrupted, the units that are not learnt yet stay silent. Blocks of units share nothing,
+    so training can continue after any block with the same result.
 
     Parameters
     ----------
@@ -85,7 +91,7 @@ def train_units(
     training : UnitTraining
     progress : callable
     learnt : sequence of float
-        Losses of the first units, if these are learnt already.
+        Losses of the first units, if they are learnt already.
     keep : callable, optional
         Called after each block with the losses of the units that are learnt.
 
@@ -111,7 +117,7 @@ def train_units(
 
 
 def _blocks(first: int, num_units: int) -> list[range]:
-    """Cut the units from `first` on into blocks, none of which holds units with different batches."""
+    """Cut the units from `first` on into blocks; all units of a block see the same batches."""
     starts = [unit for unit in range(first, num_units) if unit == first or unit % _UNITS_AT_ONCE == 0]
     return list(itertools.starmap(range, itertools.pairwise([*starts, num_units])))
 
@@ -126,14 +132,14 @@ def _train_block(
     rate, decay = training.learning_rate, training.weight_decay
     optimizer = torch.optim.AdamW(block.parameters(), lr=rate, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=training.steps + 1, pct_start=0.2
+        optimizer, rate, total_steps=training.steps + 1, pct_start=_WARM_UP
     )
     same_batches = units[0] // _SAME_BATCHES * _SAME_BATCHES
     random = torch.Generator().manual_seed(stage_seed(training.seed, f"batches {same_batches}"))
     batch_size = min(training.batch_size, examples.num_patches)
     last, num_last = torch.zeros(len(units)), max(1, training.steps // 10)
     for step in range(training.steps):
-        # Patches are in random order, so that those which follow one another are as good as any.
+        # Patches are in random order, so consecutive ones are a random batch.
         first = int(torch.randint(examples.num_patches - batch_size + 1, (1,), generator=random))
         batch = slice(first, first + batch_size)
         logits = block(examples.features[:, batch].float())
@@ -174,7 +180,7 @@ def _fit_gates(
 
 @torch.no_grad()
 def evaluate_units(network: NeighbourhoodNetwork, patches: Patches, count: int, seed: int) -> list[float]:
-    """Return the mean loss of each unit over patches of its own."""
+    """Return the mean loss of each unit over its own patches."""
     losses = []
     for unit in range(network.num_units):
         windows, targets = patches.make(unit, count, stage_generator(seed, f"held-out patches {unit}"))
@@ -216,11 +222,11 @@ def _make_patches(backbone: Backbone, patches: Patches, units: range, training: 
 
 
 def draw_units(networks: UnitNetworks, units: Sequence[int], seed: int) -> None:
-    """Draw the weights of units in place; those of a unit depend on the seed and its number alone."""
+    """Draw the weights of units in place; those of a unit depend only on the seed and its number."""
     num_inputs, hidden = networks.hidden_weight.shape[1:]
     with torch.no_grad():
         networks.hidden_bias.zero_()
-        networks.bias.fill_(-1.0)
+        networks.bias.fill_(_FIRST_BIAS)
         for row, unit in enumerate(units):
             random = torch.Generator().manual_seed(stage_seed(seed, f"unit {unit}"))
             networks.hidden_weight[row].normal_(0, num_inputs**-0.5, generator=random)

@@ -1,1 +1,1 @@
-"""The networks, their pretrained filters and their files: what is learnt, and nothing of how."""
+"""Networks, pretrained filters and model files; how they are learnt is in :mod:`spikewise.learning`."""

@@ -1,8 +1,8 @@
-"""The temporal filters that come with the package, and files of others.
+"""Files of temporal filters; one such file comes with the package.
 
-A file of filters is a model of the kind ``backbone``: the length of their window, facts about what they were
-learnt from, and two sets of weights. Where a unit is seen by many channels, a few features of each are
-enough; on a tetrode, what tells two units apart must come from the four there are, and takes more features.
+A file of filters is a model of the kind ``backbone``. It holds the length of the window, facts about what the
+filters were learnt from, and two sets of weights. If many channels see a unit, a few features of each channel
+are enough. A tetrode has only four channels to tell two units apart, and needs more features of each.
 """
 
 from __future__ import annotations
@@ -26,28 +26,33 @@ FORMAT_VERSION = 1
 KIND = "backbone"
 SHIPPED = "backbone.safetensors"
 FEATURES = {"few channels": (32, 32), "many channels": (16, 16)}
-"""Features of the two filters of each set."""
+"""Features of the two filters of each set. Two simulated tetrodes improved with 32 instead of 16
+(docs/design-notes.md)."""
 FEW_CHANNELS = 8
+"""Groups with at most so many channels use the first set. Chosen by hand."""
+_WINDOW_TOLERANCE = 0.05
+"""Largest difference between two windows that count as equal, as a fraction. Chosen by hand."""
 
 
 def which_set(num_channels: int) -> str:
-    """Return the name of the set for units that so many channels see."""
+    """Return the name of the set of filters for a group with this number of channels."""
     return "few channels" if num_channels <= FEW_CHANNELS else "many channels"
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Filters and where they are from.
+    """Temporal filters and their source.
 
     Attributes
     ----------
     backbones : dict of str to Backbone
         For few and for many channels.
     window_ms : float
+        Length of the window.
     name : str
-        The file, or ``spikewise`` for those of the package.
+        The file, or ``spikewise`` for the filters of the package.
     facts : dict
-        JSON types only.
+        What they were learnt from; JSON types only.
     """
 
     backbones: Mapping[str, Backbone]
@@ -63,14 +68,23 @@ class Pretrained:
         return digest.hexdigest()
 
     def for_window(self, window_samples: int, window_ms: float, num_channels: int) -> Backbone:
-        """Return the filters for a sampling frequency at which the window has so many samples.
+        """Return the filters for a group of channels, interpolated to a number of samples.
+
+        Parameters
+        ----------
+        window_samples : int
+            Length of the window at the sampling frequency of the recording.
+        window_ms : float
+            Length of the window in time.
+        num_channels : int
+            Channels of the group.
 
         Raises
         ------
         CheckpointError
-            If the window lasts another time.
+            If the window of the filters has another length in time.
         """
-        if abs(window_ms - self.window_ms) > 0.05 * self.window_ms:
+        if abs(window_ms - self.window_ms) > _WINDOW_TOLERANCE * self.window_ms:
             raise CheckpointError(
                 f"the filters of {self.name} have a window of {self.window_ms:g} ms, not {window_ms:g} ms",
                 f"window_ms {self.window_ms:g} with these filters",
@@ -128,7 +142,7 @@ def _tensors(pretrained: Pretrained) -> dict[str, Tensor]:
 
 
 def _backbone(name: str, tensors: dict[str, Tensor]) -> Backbone:
-    """Make the filters of one set; any mismatch raises KeyError, ValueError or RuntimeError."""
+    """Build the filters of one set; any mismatch raises KeyError, ValueError or RuntimeError."""
     state = {part.removeprefix(f"{name}."): t for part, t in tensors.items() if part.startswith(f"{name}.")}
     first, window_samples = state["filter1.weight"].shape
     second, _ = state["filter2.weight"].shape

@@ -1,7 +1,7 @@
-"""A trained model and the file that holds it: safetensors with JSON facts in its header; never a pickle.
+"""Trained models and their files: safetensors with JSON facts in the header, never a pickle.
 
-One file holds one network for each group of channels (probe, shank or tetrode), and everything that turning
-traces into spikes takes: channels and their positions, unit ids, thresholds, sampling frequency, settings.
+One file holds a network for each group of channels (probe, shank or tetrode), and all else that sorting
+needs: channels and their positions, unit ids, thresholds, sampling frequency and settings.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from spikewise.models.windowed import WindowedNetwork
 
 FORMAT_VERSION = 1
 _POSITION_TOLERANCE_UM = 1.0
+"""Largest difference between the channel positions of model and recording. Chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class GroupModel:
     unit_ids : tuple of int or str
         Ids of the labels, in the order of the network's outputs.
     thresholds : ndarray
-        (num_units,) least response of a spike, as a fraction of the response to a perfect one.
+        (num_units,) lowest response of a spike, as a fraction of the response to a perfect spike.
     """
 
     name: str
@@ -71,9 +72,9 @@ class Model:
     sampling_frequency : float
         In Hz.
     network_config, preprocessing_config, detection_config
-        The settings that it was trained with and that sorting uses.
+        The settings of training, which sorting uses too.
     facts : dict
-        How it was made: labels, interval, seeds, losses, versions; JSON types only.
+        How it was trained: labels, interval, seeds, losses, versions; JSON types only.
     """
 
     groups: tuple[GroupModel, ...]
@@ -100,7 +101,7 @@ class Model:
         return replace(self, groups=tuple(groups))
 
     def hash(self) -> str:
-        """Return the SHA-256 of the weights, thresholds and settings; facts do not count."""
+        """Return the SHA-256 of the weights, thresholds and settings, without the facts."""
         digest = hashlib.sha256(json.dumps({**_describe(self), "facts": {}}, sort_keys=True).encode())
         for name, tensor in sorted(_tensors(self).items()):
             digest.update(name.encode() + tensor.numpy().tobytes())
@@ -218,7 +219,7 @@ def _tensors(model: Model) -> dict[str, torch.Tensor]:
 
 
 def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Model:
-    """Make the model that the header describes; any mismatch raises ValueError, KeyError or RuntimeError."""
+    """Build the model that the header describes; any mismatch raises ValueError, KeyError or RuntimeError."""
     network_config = NetworkConfig.from_dict({"design": "esort-paper", **description["network"]})
     sampling_frequency = float(description["sampling_frequency"])
     if not 0 < sampling_frequency < 1e9:
@@ -260,7 +261,7 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
 
 
 def _neighbourhood(num_channels: int, state: dict[str, torch.Tensor], window: int) -> NeighbourhoodNetwork:
-    """Make a network of its weights, after a look whether they fit together."""
+    """Build a network from its weights, after a check that they fit together."""
     first, found_window = state["backbone.filter1.weight"].shape
     second, _ = state["backbone.filter2.weight"].shape
     near, hidden = state["channel_index"], state["units.hidden_bias"].shape[2]
@@ -285,12 +286,12 @@ def _positions(facts: dict[str, Any]) -> np.ndarray:
 
 
 def _ids(facts: dict[str, Any], name: str, kind: Any) -> tuple[Any, ...]:
-    """Return a list of ids as a tuple; raise unless it is one, and no id is there twice."""
+    """Return a list of ids as a tuple; raise if it is no list of ids, or an id repeats or is too large."""
     ids = facts[name]
     if not isinstance(ids, list) or not all(isinstance(i, kind) and not isinstance(i, bool) for i in ids):
         raise ValueError(f"its {name} are not a list of numbers or text")
     if len(set(map(str, ids))) < len(ids) or any(isinstance(i, int) and abs(i) >= 2**63 for i in ids):
-        raise ValueError(f"its {name} are not ids of their own")
+        raise ValueError(f"its {name} are not unique, or are too large")
     return tuple(ids)
 
 

@@ -1,9 +1,9 @@
 """The E-Sort network (Han & Wang, arXiv 2409.13067), computed as a convolution over time.
 
 The paper cuts a window of all channels around every sample and passes it through linear layers. The first
-layer, shared by all channels, is a filter along the window, and the others act on one moment only, so the
-same numbers come out of one convolution over the traces without cutting a window; only then is a long
-recording affordable.
+layer is shared by all channels and filters along the window. The other layers act on one output only. So one
+convolution over the traces gives the same numbers without cutting windows. This makes long recordings
+affordable.
 
 Conventions: an output belongs to the sample at the centre of its window, which is sample
 ``(window_samples - 1) // 2`` (29 of 60). The network therefore needs :attr:`EsortNetwork.left_margin`
@@ -27,7 +27,7 @@ def window_samples(config: NetworkConfig, sampling_frequency: float) -> int:
 
 
 class EsortNetwork(WindowedNetwork):
-    """Probability of each unit at each sample, from the traces of all channels.
+    """Logit of each unit at each sample, from the traces of all channels.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class EsortNetwork(WindowedNetwork):
 
     TEMPORAL = ("temporal_filter1", "temporal_norm1", "temporal_filter2", "temporal_norm2")
     SPATIAL = ("spatial_filter", "spatial_norm")
-    """The parts that another recording can teach; the classifier belongs to the units."""
+    """The parts that can be learnt from another recording; the classifier belongs to the units."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class EsortNetwork(WindowedNetwork):
         return functional.linear(features.transpose(1, 2), self.classifier.weight, self.classifier.bias)
 
     def _one_output(self, windows: Tensor) -> Tensor:
-        """Compute the same for traces of one window each, channels last: several times faster."""
+        """Do the same for traces of exactly one window, with the channels last: several times faster."""
         features = self.temporal_filter1.weight @ windows + self.temporal_filter1.bias[:, None]  # B, F1, C
         features = functional.relu(_norm_last(self.temporal_norm1, features))
         features = self.temporal_filter2.weight @ features + self.temporal_filter2.bias[:, None]  # B, F2, C

@@ -1,13 +1,12 @@
-"""The network of the neighbourhood design as a few large products, for devices that are fast at these.
+"""The network of the design neighbourhood, computed as a few large products on a GPU.
 
-The network itself gathers the channels of each unit. On a GPU that gather costs more than it saves: the
-features of a channel would be read and written once for each unit that sees it. Here units that lie side by
-side are computed together, as one product with the features of all channels that one of them sees; the
-weights of channels that a unit does not see are zero. Channels are put in an order in which those of a group
-are neighbours in memory, so that hardly anything is gathered.
+:class:`spikewise.models.neighbourhood.NeighbourhoodNetwork` gathers the channels of each unit. On a GPU this
+costs more than it saves: the features of a channel would be read and written once for each unit that sees it.
+Here units that lie side by side form a group. A group is computed as one product with the features of all
+channels that any of its units sees. The weights of channels that a unit does not see are zero. The channels
+are sorted so that those of a group are neighbours in memory. Then few groups need a gather.
 
-All products have the shape of one tile, whatever is asked for, so that a tile's numbers are the same to the
-bit on one device.
+The products always have the shape of one tile, so on one device a tile gives the same numbers to the bit.
 
 Shapes in comments: C channels, S samples, B blocks of outputs, Q outputs of a block, L samples of a block's
 windows, F1 and F temporal features, N units, H hidden features of a unit, G units of a group.
@@ -29,13 +28,17 @@ from torch import Tensor
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
 
 _OUTPUTS_OF_BLOCK = 16
+"""Consecutive outputs whose windows go through the first filter in one product. Chosen by hand."""
 _UNITS_OF_GROUP = 16
+"""Largest number of units of a group. Chosen by hand."""
 _ALIGNED = 8
-"""Rows of matrices of 16-bit numbers are multiplied fastest where their length is a multiple of this."""
+"""The samples of a block are a multiple of this: products of 16-bit numbers are fastest then. Chosen by
+hand."""
 _FILLED = 2.0
-"""Channels between those of a group are computed with, up to so many times as many, to spare the gather."""
-_SETTING = threading.Lock()
-"""Held while a setting of the whole process is another."""
+"""A group without a gather is computed with all channels from its first to its last. It may have up to so
+many times the channels that its units see; above, the channels are gathered. Chosen by hand."""
+_SETTING_LOCK = threading.Lock()
+"""Held while a setting of PyTorch, which counts for the whole process, is changed."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class UnitGroup:
     units : ndarray of int
         (G,)
     channels : ndarray of int
-        Places, in the order of the channels, that the group takes; ascending.
+        Channels that the group reads, as indices in the order of :func:`plan_groups`; ascending.
     """
 
     units: np.ndarray
@@ -60,7 +63,7 @@ class UnitGroup:
 
 
 def plan_groups(channel_index: np.ndarray, num_channels: int) -> tuple[np.ndarray, list[UnitGroup]]:
-    """Return an order of the channels, and groups of units that take few channels each.
+    """Choose an order of the channels, and groups of units that read few channels each.
 
     Parameters
     ----------
@@ -71,9 +74,9 @@ def plan_groups(channel_index: np.ndarray, num_channels: int) -> tuple[np.ndarra
     Returns
     -------
     order : ndarray of int
-        (num_channels,) the channel at each place.
+        (num_channels,) the channel at each index of the new order.
     groups : list of UnitGroup
-        Each unit is in one of them.
+        Each unit is in exactly one group.
     """
     num_units, near = channel_index.shape
     rows = np.repeat(np.arange(num_units), near)
@@ -84,13 +87,13 @@ def plan_groups(channel_index: np.ndarray, num_channels: int) -> tuple[np.ndarra
 
 
 def _groups_in_order(channel_index: np.ndarray, order: np.ndarray) -> list[UnitGroup]:
-    """Group units that are neighbours in an order of the channels."""
-    places = np.argsort(order)[channel_index]  # N, M
-    in_order = np.argsort(places.mean(axis=1), kind="stable")
+    """Group units whose channels are neighbours in an order of the channels."""
+    positions = np.argsort(order)[channel_index]  # N, M: indices in the order
+    in_order = np.argsort(positions.mean(axis=1), kind="stable")
     groups = []
     for begin in range(0, len(in_order), _UNITS_OF_GROUP):
         units = in_order[begin : begin + _UNITS_OF_GROUP]
-        channels = np.unique(places[units])
+        channels = np.unique(positions[units])
         between = np.arange(channels[0], channels[-1] + 1)
         groups.append(
             UnitGroup(units, between if len(between) <= _FILLED * len(channels) else channels),
@@ -104,7 +107,7 @@ class GroupedNetwork:
     Parameters
     ----------
     network : NeighbourhoodNetwork
-        It is only read.
+        It is not changed.
     num_outputs : int
         Outputs of a tile.
     stride : int
@@ -116,7 +119,7 @@ class GroupedNetwork:
     Attributes
     ----------
     num_channels, num_samples : int
-        Shape of a tile of traces, which ends after the window of the last output, or a little later.
+        Shape of a tile of traces; it ends with the window of the last output, or a little later.
     num_outputs : int
     device : torch.device
     """
@@ -138,35 +141,35 @@ class GroupedNetwork:
         order, groups = plan_groups(network.channel_index.cpu().numpy(), network.num_channels)
         self._order = None if (order == np.arange(len(order))).all() else torch.from_numpy(order).to(device)
         backbone = network.backbone
-        self._filters = self._placed(_repeated(backbone.filter1.weight, stride, self._block_samples))
-        self._filter_bias = self._placed(backbone.filter1.bias.repeat(_OUTPUTS_OF_BLOCK))
-        self._mixing = self._placed(backbone.filter2.weight.T)
-        self._mixing_bias = self._placed(backbone.filter2.bias)
+        self._filters = self._on_device(_repeated(backbone.filter1.weight, stride, self._block_samples))
+        self._filter_bias = self._on_device(backbone.filter1.bias.repeat(_OUTPUTS_OF_BLOCK))
+        self._mixing = self._on_device(backbone.filter2.weight.T)
+        self._mixing_bias = self._on_device(backbone.filter2.bias)
         in_order = np.concatenate([group.units for group in groups])
-        self._place_of_unit = torch.from_numpy(in_order.argsort()).to(device)
-        self._bias = self._placed(network.units.bias, torch.float32)
+        self._column_of_unit = torch.from_numpy(in_order.argsort()).to(device)
+        self._bias = self._on_device(network.units.bias, torch.float32)
         self._groups = [self._product(network, group, order) for group in groups]
 
-    def _placed(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return weights on the device, in the type of the network if no other is given."""
+    def _on_device(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return weights on the device; by default in the type that the network is computed in."""
         return values.detach().to(self.device, dtype or self._dtype).contiguous()
 
     def _product(self, network: NeighbourhoodNetwork, group: UnitGroup, order: np.ndarray) -> _Product:
-        """Spread the weights of the units of a group over its channels."""
+        """Spread the weights of the units of a group over its channels; unseen channels get zero."""
         units = network.units
         features, hidden = network.backbone.num_features, units.hidden_bias.shape[2]
-        place_of_channel = np.argsort(order)
+        index_of_channel = np.argsort(order)
         spread = torch.zeros(len(group.channels), features, len(group.units), hidden)
         for column, unit in enumerate(group.units):
-            near = place_of_channel[network.channel_index[unit].cpu().numpy()]
+            near = index_of_channel[network.channel_index[unit].cpu().numpy()]
             rows = torch.from_numpy(np.searchsorted(group.channels, near))
             spread[rows, :, column] = units.hidden_weight[unit].detach().cpu().view(-1, features, hidden)
         members = torch.from_numpy(group.units).to(units.hidden_bias.device)
         first, last = int(group.channels[0]), int(group.channels[-1])
         return _Product(
-            self._placed(spread.flatten(2).flatten(0, 1)),
-            self._placed(units.hidden_bias[members].flatten()),
-            self._placed(units.weight[members, :, 0], torch.float32),
+            self._on_device(spread.flatten(2).flatten(0, 1)),
+            self._on_device(units.hidden_bias[members].flatten()),
+            self._on_device(units.weight[members, :, 0], torch.float32),
             torch.from_numpy(group.channels).to(self.device) if group.is_gathered else None,
             slice(first * features, (last + 1) * features),
         )
@@ -179,7 +182,7 @@ class GroupedNetwork:
         ----------
         traces : Tensor
             (num_channels, num_samples) float32, in noise standard deviations, on the device. The first window
-            begins with them.
+            begins at the first sample.
 
         Returns
         -------
@@ -188,7 +191,7 @@ class GroupedNetwork:
         """
         with _sums_in_float32() if self.device.type == "cuda" else nullcontext():
             features = self._features(traces)  # B * Q, C, F
-            logits = torch.empty(len(features), len(self._place_of_unit), device=self.device)
+            logits = torch.empty(len(features), len(self._column_of_unit), device=self.device)
             first = 0
             for product in self._groups:
                 hidden = torch.addmm(product.bias, product.inputs(features), product.weight).relu_()
@@ -196,11 +199,11 @@ class GroupedNetwork:
                 last = first + len(product.last_weight)
                 logits[:, first:last] = (hidden * product.last_weight).sum(dim=2)  # in float32
                 first = last
-        logits = logits.T[:, : self.num_outputs].index_select(0, self._place_of_unit)
+        logits = logits.T[:, : self.num_outputs].index_select(0, self._column_of_unit)
         return logits.add_(self._bias).sigmoid_()
 
     def _features(self, traces: Tensor) -> Tensor:
-        """Return the temporal features (B * Q, C, F) of all channels, in the order of the channels."""
+        """Return the temporal features (B * Q, C, F) of all channels, in the order of :func:`plan_groups`."""
         traces = (traces if self._order is None else traces.index_select(0, self._order)).contiguous()
         num_channels, num_samples = traces.shape
         shape = (self._num_blocks, num_channels, self._block_samples)
@@ -217,7 +220,19 @@ class GroupedNetwork:
 
 @dataclass(frozen=True)
 class _Product:
-    """Weights (channels * F, G * H) and bias (G * H) of a group, its last weights (G, H), and its inputs."""
+    """The weights of a group and the part of the features that it reads.
+
+    Attributes
+    ----------
+    weight, bias : Tensor
+        (channels * F, G * H) and (G * H,) of the hidden layer.
+    last_weight : Tensor
+        (G, H) of the last layer.
+    channels : Tensor or None
+        Channels to gather; None if they lie side by side.
+    columns : slice
+        Columns of the features (T, C * F) that hold the channels if they lie side by side.
+    """
 
     weight: Tensor
     bias: Tensor
@@ -234,9 +249,9 @@ class _Product:
 
 @contextmanager
 def _sums_in_float32() -> Iterator[None]:
-    """Let no product of bfloat16 on CUDA add its parts in bfloat16."""
+    """Let CUDA sum products of bfloat16 in float32, and restore the setting afterwards."""
     settings = torch.backends.cuda.matmul
-    with _SETTING:
+    with _SETTING_LOCK:
         before = settings.allow_bf16_reduced_precision_reduction
         settings.allow_bf16_reduced_precision_reduction = False
         try:

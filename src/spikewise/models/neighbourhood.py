@@ -1,14 +1,13 @@
 """A network for any probe: temporal filters that all recordings share, and a small network for each unit.
 
-In the network of Han & Wang (arXiv 2409.13067) the spatial filter is tied to the number and the order of the
-channels: it fits one probe, and every unit pays for the channels far from it. Here two temporal filters, the
-same for every channel of every probe, turn the trace of a channel into features; they are what other
-recordings teach (the *backbone*). A unit sees only the channels near it: their features go through a few
-hidden features of its own to its logit. Units share nothing but the backbone, so that a unit can be added,
-dropped or learnt anew without touching another, and learning the units of a recording is a matter of
-seconds.
+In the network of Han & Wang (arXiv 2409.13067) the spatial filter depends on the number and the order of the
+channels. It fits one probe only, and each unit is computed from channels far from it, too. Here two temporal
+filters turn the trace of a channel into features. They are the same for all channels of all probes, and can
+be learnt from other recordings (the *backbone*). A unit sees only the channels near it: their features go
+through a few hidden features of the unit to its logit. Units share only the backbone. So a unit can be added,
+dropped or relearnt without changing another, and learning the units of a recording takes seconds.
 
-The window is a length of time; for another sampling frequency the first filter is interpolated.
+The window is a length of time; at another sampling frequency the first filter is interpolated.
 
 Shapes in comments: C channels, M channels of a unit, S samples, T outputs, W window samples, F temporal
 features, H hidden features of a unit, N units.
@@ -25,8 +24,10 @@ from spikewise.models.gates import EXTREMES, NUM_BLOCKS, OPEN
 from spikewise.models.windowed import WindowedNetwork
 
 _UNITS_AT_ONCE = 8
+"""Units that are computed together. Chosen by hand."""
 _OUTPUTS_AT_ONCE = 256
-"""So few that the features of the channels stay in a processor's cache."""
+"""Outputs that are computed together: the features of the channels stay in a processor's cache. Chosen by
+hand."""
 
 
 class Backbone(nn.Module):
@@ -53,7 +54,7 @@ class Backbone(nn.Module):
         return functional.relu(self.filter2(functional.relu(self.filter1(windows))))
 
     def first_of_traces(self, traces: Tensor, stride: int = 1) -> Tensor:
-        """Return the first filter's features of each channel at every `stride`-th moment.
+        """Return the first filter's features of each channel at every `stride`-th sample.
 
         Parameters
         ----------
@@ -73,11 +74,11 @@ class Backbone(nn.Module):
     def second(self, first: Tensor) -> Tensor:
         """Return the features (C, F, T) from those of the first filter (C, F1, T)."""
         weight, bias = self.filter2.weight, self.filter2.bias
-        # One product for each channel: several times faster than a product that is broadcast.
+        # One product for each channel is several times faster than a broadcast product.
         return functional.relu(torch.baddbmm(bias[None, :, None], weight.expand(len(first), -1, -1), first))
 
     def resampled(self, window_samples: int) -> Backbone:
-        """Return the backbone for a window of as long a time at another sampling frequency."""
+        """Return the backbone for a window of the same duration at another sampling frequency."""
         if window_samples == self.window_samples:
             return self
         other = Backbone(window_samples, (self.filter1.out_features, self.num_features))
@@ -85,7 +86,7 @@ class Backbone(nn.Module):
         return other
 
     def _interpolated(self, window_samples: int) -> Tensor:
-        """Interpolate the first filter in time; its sum over a signal stays."""
+        """Interpolate the first filter in time; its response to a signal stays the same."""
         weight = self.filter1.weight.detach().double().numpy()
         old = (np.arange(self.window_samples) + 0.5) / self.window_samples
         new = (np.arange(window_samples) + 0.5) / window_samples
@@ -133,17 +134,17 @@ class NeighbourhoodNetwork(WindowedNetwork):
         first = self.backbone.first_of_traces(traces, stride)  # C, F1, T
         logits = first.new_empty(self.num_units, first.shape[2])
         for begin in range(0, first.shape[2], _OUTPUTS_AT_ONCE):
-            moments = slice(begin, begin + _OUTPUTS_AT_ONCE)
-            features = self.backbone.second(first[:, :, moments])  # C, F, T
+            outputs = slice(begin, begin + _OUTPUTS_AT_ONCE)
+            features = self.backbone.second(first[:, :, outputs])  # C, F, T
             for unit in range(0, self.num_units, _UNITS_AT_ONCE):
                 units = slice(unit, unit + _UNITS_AT_ONCE)
                 near = features[self.channel_index[units]].flatten(1, 2)  # units, M * F, T
-                logits[units, moments] = self.units(near.transpose(1, 2), units)
+                logits[units, outputs] = self.units(near.transpose(1, 2), units)
         return logits.T
 
 
 class UnitNetworks(nn.Module):
-    """For each unit a network of one hidden layer, from the features of its channels to its logit."""
+    """For each unit a network with one hidden layer, from the features of its channels to its logit."""
 
     def __init__(self, num_units: int, num_inputs: int, hidden_features: int):
         super().__init__()
@@ -154,7 +155,7 @@ class UnitNetworks(nn.Module):
 
     def forward(self, inputs: Tensor, units: slice | Tensor = slice(None)) -> Tensor:
         """Return the logits (units, T) for inputs (units, T, num_inputs)."""
-        # Channels first, whatever comes in: several times faster for traces, and the same for patches.
+        # The inputs come first in both products: several times faster for traces, the same for patches.
         hidden_weight = self.hidden_weight[units].transpose(1, 2)
         hidden = torch.baddbmm(self.hidden_bias[units].transpose(1, 2), hidden_weight, inputs.transpose(1, 2))
         return torch.bmm(self.weight[units].transpose(1, 2), functional.relu(hidden))[:, 0] + self.bias[units]

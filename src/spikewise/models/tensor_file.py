@@ -1,6 +1,6 @@
 """One file of tensors with JSON facts in its header (safetensors); never a pickle.
 
-All models of Spikewise are such files. The header tells the kind of model and the version of its layout.
+All models of Spikewise are such files. The header states the kind of model and the version of its layout.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from spikewise.core.untrusted import parse_json, parsing
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 _MOST_DIMENSIONS = 8
+"""Tensors with more dimensions are refused: PyTorch fails with more than 64. Chosen by hand."""
 _HEADER_KEY = "spikewise"
 _COMMANDS = {
     "recording": "`spikewise train` or `spikewise sort`",
     "waveforms": "`spikewise waveforms train`",
     "backbone": "`spikewise pretrain`",
     "training": "a training that was not finished",
+    "shapes": "`python benchmarks/spike_shapes.py`",
 }
 
 
@@ -44,7 +46,7 @@ def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor], descriptio
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # it may be a link to anywhere
+        partial.unlink(missing_ok=True)  # it may be a link to another file
         with open(partial, "xb") as file:
             file.write(save(tensors, {_HEADER_KEY: json.dumps(description)}))
             file.flush()
@@ -52,7 +54,7 @@ def write_tensors(path: Path | str, tensors: dict[str, torch.Tensor], descriptio
         partial.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):  # the first error is the one to tell
+        with contextlib.suppress(OSError):  # the first error is reported
             partial.unlink(missing_ok=True)
         raise OutputError(
             f"the model cannot be written to {path}: {error.strerror or error}",
@@ -70,15 +72,15 @@ def read_tensors(
     ----------
     path : str or Path
     kind : {"recording", "waveforms", "backbone", "training"}
-        What it must be a model of.
+        The kind of model that the file must hold.
     format_version : int
         The version of the layout that the caller reads.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, not of Spikewise, of another kind or version, or holds numbers that
-        are not finite.
+        If the file is missing or damaged, not written by Spikewise, of another kind or version, or holds
+        numbers that are not finite.
     """
     path = Path(path)
     if not os.path.isfile(path):
@@ -109,7 +111,7 @@ def read_tensors(
             + (f" ({description['spikewise_version']})" if "spikewise_version" in description else ""),
         )
     for name, tensor in tensors.items():
-        if tensor.dim() > _MOST_DIMENSIONS:  # PyTorch itself stumbles over more than 64
+        if tensor.dim() > _MOST_DIMENSIONS:
             raise damaged(path, f"{name} has {tensor.dim()} dimensions")
         if not tensor.numel() or tensor.dtype not in (torch.float32, torch.int64):
             raise damaged(path, f"{name} is {tuple(tensor.shape)} of {tensor.dtype}")
@@ -119,15 +121,15 @@ def read_tensors(
 
 
 def fill(make: Callable[[], Network], state: dict[str, torch.Tensor]) -> Network:
-    """Return the network that `make` makes, with these weights.
+    """Return the network that `make` builds, with these weights.
 
-    It is made without memory, so that sizes from a header cost nothing before they were compared with the
-    weights that are there.
+    The network is built without memory. So large sizes in an untrusted header cost nothing before they are
+    compared with the weights in the file.
 
     Raises
     ------
     ValueError, RuntimeError
-        If the weights are not those of such a network.
+        If the weights do not fit the network.
     """
     with torch.device("meta"):
         network = make()
@@ -140,7 +142,7 @@ def fill(make: Callable[[], Network], state: dict[str, torch.Tensor]) -> Network
 
 
 def damaged(path: Path | str, reason: str) -> CheckpointError:
-    """Return the error that tells of a damaged file."""
+    """Return the error for a damaged file."""
     return CheckpointError(
         f"the checkpoint {path} is damaged or not a checkpoint ({reason})",
         "an intact .safetensors file that Spikewise wrote",

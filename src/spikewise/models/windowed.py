@@ -1,4 +1,4 @@
-"""What networks that turn traces into probabilities have in common: a window that runs over the traces."""
+"""The base class of networks that turn traces into probabilities: a window that slides over the traces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class WindowedNetwork(nn.Module):
     """
 
     largest_stride = 2
-    """Samples from one output to the next, where the plateau of a spike is long enough."""
+    """Largest number of samples from one output to the next, for spikes whose plateau is long enough."""
 
     def __init__(self, num_channels: int, num_units: int, window_samples: int):
         super().__init__()

@@ -40,6 +40,7 @@ from spikeinterface.core import BaseSorting
 from spikewise.core.config import EvaluationConfig
 from spikewise.core.errors import LabelsError, SettingError
 from spikewise.core.rates import is_same_rate, show_rate
+from spikewise.core.settings import check_interval
 from spikewise.data.labels.events import SpikeTrains, match_spike_trains
 
 
@@ -354,13 +355,7 @@ def _segment_windows(
     num_segments = sorting.get_num_segments()
     if interval is None:
         return [(-math.inf, math.inf)] * num_segments
-    start_s, stop_s = interval
-    if not 0 <= start_s < stop_s:
-        raise SettingError(
-            f"the interval is {start_s:g} to {stop_s:g} s",
-            "it must start at 0 or later and end after its start",
-            "give the interval as START END in seconds",
-        )
+    check_interval(interval, "interval")
     if num_segments > 1 and (num_samples is None or len(num_samples) != num_segments):
         given = "no lengths" if num_samples is None else f"{len(num_samples)} lengths"
         raise SettingError(
@@ -369,7 +364,7 @@ def _segment_windows(
             "pass num_samples, or compare without an interval",
         )
     offsets = np.cumsum([0, *list(num_samples or [])[: num_segments - 1]])
-    start, stop = (round(edge * sorting.sampling_frequency) for edge in (start_s, stop_s))
+    start, stop = (round(edge * sorting.sampling_frequency) for edge in interval)
     return [(start - int(offset), stop - int(offset)) for offset in offsets[:num_segments]]
 
 

@@ -44,6 +44,8 @@ class LabelSet:
         Where the labels came from.
     segment_starts : tuple of int
         First global frame of each segment.
+    stretches : tuple of (int, int) or None
+        Parts of the interval that are used, in global frames, half open; None: all of it.
     """
 
     sorting: BaseSorting
@@ -51,6 +53,11 @@ class LabelSet:
     stop_frame: int
     source: str
     segment_starts: tuple[int, ...] = (0,)
+    stretches: tuple[tuple[int, int], ...] | None = None
+
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """Return the stretches that are used: all of the interval if none are given."""
+        return self.stretches or ((self.start_frame, self.stop_frame),)
 
     def seconds(self, sampling_frequency: float | None = None) -> tuple[float, float]:
         """Return start and end of the interval in global seconds; by default at the sorting's frequency."""

@@ -1,8 +1,8 @@
-"""What a sort is of: recording, labels, model, settings and cut; two that agree give the same spikes.
+"""Describes the job of a sort: recording, labels, model and settings. Equal jobs give the same spikes.
 
-Traces are sampled, since hashing hours would take as long as sorting them: some pieces of each segment,
-spread evenly, are hashed as they are read. While a sort runs, size and time of change of the recording's
-files are watched as well.
+To hash hours of traces would take as long as to sort them. So only some pieces of each segment, evenly
+spread, are hashed. While a sort runs, the size and the time of change of the recording's files are watched,
+too.
 """
 
 from __future__ import annotations
@@ -29,9 +29,13 @@ from spikewise.output.store import spikes_hash
 from spikewise.sorting.device_detector import choose_dtype
 
 _PIECES = 32
+"""Pieces of each segment that are hashed. Chosen by hand."""
 _PIECE_SAMPLES = 500
+"""Samples of such a piece. Chosen by hand."""
+_MAX_DIFFERENCES = 6
+"""An error message names at most so many differences. Chosen by hand."""
 _NOT_OF_RESULT = ("chunk_s", "cluster", "report")
-"""Settings of how the work is done, which change no spike."""
+"""Settings that change no spike, only how the work is done."""
 
 
 def describe_job(
@@ -48,9 +52,9 @@ def describe_job(
     recording : BaseRecording
     labels : BaseSorting or None
     model_hash : str or None
-        Of the model that is given.
+        Hash of the given model.
     filters_hash : str or None
-        Of the filters or the model that training starts from.
+        Hash of the filters or the model that training starts from.
     config : Config
 
     Raises
@@ -59,7 +63,7 @@ def describe_job(
         If the recording cannot be read.
     """
     settings = config.to_dict()
-    del settings["recording"]  # how a file is read shows in what is read
+    del settings["recording"]  # how a file is read changes what is read, which is hashed
     settings["sorting"] = {k: v for k, v in settings["sorting"].items() if k not in _NOT_OF_RESULT}
     device = choose_device(config.sorting.device)
     dtype = torch.float32 if device.type == "cpu" else choose_dtype(config.sorting.precision, device)
@@ -88,20 +92,21 @@ def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 
 def check_same_job(before: Any, now: dict[str, Any], where: Path) -> None:
-    """Raise unless what was begun is what is asked for now.
+    """Raise unless the sort that was begun is the one that is requested now.
 
     Raises
     ------
     OutputError
-        With every difference named.
+        The message names the first differences.
     """
     different = differences(before if isinstance(before, dict) else {}, now)
+    more = len(different) - _MAX_DIFFERENCES
     if different:
         raise OutputError(
-            f"the result {where} is of another sort: {'; '.join(different[:6])}"
-            + (f"; and {len(different) - 6} more differences" if len(different) > 6 else ""),
-            "the recording, labels, model and settings that it was begun with",
-            "give these, or begin anew with --overwrite and without --resume",
+            f"the result {where} is of another sort: {'; '.join(different[:_MAX_DIFFERENCES])}"
+            + (f"; and {more} more differences" if more > 0 else ""),
+            "the recording, labels, model and settings that it began with",
+            "give these, or start again with --overwrite and without --resume",
         )
 
 
@@ -111,7 +116,7 @@ class FileWatch:
     Parameters
     ----------
     recording : BaseRecording
-        One that lives in memory has no files, and nothing is watched.
+        If it is in memory, it has no files, and nothing is watched.
     """
 
     def __init__(self, recording: BaseRecording):
@@ -119,11 +124,12 @@ class FileWatch:
         self._before = {path: _state(path) for path in self._files}
 
     def check(self) -> None:
-        """Raise if a file is not as it was.
+        """Raise if a file has changed.
 
         Raises
         ------
         RecordingError
+            If a file is gone, has another size or was written to.
         """
         for path in self._files:
             before, now = self._before[path], _state(path)
@@ -134,8 +140,8 @@ class FileWatch:
                     what = "was written to"
                 raise RecordingError(
                     f"the file {path} {what} while it was sorted",
-                    "a recording that stays as it is until it is sorted",
-                    "sort it when it is complete; if it is again as it was, go on with --resume",
+                    "a recording that does not change until it is sorted",
+                    "sort it when it is complete; if the old files are back, go on with --resume",
                 )
 
 

@@ -1,4 +1,4 @@
-"""The log of an output folder: what the library says while it works."""
+"""The log of an output folder: what the library logs during a sort."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ logger = logging.getLogger(__name__)
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that lets the work go on where it cannot be written."""
+    """A log file; if it cannot be written, the sort continues without it."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Write no more; the results tell by themselves whether there is space for them."""
+        """Stop writing; if the disk is full, writing the results raises its own error."""
         self.setLevel(logging.CRITICAL + 1)
 
     def close(self) -> None:
-        """Close the file; what could not be written is let go."""
+        """Close the file; lines that could not be written are lost."""
         try:
             super().close()
         except OSError as error:

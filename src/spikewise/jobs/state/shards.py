@@ -1,10 +1,10 @@
 """Shards: the spikes of stretches of a recording, each on disk whole or not at all.
 
-A recording is cut on a fixed grid of ``shard_s`` seconds, group by group and segment by segment. What is
-found in one stretch is written to a file of its own: under a temporary name, flushed to the disk, renamed,
-and only then recorded as a line of the manifest, with its SHA-256. So whatever ends the work, at any moment,
-a shard that the manifest tells of is whole; a last line that was torn off tells nothing, and a file that is
-not as recorded counts as missing. One process writes; samples are those of the segment.
+A recording is cut on a fixed grid of ``shard_s`` seconds, group by group and segment by segment. The spikes
+of one stretch are written to a file of their own: under a temporary name, flushed to the disk, renamed, and
+only then recorded as a line of the manifest, with the SHA-256 of the file. So a shard in the manifest is
+complete, whenever the work was interrupted. An incomplete last line is ignored, and a file that differs from
+its record counts as missing. Only one process writes. Sample indices count from the start of the segment.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from spikewise.sorting.damaged import Damage, Found
 logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "manifest.jsonl"
+_MAX_HEADER_BYTES = 4096
+"""Longest header of a .npy file that is accepted. Chosen by hand."""
 SPIKE_DTYPE = np.dtype([("sample_index", "<i8"), ("unit_index", "<i4"), ("response", "<f4")])
 
 
@@ -44,7 +46,7 @@ class Shard:
 
     @property
     def file_name(self) -> str:
-        """Name of its file."""
+        """Name of the file of its spikes."""
         return f"{self.group_index}-{self.segment_index}-{self.start}-{self.stop}.npy"
 
 
@@ -80,7 +82,7 @@ class ShardStore:
     Parameters
     ----------
     folder : Path
-        Made where it is missing. What an earlier process left there is checked.
+        It is made if it is missing. Shards that an earlier process left there are checked.
     """
 
     def __init__(self, folder: Path):
@@ -92,10 +94,10 @@ class ShardStore:
             if self._is_whole(shard, entry):
                 self._entries[shard] = entry
             else:
-                logger.warning("the shard %s is not as it was recorded: it is found again", shard.file_name)
+                logger.warning("the shard %s differs from its record: it is found again", shard.file_name)
 
     def __contains__(self, shard: Shard) -> bool:
-        """Tell whether a shard is finished."""
+        """Return whether a shard is finished."""
         return shard in self._entries
 
     def __len__(self) -> int:
@@ -108,7 +110,7 @@ class ShardStore:
 
     @property
     def seconds(self) -> float:
-        """How long finding the finished shards took in all."""
+        """Seconds that the finished shards took in all."""
         return sum(entry["seconds"] for entry in self._entries.values())
 
     def damage(self, shard: Shard) -> Damage:
@@ -118,7 +120,7 @@ class ShardStore:
         return Damage((stretches,), entry["num_dropped"])
 
     def write(self, shard: Shard, found: Found, seconds: float) -> None:
-        """Write the spikes of a shard, and record it, with its damage, when they are safe.
+        """Write the spikes of a shard; when they are on the disk, record the shard and its damage.
 
         Raises
         ------
@@ -149,7 +151,7 @@ class ShardStore:
                 partial.unlink(missing_ok=True)
             sync_folder(self.folder)
             line = json.dumps({**asdict(shard), **entry})
-            # The line before it may have been torn off; a new line keeps this one apart.
+            # The previous line may be incomplete; a newline separates it from this one.
             _write_through(self.folder / MANIFEST_FILE, f"\n{line}\n".encode(), "ab")
         self._entries[shard] = entry
 
@@ -169,11 +171,11 @@ class ShardStore:
         return found
 
     def _is_whole(self, shard: Shard, entry: dict[str, Any]) -> bool:
-        """Tell whether the file of a shard is the one that was recorded."""
+        """Return whether the file of a shard is the one that was recorded."""
         path = self.folder / shard.file_name
         size = entry["num_spikes"] * SPIKE_DTYPE.itemsize
         try:
-            if not size <= path.stat().st_size <= size + 4096:  # before it is read
+            if not size <= path.stat().st_size <= size + _MAX_HEADER_BYTES:  # checked before it is read
                 return False
             content = path.read_bytes()
         except OSError:
@@ -182,24 +184,24 @@ class ShardStore:
 
 
 def _entry(line: bytes) -> tuple[Shard, dict[str, Any]] | None:
-    """Return what a line of the manifest tells, None where it is torn or not one of ours."""
+    """Parse a line of the manifest; None if it is incomplete or not valid."""
     try:
         facts = json.loads(line)
-        places = [facts[name] for name in ("group_index", "segment_index", "start", "stop")]
+        indices = [facts[name] for name in ("group_index", "segment_index", "start", "stop")]
         entry = {name: facts[name] for name in ("num_spikes", "seconds", "num_dropped", "damage", "sha256")}
         np.array([tuple(stretch) for stretch in entry["damage"]], STRETCH)
     except (ValueError, TypeError, KeyError, OverflowError):
         return None
-    counts = [*places, entry["num_spikes"], entry["num_dropped"]]
+    counts = [*indices, entry["num_spikes"], entry["num_dropped"]]
     if not all(type(count) is int and count >= 0 for count in counts):
         return None
     if not isinstance(entry["seconds"], int | float) or not isinstance(entry["sha256"], str):
         return None
-    return Shard(*places), entry
+    return Shard(*indices), entry
 
 
 def _write_through(path: Path, content: bytes, mode: str) -> None:
-    """Write to a file and wait until the disk has it."""
+    """Write to a file and wait until the content is on the disk."""
     with open(path, mode) as file:
         file.write(content)
         file.flush()

@@ -1,9 +1,14 @@
-"""What an unfinished sort keeps in its output folder, below ``unfinished/``, until the result is whole.
+"""What an unfinished sort saves in its output folder, below ``unfinished/``, until the result is complete.
 
-``job.json`` tells what the sort is of; ``labels-<group>.json`` the labels that a sorter made, whose spikes
-are in ``bootstrap/``; ``training-<group>.safetensors`` how far a training is; ``group-<group>.safetensors`` a
-network that is learnt; ``shards/`` the spikes found. Groups are numbered in their order. Each file is written
-whole or not at all, so that the work can end at any moment.
+- ``job.json``: recording, labels, model and settings of the sort (:mod:`spikewise.jobs.state.fingerprint`).
+- ``labels-<group>.json``: the labels that another sorter made; their spikes are in ``bootstrap/``.
+- ``training-<group>.safetensors``: the state of a training.
+- ``group-<group>.safetensors``: a network that is learnt.
+- ``refreshed-<period>.safetensors``: a model whose units were relearnt.
+- ``shards/``: the spikes found.
+
+Groups are numbered in their order. Each file is written whole or not at all, so the work can be interrupted
+at any time.
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ class Unfinished:
 
     @property
     def job_file(self) -> Path:
-        """What the sort is of."""
+        """The file that describes the job of the sort."""
         return self.folder / JOB_FILE
 
     @property
@@ -54,7 +59,7 @@ class Unfinished:
         return self.job_file.exists()
 
     def begin(self, job: dict[str, Any]) -> None:
-        """Record what the sort is of, or check it against what was recorded.
+        """Record the job of the sort, or compare it with the recorded one.
 
         Raises
         ------
@@ -68,14 +73,14 @@ class Unfinished:
             save_json(job, self.job_file)
 
     def read(self, name: str) -> Any:
-        """Return what a file of JSON holds, None where it is not there or damaged."""
+        """Return the content of a JSON file; None if it is missing or damaged."""
         try:
             return json.loads((self.folder / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
     def save(self, facts: dict[str, Any], name: str) -> None:
-        """Write a file of JSON, whole or not at all."""
+        """Write a JSON file, whole or not at all."""
         save_json(facts, self.folder / name)
 
     def labels_name(self, group_index: int) -> str:
@@ -83,20 +88,20 @@ class Unfinished:
         return f"labels-{group_index}.json"
 
     def training_file(self, group_index: int) -> Path:
-        """Return where a training says how far it is."""
+        """Return the path of the state of a group's training."""
         return self.folder / f"training-{group_index}.safetensors"
 
     def group_file(self, group_index: int) -> Path:
-        """Return where the network of a group is kept."""
+        """Return the path of a group's finished network."""
         return self.folder / f"group-{group_index}.safetensors"
 
     def shards(self) -> ShardStore:
-        """Open the spikes that are found."""
+        """Open the store of the spikes found."""
         return ShardStore(self.folder / "shards")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from working on this sort; the lock goes with the process, however it ends.
+        """Lock this sort against other processes; the lock ends with the process, even if it is killed.
 
         Raises
         ------
@@ -124,9 +129,11 @@ class Unfinished:
             yield
 
     def remove(self) -> None:
-        """Remove everything, now that the result is whole; first what tells of a sort to be continued."""
+        """Remove everything when the result is complete; first the job, so that no sort continues it."""
         with contextlib.suppress(OSError):
             self.job_file.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.exists():
-            logger.warning("what is left of the work could not be removed: %s", os.fspath(self.folder))
+            logger.warning(
+                "the folder of the unfinished sort could not be removed: %s", os.fspath(self.folder)
+            )

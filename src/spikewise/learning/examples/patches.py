@@ -1,4 +1,4 @@
-"""Patches: windows on the few channels near a unit, made to order with exact labels.
+"""Patches: windows on the few channels near a unit, built with exact labels.
 
 A few labelled spikes show how a unit looks alone. They do not show it together with other units, at every lag
 and on every stretch of the noise. So patches are built: stretches of the recording to which mean waveforms of
@@ -31,6 +31,15 @@ where one at rest looked like the other when moved (docs/design-notes.md, Drift)
 MANY_LABELS = 20
 """A unit with fewer labels gets fewer patches with real spikes, because the network would learn their noise
 by heart. Chosen by hand."""
+REAL_FRACTION = (0.5, 0.1)
+"""Fraction of the patches that are cut at a real spike, with and without the unit at the centre, if the unit
+has many labels. Chosen by hand."""
+OFF_CENTRE_FRACTION = 0.15
+"""Fraction of the patches without the unit at the centre that get its template off the centre. Chosen by
+hand."""
+OTHERS_FRACTION = ((0.35, 0.7), (0.15, 0.25))
+"""Fractions of the patches, with and without the unit at the centre, to which a first and a second template
+of another unit is added. Chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +123,18 @@ class PatchMaker:
         versions = [self.templates.values] if self.moved is None else [self.templates.values, *self.moved]
         units = np.concatenate([[unit], others])
         waveforms = np.stack([version[units][:, self.channel_index[unit]] for version in versions])
-        placed = _Placed(torch.from_numpy(waveforms), window, self.templates.centre - shape.left)
-        own = ~is_real & (is_positive | (random.random(count) < 0.15))
-        placed.add(patches, np.flatnonzero(own), np.zeros(own.sum(), np.int64), lag[own], random)
-        for share_with, share_without in ((0.35, 0.7), (0.15, 0.25)) if len(others) else ():
+        adder = _TemplateAdder(torch.from_numpy(waveforms), window, self.templates.centre - shape.left)
+        own = ~is_real & (is_positive | (random.random(count) < OFF_CENTRE_FRACTION))
+        adder.add(patches, np.flatnonzero(own), np.zeros(own.sum(), np.int64), lag[own], random)
+        for share_with, share_without in OTHERS_FRACTION if len(others) else ():
             rows = np.flatnonzero(random.random(count) < np.where(is_positive, share_with, share_without))
             which = 1 + random.choice(len(others), len(rows), p=strength / strength.sum())
             lags = random.integers(-(window // 2), window // 2 + 1, len(rows))
-            placed.add(patches, rows, which, lags, random)
+            adder.add(patches, rows, which, lags, random)
         return patches, targets
 
     def _off_centre(self, count: int, random: np.random.Generator) -> np.ndarray:
-        """Draw lags from a window's centre at which a spike is no longer labelled."""
+        """Draw lags from a window's centre at which a spike does not count as at the centre."""
         least = self.shape.label_radius + 2
         away = random.integers(least, max(least + 1, self.shape.window_samples // 2), count)
         return away * random.choice([-1, 1], count)
@@ -137,14 +146,14 @@ class PatchMaker:
         count, labelled = len(is_positive), self.columns[unit]
         columns = self._background(unit, count, random)
         share = min(1.0, len(labelled) / MANY_LABELS)
-        is_real = random.random(count) < share * np.where(is_positive, 0.5, 0.1)
+        is_real = random.random(count) < share * np.where(is_positive, *REAL_FRACTION)
         if not len(labelled):
             return columns, np.zeros(count, dtype=bool)
         at_spikes = labelled[random.integers(len(labelled), size=count)] + lag
         return np.where(is_real, at_spikes, columns), is_real
 
     def _background(self, unit: int, count: int, random: np.random.Generator) -> np.ndarray:
-        """Draw columns away from the unit's own spikes; anywhere if there is no such place."""
+        """Draw columns away from the unit's own spikes; anywhere if no such column is drawn."""
         usable, own = self.stored.usable, self.suspected[unit]
         drawn = usable[random.integers(len(usable), size=4 * count)]
         if len(own):
@@ -155,8 +164,8 @@ class PatchMaker:
         return drawn[:count]
 
 
-class _Placed:
-    """Templates that can be added to patches at any lag.
+class _TemplateAdder:
+    """Adds templates to patches at any lag.
 
     Parameters
     ----------

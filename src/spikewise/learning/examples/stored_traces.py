@@ -1,10 +1,10 @@
-"""Traces of parts of the label interval in memory, channel by channel, for patches to be cut from.
+"""Traces of parts of the label interval in memory, channel by channel; patches are cut from them.
 
-They can be read like any traces, too.
+They can also be read like other traces.
 
 Conventions: a global frame counts samples from 0 over all segments; a *column* counts the stored samples. A
-window around a column never reaches over the end of the part that it lies in: columns where it would are not
-usable.
+window around a usable column never crosses the end of the stored part that holds it; columns where it would
+are not usable.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MEMORY_BYTES = 2**31
 
 
 class StoredTraces:
-    """Blocks of traces, in half precision: about a thousandth of the noise is lost.
+    """Blocks of traces in half precision; the rounding error is about a thousandth of the noise.
 
     Parameters
     ----------
     traces : Traces
         Preprocessed traces, in noise standard deviations.
     blocks : sequence of Block
-        What to store, in order of time; if all of it takes more memory than allowed, blocks evenly spread.
+        What to store, in order of time; if all blocks need more memory than allowed, evenly spread ones.
     reach : int
         Samples to either side that a usable column has within its block or the one beside it.
     memory_bytes : int
@@ -97,14 +97,14 @@ class StoredTraces:
         return traces
 
     def columns_of(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the columns of those global frames that are usable, and which these are."""
+        """Return the columns of the global frames that are usable, and the indices of these frames."""
         if not len(self.usable):
             return np.empty(0, np.int64), np.empty(0, np.int64)
         block = np.searchsorted(self._starts, frames, side="right") - 1
         inside = (block >= 0) & (frames < self._stops[block])
         columns = np.where(inside, frames - self._starts[block] + self._columns[block], -1)
-        place = np.searchsorted(self.usable, columns)
-        found = inside & (self.usable[np.minimum(place, len(self.usable) - 1)] == columns)
+        index = np.searchsorted(self.usable, columns)
+        found = inside & (self.usable[np.minimum(index, len(self.usable) - 1)] == columns)
         return columns[found], np.flatnonzero(found)
 
     def windows(

@@ -1,9 +1,9 @@
 """Labelled units added to training windows at random lags.
 
-Two spikes that fall together by chance are rare among a few labels, and a network that has never seen a pair
-learns that units exclude one another: nearly all spikes that it then misses coincide with one of another
-unit, however far away. So mean waveforms of the labelled units are added to the windows, of any two units at
-any lag. A unit at the window's centre is labelled; one beside it is an example of a near miss.
+Among a few labels, spikes that coincide by chance are rare. A network that has never seen such a pair learns
+that units exclude one another: nearly all spikes that it then misses coincide with one of another unit,
+however far away. So mean waveforms of the labelled units are added to the windows, of any units at any lag. A
+unit at the window's centre is labelled; a unit beside the centre is an example of a near miss.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Superposer:
             stands_out = template.abs().amax(dim=0) > least
             channels = stands_out.nonzero().flatten()
             if len(channels):
-                # One slice of channels, zero where left out: a slice is added many times more quickly.
+                # A slice of channels, zero where one is left out: adding a slice is many times faster.
                 near = slice(int(channels[0]), int(channels[-1]) + 1)
                 self.templates[unit] = (template * stands_out)[:, near].contiguous().numpy(), near
 

@@ -1,23 +1,23 @@
 """Windows and labels for training, and the time that is held out of it.
 
-The label interval is cut into blocks of about a second, and one in every few is held out: its windows never
-train, they choose when to stop and the thresholds. Alternating blocks keep both parts representative where
-rates or signals change over the interval.
+The label interval is cut into blocks of about a second, and every few blocks one is held out. Its windows do
+not train; they decide when training stops, and choose the thresholds. Since the blocks alternate, both parts
+stay representative if rates or signals change over the interval.
 
 A *span* is a stretch of traces around a sample, long enough for a window centred on any sample within the
 label radius. Spans around labelled spikes and spans of noise are read once; windows are cut from them anew
 in each epoch.
 
-Conventions: global frames count from 0 over all segments laid end to end. Within the label interval a spike
-is positive (it is an example of its unit) or, beyond the first K of its unit, neither positive nor noise: a
-window that holds such a spike is not drawn as noise, and says nothing about that unit.
+Conventions: global frames count from 0 over all segments laid end to end. Within the label interval the
+first K spikes of a unit are positive: they are examples of the unit. Its later spikes are neither positive
+nor noise: a window that holds one is not drawn as noise, and does not count in the loss of that unit.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,19 +67,24 @@ class Batch:
 
 
 def split_interval(
-    traces: Traces, start_frame: int, stop_frame: int, spikes: KeptSpikes, held_out_fraction: float
+    traces: Traces, parts: Sequence[tuple[int, int]], spikes: KeptSpikes, held_out_fraction: float
 ) -> list[Block]:
-    """Cut the label interval into blocks, and hold some out.
+    """Cut the parts of the label interval (global frames, half open) into blocks, and hold some out.
 
-    Every n-th block is held out, n being the inverse of `held_out_fraction`; the phase is the one that leaves
-    the fewest units without a positive spike in the rest, and a block that holds all positive spikes of a
-    unit trains in any case.
+    Every n-th block is held out, where n is the inverse of `held_out_fraction`. The phase is chosen so that
+    as few units as possible have no positive spike in the other blocks. A block that holds all positive
+    spikes of a unit is always used for training.
     """
-    blocks = _cut_blocks(traces, start_frame, stop_frame, held_out_fraction)
+    blocks = [
+        block
+        for start, stop in parts
+        for block in _cut_blocks(traces, start, stop, held_out_fraction, len(parts))
+    ]
     frames, units = spikes.global_frame[spikes.is_positive], spikes.unit_index[spikes.is_positive]
     block_of_spike = np.searchsorted([b.start for b in blocks], frames, side="right") - 1
+    inside = (block_of_spike >= 0) & (frames < np.array([b.stop for b in blocks])[block_of_spike])
     counts = np.zeros((len(spikes.unit_ids), len(blocks)), dtype=int)
-    np.add.at(counts, (units, block_of_spike), 1)
+    np.add.at(counts, (units[inside], block_of_spike[inside]), 1)
 
     period = round(1 / held_out_fraction)
     choices = [np.arange(len(blocks)) % period == phase for phase in reversed(range(period))]
@@ -93,9 +98,11 @@ def split_interval(
     ]
 
 
-def _cut_blocks(traces: Traces, start_frame: int, stop_frame: int, held_out_fraction: float) -> list[Block]:
-    """Cut into blocks of about a second, or so many that there are two of each kind."""
-    fewest = 2 * round(1 / held_out_fraction)
+def _cut_blocks(
+    traces: Traces, start_frame: int, stop_frame: int, held_out_fraction: float, num_parts: int
+) -> list[Block]:
+    """Cut into blocks of about a second; into shorter ones if these are needed for two of each kind."""
+    fewest = max(1, 2 * round(1 / held_out_fraction) // num_parts)
     length = int(min(BLOCK_S * traces.sampling_frequency, max(1, (stop_frame - start_frame) // fewest)))
     blocks, offset = [], 0
     for segment_index in range(traces.num_segments):
@@ -258,8 +265,8 @@ class TrainingSet:
         """Draw the global frames of noise spans.
 
         ``spike-free`` spans hold no spike at all. ``anywhere`` spans hold no labelled spike at their centre
-        and no spike that is neither positive nor noise; where these lie too dense, their units are left out
-        of the loss instead.
+        and no spike that is neither positive nor noise. If these are too few, spans with such spikes are
+        added; the units of these spikes are left out of the loss.
         """
         length = sum(block.stop - block.start for block in blocks)
         if not length:
@@ -299,7 +306,7 @@ class TrainingSet:
         return spans
 
     def _find_neighbours(self) -> dict[str, np.ndarray]:
-        """List the spikes around each span: arrays (num_spans, most_neighbours), unit -1 where none is."""
+        """List the spikes around each span: arrays (num_spans, most_neighbours), unit -1 if there is none."""
         reach = self._left + 2 * self.label_radius + 1
         frames = self.spikes.global_frame
         first = np.searchsorted(frames, self._centres - reach, side="left")

@@ -1,8 +1,8 @@
 """Mean waveforms of labelled units, with most of the noise removed, and the channels near each unit.
 
-A mean over few spikes is noisy on every channel and at every sample. The shapes of spikes vary little:
-each channel's mean is projected on the few temporal shapes that explain the clear channels of all units, and
-channels on which nothing stands out of the noise that is left are set to zero.
+A mean over few spikes is noisy on every channel and at every sample. The shapes of spikes vary little. So the
+mean of each channel is projected on the few temporal shapes that explain the clear channels of all units.
+Channels on which nothing stands out of the remaining noise are set to zero.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from spikewise.learning.examples.stored_traces import StoredTraces
 
 # Chosen by hand, all of the following.
 TEMPLATE_MS = (1.5625, 1.5625)  # before and after the spike
-_FEW_SPIKES = 15  # that tell the largest channel
-_MAX_SPIKES = 200  # of which a template is the mean
+_FEW_SPIKES = 15  # spikes whose median shows the largest channel
+_MAX_SPIKES = 200  # largest number of spikes of which a template is the mean
 _NUM_SHAPES = 8  # temporal shapes on which means are projected
-_LEAST_ENERGY = 4.0  # of a template on the channels of another unit
-_CLEAR_PEAK = 4.0  # of a mean waveform, in noise standard deviations, whose time can be told
-_TAPER = 0.1  # fraction of a template at either end over which it fades
-_CLEAR = 0.5  # of the largest peak-to-peak: channels that define the shapes
-_PLACING = 0.4  # of the largest peak-to-peak: channels that tell where a unit is
-_REACH_UM = 200.0  # from the largest channel: a template is zero beyond
-_PLACING_UM = 100.0  # from the largest channel: channels that tell where a unit is
-_OUTLIER = 6.0  # from the median waveform, in noise standard deviations
-_SHRINK = 2.0  # the estimator's own is 1; with few spikes the largest channel tends to be one by chance
+_LEAST_ENERGY = 4.0  # of a template on the channels of another unit that sees it
+_CLEAR_PEAK = 4.0  # height of a mean waveform whose time is clear, in noise standard deviations
+_TAPER = 0.1  # fraction of a template at either end over which it fades in and out
+_CLEAR = 0.5  # fraction of the largest peak-to-peak: channels above define the shapes
+_LARGE = 0.4  # fraction of the largest peak-to-peak: channels above define the position of a unit
+_REACH_UM = 200.0  # distance from the largest channel beyond which a template is zero
+_NEAR_UM = 100.0  # distance from the largest channel within which channels define the position
+_OUTLIER = 6.0  # distance from the median waveform of a distorted spike, in noise standard deviations
+_SHRINK = 2.0  # James and Stein: 1; but with few spikes the largest channel is often so by chance
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class UnitTemplates:
         return np.where(sizes.max(axis=1) > _CLEAR_PEAK, sizes.argmax(axis=1) - self.centre, 0)
 
     def seen_by(self, unit: int, channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the other units that reach the channels of a unit, and how strong they are there."""
+        """Return the other units that the channels of a unit see, and how strong they are there."""
         energy = (self.values[:, channels] ** 2).sum(axis=(1, 2))
         energy[unit] = 0
         others = np.flatnonzero(energy > _LEAST_ENERGY)
@@ -77,13 +77,13 @@ def estimate_templates(
     channel_positions_um: np.ndarray,
     sampling_frequency: float,
 ) -> UnitTemplates:
-    """Average the spikes of each unit and take most of the noise away.
+    """Average the spikes of each unit and remove most of the noise.
 
     Parameters
     ----------
     stored : StoredTraces
     columns : sequence of ndarray
-        For each unit the columns of its spikes; of more than 200, those evenly spread are taken.
+        For each unit the columns of its spikes; of more than 200, evenly spread ones are used.
     channel_positions_um : ndarray
         (num_channels, 2 or 3)
     sampling_frequency : float
@@ -107,7 +107,7 @@ def estimate_templates(
     return UnitTemplates(
         smooth.astype(np.float32),
         before,
-        _place(height, distance, channel_positions_um),
+        _centre_of_mass(height, distance, channel_positions_um),
         counts,
     )
 
@@ -135,8 +135,9 @@ def _robust_mean(waveforms: torch.Tensor) -> torch.Tensor:
 def _project(raw: np.ndarray, height: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Project each channel's mean on the shapes that explain the clear channels of all units, and shrink it.
 
-    The projection of a mean over n spikes has a noise of 1 / n in each of its coefficients; each channel is
-    shrunk by what of its energy that explains (the estimator of James and Stein), to nothing if all.
+    The projection of a mean over n spikes has noise with the variance 1 / n in each coefficient. Each channel
+    is shrunk by the fraction of its energy that this noise explains (the estimator of James and Stein), at
+    most to zero.
     """
     is_clear = (height >= _CLEAR * height.max(axis=1, keepdims=True)) & (height > 0)
     rows = raw[is_clear]
@@ -150,9 +151,9 @@ def _project(raw: np.ndarray, height: np.ndarray, counts: np.ndarray) -> np.ndar
     return (coefficients * kept[:, :, None]) @ shapes
 
 
-def _place(height: np.ndarray, distance: np.ndarray, channel_positions_um: np.ndarray) -> np.ndarray:
+def _centre_of_mass(height: np.ndarray, distance: np.ndarray, channel_positions_um: np.ndarray) -> np.ndarray:
     """Return the centre of mass of each unit's large channels around its largest: (num_units, 2 or 3)."""
-    large = (height >= _PLACING * height.max(axis=1, keepdims=True)) & (distance <= _PLACING_UM)
+    large = (height >= _LARGE * height.max(axis=1, keepdims=True)) & (distance <= _NEAR_UM)
     weight = np.where(large, height, 0) ** 2
     weight = np.where(weight.sum(axis=1, keepdims=True) > 0, weight, 1.0)
     return (weight @ channel_positions_um) / weight.sum(axis=1, keepdims=True)

@@ -1,0 +1,127 @@
+"""The commands ``evaluate`` and ``report``: parse, call, print; no logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from spikewise.cli.console import out, print_json, say
+from spikewise.cli.options import AsJson, Output, Overwrite, Reading, flat
+from spikewise.core.config import EvaluationConfig, RecordingConfig
+
+
+def evaluate(
+    truth: Path,
+    sorting: Path,
+    *,
+    json: AsJson = False,
+    recording: Path | None = None,
+    csv: Path | None = None,
+    overwrite: Overwrite = False,
+    reading: Reading = RecordingConfig(),
+    comparing: Annotated[EvaluationConfig, flat("Comparison")] = EvaluationConfig(),
+) -> None:
+    """Compare a sorting with the true spikes; print a table of units and pooled scores.
+
+    Parameters
+    ----------
+    truth
+        The true spikes: a SpikeInterface sorting, the truth folder of a simulation, NWB units, a CSV.
+    sorting
+        The sorting to evaluate: a result of `spikewise sort`, or spikes in any format of `sort --labels`.
+    recording
+        The recording of both; needed if the spikes are a CSV or a folder of another sorter.
+    csv
+        File to write the table of units to; it must not exist.
+    """
+    from spikewise import api
+    from spikewise.core.files import check_output_file, writing
+
+    if csv is not None:
+        check_output_file(csv, overwrite, ending=".csv")
+    performance = api.evaluate(
+        truth,
+        sorting,
+        recording=None if recording is None else api.load_recording(recording, reading),
+        config=comparing,
+    )
+    table = performance.units
+    if csv is not None:
+        with writing(csv):
+            csv.parent.mkdir(parents=True, exist_ok=True)
+            table.to_csv(csv)
+    _print_table(table)
+    scores = performance.to_dict()
+    say(
+        f"pooled accuracy {performance.accuracy:.4f}, precision {performance.precision:.4f}, "
+        f"recall {performance.recall:.4f} over {len(table)} units",
+        f"{len(performance.unmatched_units)} sorted units match none; "
+        f"with their spikes counted as false, accuracy {performance.accuracy_all_spikes:.4f}",
+    )
+    if json:
+        print_json(command="evaluate", **{k: v for k, v in scores.items() if k != "units"})
+
+
+def report(
+    result: Path,
+    *,
+    output: Output,
+    recording: Path | None = None,
+    truth: Path | None = None,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+    reading: Reading = RecordingConfig(),
+    comparing: Annotated[EvaluationConfig, flat("Comparison")] = EvaluationConfig(),
+) -> None:
+    """Write the report of a result as one HTML file: traces, spikes, units, scores, provenance.
+
+    Parameters
+    ----------
+    result
+        The output folder of `spikewise sort`.
+    output
+        File for the report, for example report.html; it must not exist.
+    recording
+        The recording that was sorted; without it, the report has no traces and no waveforms.
+    truth
+        The true spikes: a SpikeInterface sorting, the truth folder of a simulation, NWB units, a CSV.
+    """
+    from spikewise import api
+
+    written = api.report(
+        result,
+        output,
+        recording=None if recording is None else api.load_recording(recording, reading),
+        truth=truth,
+        overwrite=overwrite,
+        config=comparing,
+    )
+    found, performance = written.provenance["result"], written.performance
+    accuracy = None if performance is None else performance.accuracy
+    say(
+        f"{found['num_units']} units, {found['num_spikes']} spikes"
+        + ("" if accuracy is None else f", pooled accuracy {accuracy:.4f}"),
+        f"report in {output}",
+    )
+    if json:
+        print_json(
+            command="report",
+            units=found["num_units"],
+            spikes=found["num_spikes"],
+            accuracy=accuracy,
+            output=str(output),
+        )
+
+
+def _print_table(table: Any) -> None:
+    """Print a table of scores with a row for each unit."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("unit", justify="right")
+    for name in table.columns:
+        shown.add_column(name.replace("_", " "), justify="right")
+    for unit_id, row in table.iterrows():
+        cells = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row]
+        shown.add_row(str(unit_id), *cells)
+    out.print(shown)
