@@ -404,10 +404,10 @@ def test_a_model_that_meets_nan_far_inside_leaves_nothing(refused, tetrode, trai
     [
         (["--epoch", 3], ("Unknown option: --epoch", "Did you mean", "--help")),
         (["--epochs", "many"], ("Invalid value for --epochs", "many", "--help")),
-        (["--epochs", 0], ("Epochs is 0", "It must be at least 1", "Change it")),
-        (["--threshold", 2], ("Threshold is 2.0", "at least 0.01 and at most 0.99", "Change it")),
+        (["--epochs", 0], ("setting epochs is 0", "It must be at least 1", "Change it")),
+        (["--threshold", 2], ("setting threshold is 2.0", "at least 0.01 and at most 0.99", "Change it")),
         (["--window-ms", "nan"], ("window_ms is nan", "at least 0.5 and at most 10.0", "Change it")),
-        (["--seed", -1], ("Seed is -1", "at least 0", "Change it")),
+        (["--seed", -1], ("setting seed is -1", "at least 0", "Change it")),
         (["--chunk-s", 0], ("chunk_s is 0", "at least 0.001", "Change it")),
         (["--labels-per-unit", 0], ("labels_per_unit is 0", "at least 1", "Change it")),
         (["--freq-min-hz", 7000], ("from 7000 to 6000 Hz", "must lie above", "Change freq_min_hz")),

@@ -125,7 +125,7 @@ def pair_recordings(recordings: Sequence[Path], labels: Sequence[Path]) -> list[
     for folder in recordings:
         if not (folder / "recording").exists() or not (folder / "truth").exists():
             raise LabelsError(
-                f"{folder} holds no recording with its truth",
+                f"the folder {folder} holds no recording with its truth",
                 "folders of `spikewise simulate`, or labels for each recording",
                 "name the labels of each recording with --labels",
             )

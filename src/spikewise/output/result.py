@@ -252,7 +252,7 @@ def _check_together(result: StoredResult, folder: Path) -> None:
 
 def _damaged(path: Path, reason: str) -> OutputError:
     return OutputError(
-        f"{path} is damaged or not from Spikewise: {reason}",
+        f"the file {path} is damaged or not from Spikewise: {reason}",
         "the provenance that `spikewise sort` wrote",
         "copy the original result again, or sort again",
     )

@@ -75,7 +75,7 @@ def train_waveforms(
     snippets = _open_snippets(waveforms, reading)
     if snippets.labels is None:
         raise LabelsError(
-            f"{snippets.name} holds waveforms without labels",
+            f"the source {snippets.name} holds waveforms without labels",
             "waveforms with the unit of each",
             "add an array or column of labels, name it with --labels-key, or use: spikewise waveforms sort",
         )

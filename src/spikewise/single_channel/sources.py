@@ -94,7 +94,7 @@ def read_labels(
     if both_are_paths and Path(str(labels)).absolute() == Path(str(source)).absolute():
         if channel.sample_index is None or channel.labels is None:
             raise LabelsError(
-                f"{source} holds a signal without spikes",
+                f"the file {source} holds a signal without spikes",
                 "a file that holds both",
                 "give labels in a file of their own",
             )

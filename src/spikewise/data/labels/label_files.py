@@ -164,9 +164,17 @@ def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
     clusters = load_npy(clusters_file).reshape(-1)
     if len(times) != len(clusters):
         raise LabelsError(
-            f"{folder} holds {len(times)} spike times and {len(clusters)} units of spikes",
+            f"the folder {folder} holds {len(times)} spike times and {len(clusters)} units of spikes",
             "one unit for each spike",
             "export the folder again",
+        )
+    broken = times[times != np.rint(times)]
+    if len(broken) and recording is not None and times.max() < recording.get_total_duration() + 1:
+        raise LabelsError(
+            f"the spike times in {folder} are not whole numbers, such as {broken[0]:.6g}, and none lies "
+            f"beyond the {recording.get_total_duration():.6g} s of the recording",
+            "samples; these seem to be seconds",
+            "multiply them by the sampling frequency, or give a CSV with time_s and unit_id",
         )
     noise = [unit for unit, group in _phy_groups(folder).items() if group == "noise"]
     kept = ~np.isin(clusters, noise)
@@ -186,18 +194,43 @@ def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
 def _phy_groups(folder: Path) -> dict[int, str]:
     """Return the group of each unit; manual curation overrides Kilosort's own label."""
     groups: dict[int, str] = {}
-    for stem, column in (
-        ("cluster_KSLabel", "KSLabel"),
-        ("cluster_info", "group"),
-        ("cluster_group", "group"),
-    ):
-        file = folder / f"{stem}.tsv"
-        if not file.is_file():
-            continue
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            for row in csv.DictReader(lines, delimiter="\t"):
-                if row.get(column):
-                    groups[int(row.get("cluster_id") or row["id"])] = row[column].strip().lower()
+    for stems, column in _PHY_TABLES:
+        files = [folder / f"{stem}{ending}" for stem in stems for ending in (".tsv", ".csv")]
+        file = next((file for file in files if file.is_file()), None)
+        if file is not None:
+            groups |= _read_groups(file, column)
+    return groups
+
+
+_PHY_TABLES = (
+    (("cluster_KSLabel",), "kslabel"),
+    (("cluster_info",), "group"),
+    (("cluster_group", "cluster_groups"), "group"),
+)
+"""Tables of the groups of units, and their columns; older programs write .csv, and another name."""
+
+
+def _read_groups(file: Path, column: str) -> dict[int, str]:
+    """Read the groups of one table; rows without a unit or a group are left aside."""
+    groups: dict[int, str] = {}
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        header = lines.readline()
+        delimiter = next((sign for sign in "\t,;" if sign in header), "\t")
+        names = [name.strip().strip('"').lower() for name in header.rstrip("\r\n").split(delimiter)]
+        rows = csv.DictReader(lines, names, delimiter=delimiter)
+        for row in rows:
+            group = (row.get(column) or "").strip().lower()
+            unit = (row.get("cluster_id") or row.get("id") or "").strip()
+            if not group or unit.lower() in ("", "nan"):
+                continue
+            number = pd.to_numeric(unit, errors="coerce")
+            if not number == np.rint(number):
+                raise LabelsError(
+                    f"line {rows.line_num + 1} of {file} has the unit {unit!r}",
+                    "the number of a unit",
+                    "correct the line, or remove it",
+                )
+            groups[int(number)] = group
     return groups
 
 
@@ -240,7 +273,7 @@ def _read_zarr(folder: Path, recording: BaseRecording | None) -> BaseSorting:
         for file in folder.rglob(name):
             if "pickle" in file.read_text(encoding="utf-8"):
                 raise LabelsError(
-                    f"{folder} holds pickled arrays ({file.relative_to(folder)})",
+                    f"the folder {folder} holds pickled arrays ({file.relative_to(folder)})",
                     "arrays without pickles: a pickle can run any code",
                     "save the sorting with sorting.save(folder=...)",
                 )
@@ -283,6 +316,7 @@ def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
         text = pd.read_csv(
             file,
             dtype=str,
+            sep=_delimiter_of(file),
             keep_default_na=False,
             index_col=False,
             skip_blank_lines=False,
@@ -325,6 +359,13 @@ def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
     return make_sorting(spikes, recording.sampling_frequency, unit_ids, num_segments)
 
 
+def _delimiter_of(file: Path) -> str:
+    """Return the sign that separates the columns: a comma, or the tab or semicolon of other programs."""
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        header = lines.readline()
+    return next((sign for sign in "\t;" if sign in header and "," not in header), ",")
+
+
 def _check_header(file: Path, columns: list[str]) -> str:
     """Return the name of the column with the times; warn about unused columns."""
     times = [name for name in ("sample_index", "time_s") if name in columns]
@@ -355,7 +396,7 @@ def _check_lines(file: Path, cells: pd.Series, good: np.ndarray, allowed: str) -
 def _required(recording: BaseRecording | None, path: Path) -> BaseRecording:
     if recording is None:
         raise LabelsError(
-            f"{path} does not contain the sampling frequency of its spikes",
+            f"the file {path} does not contain the sampling frequency of its spikes",
             "the recording, which has it",
             "give the recording too (--recording)",
         )

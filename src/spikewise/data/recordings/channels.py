@@ -234,7 +234,7 @@ def _count_strange(traces: np.ndarray) -> np.ndarray:
     """Return how many samples of each channel are too large or too small for a signal in any unit."""
     if traces.dtype.kind != "f":
         return np.zeros(traces.shape[1], np.int64)
-    size = np.abs(traces)
+    size = np.abs(traces.astype(np.float32) if traces.dtype.itemsize < 4 else traces)
     return (((size > LARGEST) & np.isfinite(size)) | ((size > 0) & (size < SMALLEST))).sum(axis=0)
 
 

@@ -44,6 +44,8 @@ _OTHER_STREAM = re.compile(
     r"|(^|[.\-_/]|series)lfp?($|[.\-_/])",
     re.IGNORECASE,
 )
+# Accelerometers, analog inputs and synchronisation that some systems write beside the electrodes.
+_NO_ELECTRODE = re.compile(r"(.*[_\-])?(aux|adc|ainp|din|dout|sync|sy|trig|vdd)[_\- ]?\d*$", re.IGNORECASE)
 _DEFAULTS = RecordingConfig()
 _EXTRAS = {"MEArec": "simulate", "pynwb": "nwb"}
 
@@ -99,7 +101,7 @@ def load_recording(path: str | Path, config: RecordingConfig = _DEFAULTS) -> Bas
             f"did you mean {close[0]!r}?" if close else "leave --format out to find it from the path",
         )
     with reading_errors(f"the recording {path}, taken as {name}"):
-        recording = _FORMATS[name].read(path, config)
+        recording = _only_electrodes(_FORMATS[name].read(path, config))
         annotations = {key: recording.get_annotation(key) for key in recording.get_annotation_keys()}
         check_nesting(annotations, "what it is annotated with")
         _check_recording(recording, path)
@@ -125,6 +127,20 @@ def reading_errors(what: str) -> Iterator[None]:
             if error.name not in _EXTRAS:
                 raise
             raise MissingExtraError(error.name, _EXTRAS[error.name], f"reading {what}") from error
+
+
+def _only_electrodes(recording: BaseRecording) -> BaseRecording:
+    """Leave out channels that by their names are no electrodes, unless a probe says that they are."""
+    if recording.has_probe():
+        return recording
+    names = recording.get_property("channel_name")
+    names = [str(name) for name in (recording.channel_ids if names is None else names)]
+    is_other = np.array([bool(_NO_ELECTRODE.match(name)) for name in names])
+    if is_other.all() or not is_other.any():
+        return recording
+    left_out = ", ".join(name for name, other in zip(names, is_other, strict=True) if other)
+    logger.warning("left out, since they are no electrodes by their names: %s", left_out)
+    return recording.select_channels(recording.channel_ids[~is_other])
 
 
 def _check_recording(recording: BaseRecording, path: Path) -> None:
@@ -182,7 +198,7 @@ def _find_h5_format(path: Path) -> str:
             return "mcsh5"
         if "templates" in file and "locations" in file:
             raise RecordingError(
-                f"{path} holds MEArec templates, not a recording",
+                f"the recording {path} holds MEArec templates, not a recording",
                 "a MEArec recording file holds 'recordings' and 'channel_positions'",
                 "make a recording from the templates with MEArec, or give the recording file",
             )
@@ -202,7 +218,7 @@ def _choose_stream(names: list[str], wanted: str | None, path: Path) -> str:
     if wanted is not None and wanted not in names:
         close = difflib.get_close_matches(wanted, names, n=1)
         raise RecordingError(
-            f"{path} has no stream {wanted!r}",
+            f"the recording {path} has no stream {wanted!r}",
             f"its streams are {', '.join(map(repr, names)) or 'none'}",
             f"did you mean {close[0]!r}?" if close else "give one of these with --stream",
         )
@@ -214,7 +230,8 @@ def _choose_stream(names: list[str], wanted: str | None, path: Path) -> str:
         if len(candidates) == 1:
             return candidates[0]
     raise RecordingError(
-        f"{path} holds {len(names)} streams" + (f": {', '.join(map(repr, names))}" if names else ""),
+        f"the recording {path} holds {len(names)} streams"
+        + (f": {', '.join(map(repr, names))}" if names else ""),
         "one stream of voltages is sorted at a time",
         "choose one with --stream" if names else "check that the files of the voltages are in place",
     )

@@ -236,7 +236,12 @@ def _repair(recording: BaseRecording, config: SortingConfig, seed: int) -> Repai
 
 
 def as_signed(recording: BaseRecording) -> BaseRecording:
-    """Return a recording of signed samples: unsigned ones are shifted to the middle of their range."""
+    """Return a recording of signed samples: unsigned ones are shifted to the middle of their range.
+
+    Floating-point numbers of 16 bits, which the compiled loops do not know, or more than 64 are converted.
+    """
+    if recording.get_dtype().kind == "f" and recording.get_dtype().itemsize not in (4, 8):
+        return spre.astype(recording, "float32" if recording.get_dtype().itemsize == 2 else "float64")
     if recording.get_dtype().kind != "u":
         return recording
     if recording.get_dtype().itemsize == 8:

@@ -291,12 +291,29 @@ def _wire(group: ProbeGroup, name: str, num_channels: int | None) -> None:
     connected = np.sort(wiring[wiring >= 0])
     _check_count(name, connected.size, num_channels)
     if connected.size == 0 or not np.array_equal(connected, np.arange(connected.size)):
-        raise ProbeError(
-            f"the contacts of the probe {name} are wired to {np.unique(connected).size} different channels, "
-            f"numbered {connected.min(initial=0)} to {connected.max(initial=0)}",
-            "each channel of the recording, numbered from 0, must have one contact",
-            "correct device_channel_indices in the probe file",
+        raise _wrong_wiring(connected, name)
+
+
+def _wrong_wiring(connected: np.ndarray, name: str) -> ProbeError:
+    """Return an error that says how the channels are numbered; `connected` are their numbers in order."""
+    last = connected.size - 1
+    if connected.size and np.array_equal(connected, np.arange(1, connected.size + 1)):
+        return ProbeError(
+            f"the contacts of the probe {name} are wired to the channels 1 to {last + 1}: it counts from 1",
+            f"channels are counted from 0, here to {last}",
+            "subtract 1 from each number of device_channel_indices (or of the channels of a .prb file)",
         )
+    numbers, counts = np.unique(connected, return_counts=True)
+    twice = ", ".join(map(str, numbers[counts > 1][:10].tolist()))
+    missing = ", ".join(map(str, np.setdiff1d(np.arange(connected.size), numbers)[:10].tolist()))
+    return ProbeError(
+        f"the contacts of the probe {name} are wired to {numbers.size} different channels"
+        + (f", from {numbers[0]} to {numbers[-1]}" if numbers.size else "")
+        + (f"; twice: {twice}" if twice else "")
+        + (f"; missing: {missing}" if missing else ""),
+        "each channel of the recording, numbered from 0, must have one contact",
+        "correct device_channel_indices in the probe file",
+    )
 
 
 def _move_apart(group: ProbeGroup) -> None:

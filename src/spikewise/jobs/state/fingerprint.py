@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from spikeinterface.core import BaseRecording, BaseSorting
-from spikeinterface.core.core_tools import extractor_dict_iterator
 
 from spikewise.core.config import Config
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import OutputError, RecordingError
 from spikewise.core.version import __version__
+from spikewise.data.opening import files_of
 from spikewise.data.recordings.clock import has_clock, read_times
 from spikewise.data.recordings.formats import reading_errors
 from spikewise.output.store import spikes_hash
@@ -32,8 +32,6 @@ _PIECES = 32
 """Pieces of each segment that are hashed. Chosen by hand."""
 _PIECE_SAMPLES = 500
 """Samples of such a piece. Chosen by hand."""
-_MAX_FILES = 1000
-"""Largest number of files that are watched. Chosen by hand."""
 _MAX_DIFFERENCES = 6
 """An error message names at most so many differences. Chosen by hand."""
 _NOT_OF_RESULT = ("chunk_s", "cluster", "report")
@@ -105,7 +103,7 @@ def check_same_job(before: Any, now: dict[str, Any], where: Path) -> None:
     more = len(different) - _MAX_DIFFERENCES
     if different:
         raise OutputError(
-            f"{where} is of another sort: {'; '.join(different[:_MAX_DIFFERENCES])}"
+            f"the result {where} is of another sort: {'; '.join(different[:_MAX_DIFFERENCES])}"
             + (f"; and {more} more differences" if more > 0 else ""),
             "the recording, labels, model and settings that it began with",
             "give these, or start again with --overwrite and without --resume",
@@ -122,7 +120,7 @@ class FileWatch:
     """
 
     def __init__(self, recording: BaseRecording):
-        self._files = _files_of(recording)
+        self._files = files_of(recording)
         self._before = {path: _state(path) for path in self._files}
 
     def check(self) -> None:
@@ -141,7 +139,7 @@ class FileWatch:
                 if sizes[0] == sizes[1]:
                     what = "was written to"
                 raise RecordingError(
-                    f"{path} {what} while it was sorted",
+                    f"the file {path} {what} while it was sorted",
                     "a recording that does not change until it is sorted",
                     "sort it when it is complete; if the old files are back, go on with --resume",
                 )
@@ -189,22 +187,6 @@ def _pieces(recording: BaseRecording, segments: Iterable[int]) -> Iterator[tuple
                 start,
                 min(start + _PIECE_SAMPLES, recording.get_num_samples(segment_index)),
             )
-
-
-def _files_of(recording: BaseRecording) -> list[str]:
-    """Return the files that a recording is read from, and all files in its folders."""
-    if not recording.check_serializability("json"):
-        return []
-    files: set[str] = set()
-    for element in extractor_dict_iterator(recording.to_dict(recursive=True)):
-        value = element.value
-        if not isinstance(value, str | Path) or not os.path.isabs(value):
-            continue
-        if os.path.isfile(value):
-            files.add(str(value))
-        elif os.path.isdir(value):
-            files |= {entry.path for entry in os.scandir(value) if entry.is_file()}
-    return sorted(files)[:_MAX_FILES]
 
 
 def _state(path: str) -> tuple[int, int] | None:

@@ -12,7 +12,7 @@ from spikeinterface.core import BaseRecording, SortingAnalyzer
 from spikewise.core.errors import OutputError
 from spikewise.core.files import check_output_file, writing
 from spikewise.core.progress import ProgressCallback, silent
-from spikewise.data.opening import open_recording
+from spikewise.data.opening import files_of, open_recording
 from spikewise.output.export.analyzer import make_analyzer
 from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
 from spikewise.output.export.nwb import NwbExport, check_nwb_settings, require_neuroconv, write_nwb
@@ -102,7 +102,7 @@ def analyze(
     config = config or AnalyzerConfig.from_dict(options)
     folder = None if output is None else Path(output)
     if folder is not None and folder.exists():
-        raise OutputError(f"{folder} exists already", "a new name", "choose another")
+        raise OutputError(f"the folder {folder} exists already", "a new name", "choose another")
     stored = _stored(result)
     opened, _ = open_recording(recording, stored.reading)
     return _analyze(stored, opened, config, folder, progress)
@@ -151,12 +151,18 @@ def export_nwb(
     config = config or NwbConfig.from_dict(options)
     file = Path(output)
     if file.suffix.lower() != ".nwb":
-        raise OutputError(f"{file} does not end in .nwb", "the name of an NWB file", "change it")
+        raise OutputError(f"the file {file} does not end in .nwb", "the name of an NWB file", "change it")
     check_nwb_settings(file, append, config)
     if not append:
         check_output_file(file, overwrite, ending=".nwb")
     stored = _stored(result)
     opened, _ = open_recording(recording, stored.reading)
+    if not append and file.exists() and any(file.samefile(one) for one in files_of(opened)):
+        raise OutputError(
+            f"the file {file} is the recording itself, which would be lost",
+            "another file, or the units beside the recording in its file",
+            "choose another name, or give --append",
+        )
     analyzer = _analyze(stored, opened, AnalyzerConfig(), None, progress)
     with writing(file):
         file.absolute().parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from spikeinterface.core import BaseRecording, BaseSorting, SortingAnalyzer
 from spikewise.core.errors import MissingExtraError, OutputError, SettingError
 from spikewise.core.files import writing
 from spikewise.core.version import __version__
+from spikewise.data.opening import recording_in_file
 from spikewise.output.export.config import NwbConfig
 from spikewise.output.export.spike_times import TimedSorting
 
@@ -125,19 +127,56 @@ def write_nwb(
 
     with writing(file):
         if append:
-            with NWBHDF5IO(str(file), "r+", load_namespaces=True) as io:
-                nwbfile = io.read()
-                table = _add(nwbfile, analyzer, recording, provenance, file)
-                io.write(nwbfile)
+            if is_open := _is_open(file):  # by the recording, which goes on reading from the file as it was
+                place = file.resolve().with_name(file.name + ".partial.nwb")
+            else:
+                place = file
+            try:
+                if is_open:
+                    shutil.copy2(file, place)
+                with NWBHDF5IO(str(place), "r+", load_namespaces=True) as io:
+                    nwbfile = io.read()
+                    described = recording_in_file(recording, file)
+                    table = _add(nwbfile, analyzer, recording, described, provenance, file)
+                    _write_added(io, nwbfile, file)
+                if is_open:
+                    place.replace(file.resolve())
+            finally:
+                if is_open:
+                    place.unlink(missing_ok=True)
         else:
             nwbfile = _new_file(config)
-            table = _add(nwbfile, analyzer, recording, provenance, file)
+            table = _add(nwbfile, analyzer, recording, recording, provenance, file)
             partial = file.with_name(file.name + ".partial")
             with NWBHDF5IO(str(partial), "w") as io:
                 io.write(nwbfile)
             partial.replace(file)
     num_spikes = int(analyzer.sorting.count_total_num_spikes())
     return NwbExport(file, analyzer.get_num_units(), num_spikes, table)
+
+
+def _write_added(io: Any, nwbfile: NWBFile, file: Path) -> None:
+    """Write what was added; pynwb adds no electrodes of a new group to a table that is there."""
+    try:
+        io.write(nwbfile)
+    except ValueError as error:
+        raise OutputError(
+            f"the file {file} cannot take the electrodes of the recording: {' '.join(str(error).split())}",
+            "a file whose table of electrodes is empty, or has those of the recording",
+            "write the units to a new file",
+        ) from error
+
+
+def _is_open(file: Path) -> bool:
+    """Return whether this process, or another, has a file open, so that HDF5 does not change it in place."""
+    import h5py
+
+    try:
+        with h5py.File(file, "r+"):
+            return False
+    except OSError:
+        with h5py.File(file, "r"):  # a file that cannot be read at all is told
+            return True
 
 
 def _start_time(config: NwbConfig) -> datetime:
@@ -190,19 +229,25 @@ def _add(
     nwbfile: NWBFile,
     analyzer: SortingAnalyzer,
     recording: BaseRecording,
+    described: BaseRecording,
     provenance: dict[str, Any],
     file: Path,
 ) -> str:
-    """Add electrodes, units and provenance, and return the path of the table of units."""
+    """Add electrodes, units and provenance, and return the path of the table of units.
+
+    The electrodes are those of `described`, which has the channels of the recording.
+    """
     from neuroconv.tools.spikeinterface import add_recording_metadata_to_nwbfile, add_sorting_to_nwbfile
     from neuroconv.tools.spikeinterface.spikeinterface import _build_channel_id_to_electrodes_table_map
 
     if nwbfile.scratch and _PROVENANCE in nwbfile.scratch:
         raise OutputError(
-            f"{file} already holds units of Spikewise", "a file without them", "write to another file"
+            f"the file {file} already holds units of Spikewise",
+            "a file without them",
+            "write to another file",
         )
-    add_recording_metadata_to_nwbfile(recording, nwbfile)
-    rows = _build_channel_id_to_electrodes_table_map(recording, nwbfile)
+    add_recording_metadata_to_nwbfile(described, nwbfile)
+    rows = _build_channel_id_to_electrodes_table_map(described, nwbfile)
     means, sds, electrodes = _waveforms(analyzer, [rows[channel_id] for channel_id in recording.channel_ids])
     rate = float(analyzer.sampling_frequency)
     waveforms = {"means": means, "sds": sds, "sampling_rate": rate, "unit": "volts"}

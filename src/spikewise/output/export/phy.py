@@ -105,7 +105,7 @@ def write_phy(
     """
     if folder.exists():
         raise OutputError(
-            f"{folder} exists already",
+            f"the folder {folder} exists already",
             "a new name, because the folder may hold curated units",
             "choose another name",
         )
@@ -219,11 +219,12 @@ def _write_params(partial: Path, folder: Path, recording: BaseRecording, config:
         source = "copy"
         paths = [f"traces_{index}.dat" for index in range(recording.get_num_segments())]
         files = [partial / path for path in paths]
+        dtype = dtype.newbyteorder("=")
         _copy(recording, files, dtype)
     lines = {
         "dat_path": paths,
         "n_channels_dat": recording.get_num_channels(),
-        "dtype": dtype.name,
+        "dtype": dtype.name if dtype.isnative else dtype.str,  # the name leaves the byte order out
         "offset": offset,
         "sample_rate": float(recording.sampling_frequency),
         "hp_filtered": bool(recording.is_filtered()),
