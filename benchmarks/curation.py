@@ -162,7 +162,8 @@ def measure(name: str, seed: int, first_s: float, folder: Path) -> dict:
     work = path / "work"
     whole.frame_slice(0, edge).save(folder=work / "first", n_jobs=1, progress_bar=False)
     started = time.perf_counter()
-    first = spikewise.sort(work / "first", output=work / "out", bootstrap_s=first_s, seed=seed, report=False)
+    start = {"bootstrap": "lupin", "bootstrap_s": first_s}
+    first = spikewise.sort(work / "first", output=work / "out", seed=seed, report=False, **start)
     spikewise.export_phy(work / "out", work / "first", work / "phy")
     interval = {"label_interval": (0.0, first_s), "seed": seed}
     models = {"first sort": first.model}

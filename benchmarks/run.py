@@ -176,7 +176,9 @@ def benchmark_simulation(name: str, seed: int, folder: Path, sorters: list[str])
     )
     report(f"labels_{LABELS_PER_UNIT}_per_unit", labelled.sorting, facts)
     place = folder / f"{name}_seed{seed}_no_labels"
-    unlabelled, facts = timed_sort(recording, bootstrap_s=middle, seed=seed, output=place, overwrite=True)
+    unlabelled, facts = timed_sort(
+        recording, bootstrap="lupin", bootstrap_s=middle, seed=seed, output=place, overwrite=True
+    )
     groups = unlabelled.model.facts["labels"]["groups"]
     facts["bootstrap"] = {k: {f: v for f, v in g.items() if f != "dropped"} for k, g in groups.items()}
     (bootstrap_folder,) = (place / "bootstrap").iterdir()
@@ -200,7 +202,7 @@ def benchmark_locust(folder: Path) -> dict:
     path = DATA / "real" / "locust20010201_trial01_raw_tetrode_unlabelled.npz"
     recording = spikewise.load_recording(path, probe="tetrode")
     rate, duration = recording.get_sampling_frequency(), recording.get_duration()
-    result, facts = timed_sort(recording, bootstrap_s=duration / 2)
+    result, facts = timed_sort(recording, bootstrap="lupin", bootstrap_s=duration / 2)
     violations = {
         str(unit_id): round(violations_percent(result.sorting.get_unit_spike_train(unit_id), rate), 3)
         for unit_id in result.sorting.unit_ids
@@ -229,7 +231,7 @@ def benchmark_hc1(folder: Path) -> dict:
     rate = recording.get_sampling_frequency()
     troughs = np.load(path, allow_pickle=False)["times_trough"].astype(np.int64)
     truth = NumpySorting.from_samples_and_labels([troughs], [np.zeros(len(troughs), int)], rate)
-    result, facts = timed_sort(recording, bootstrap_min_spikes=5)
+    result, facts = timed_sort(recording)
     near = {}
     for unit_id in result.sorting.unit_ids:
         train = result.sorting.get_unit_spike_train(unit_id)

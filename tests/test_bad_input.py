@@ -226,7 +226,8 @@ def test_one_window_is_enough_for_a_model_but_not_to_learn(capsys, refused, tetr
 def test_too_short_for_another_sorter(refused, tetrode, tmp_path):
     file = write_array(tmp_path / "short.npy", tetrode.traces[: 2 * RATE - 1])
     tells = ("The recording lasts 2.000 s", "At least 2 s, better 60 s", "or give labels")
-    refused("sort", file, {"-o": tmp_path / "out", **array_options()}, tells=tells)
+    options = {"-o": tmp_path / "out", "--bootstrap": "lupin", **array_options()}
+    refused("sort", file, options, tells=tells)
 
 
 # Labels
@@ -403,15 +404,15 @@ def test_a_model_that_meets_nan_far_inside_leaves_nothing(refused, tetrode, trai
     [
         (["--epoch", 3], ("Unknown option: --epoch", "Did you mean", "--help")),
         (["--epochs", "many"], ("Invalid value for --epochs", "many", "--help")),
-        (["--epochs", 0], ("Epochs is 0", "It must be at least 1", "Change it")),
-        (["--threshold", 2], ("Threshold is 2.0", "at least 0.01 and at most 0.99", "Change it")),
+        (["--epochs", 0], ("setting epochs is 0", "It must be at least 1", "Change it")),
+        (["--threshold", 2], ("setting threshold is 2.0", "at least 0.01 and at most 0.99", "Change it")),
         (["--window-ms", "nan"], ("window_ms is nan", "at least 0.5 and at most 10.0", "Change it")),
-        (["--seed", -1], ("Seed is -1", "at least 0", "Change it")),
+        (["--seed", -1], ("setting seed is -1", "at least 0", "Change it")),
         (["--chunk-s", 0], ("chunk_s is 0", "at least 0.001", "Change it")),
         (["--labels-per-unit", 0], ("labels_per_unit is 0", "at least 1", "Change it")),
         (["--freq-min-hz", 7000], ("from 7000 to 6000 Hz", "must lie above", "Change freq_min_hz")),
         (["--device", "tpu"], ('"tpu" for --device', 'Choose from: "auto", "cpu"', "--help")),
-        (["--bootstrap", "magic"], ('"magic" for --bootstrap', 'Choose from: "lupin"', "--help")),
+        (["--bootstrap", "magic"], ('"magic" for --bootstrap', 'Choose from: "spikewise"', "--help")),
         (["--label-interval", 1], ("--label-interval requires 2", "Only got 1", "--help")),
         (["--learning-rate", 1e30], ("rate of 1e+30 gave numbers that are not finite", "0.005", "Lower")),
         (["--learning-rate", "inf"], ("learning_rate is inf", "It must be finite", "Change it")),

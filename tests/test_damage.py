@@ -12,7 +12,14 @@ from spikeinterface.core import NumpyRecording, NumpySorting
 
 import spikewise
 from spikewise.core.config import PreprocessingConfig, SortingConfig
-from spikewise.data.recordings.damage import ALL_CHANNELS, KINDS, find_time_jumps, measure_limits, union
+from spikewise.data.recordings.damage import (
+    ALL_CHANNELS,
+    KINDS,
+    find_time_jumps,
+    measure_limits,
+    samples_of,
+    union,
+)
 from spikewise.data.recordings.preprocessing import preprocess_recording
 from spikewise.data.recordings.probes import attach_probe
 from spikewise.data.recordings.reader import TraceReader
@@ -184,6 +191,60 @@ def test_damage_and_bridges_are_the_same_however_they_are_cut(data):
             found = found[found["channel_index"] == channel]
             covered.append(union(found["start"], found["stop"]))
         assert np.array_equal(covered[0], covered[1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(np.int16, 32767), (np.int16, -32768), (np.int32, 2**31 - 1), (np.float32, 1e30), (np.float64, -1e300)],
+)
+def test_a_sample_that_no_electrode_gives_is_bridged(dtype, value):
+    clean = noise(dtype=dtype)
+    traces = clean.copy()
+    traces[7000, 2] = value
+    traces[9000:9002, 4] = value
+    traces[0, 1] = value
+    recording = repaired(traces)
+    step = 0 if dtype is np.int16 else samples_of(0.2, RATE)  # more than 16 bits: a step is seen, too
+    assert stretches(recording) == [
+        (0, 16 + step, 1, "glitch"),
+        (6985, 7016 + step, 2, "glitch"),
+        (8985, 9017 + step, 4, "glitch"),
+    ]
+    assert np.abs(recording.get_traces().astype(float) - 100).max() < 150
+    assert np.array_equal(recording.get_traces()[7016 + step :, 2], clean[7016 + step :, 2])
+
+
+def test_large_spikes_steps_and_slow_waves_are_no_glitches():
+    traces = noise(dtype=np.float32)
+    traces[3000:3008, 0] -= 20 * 200 * np.hanning(8)  # a quarter of a millisecond, 200 standard deviations
+    traces[5000:, 1] += 20 * 2000
+    traces[:, 2] += 20 * 5000 * np.sin(np.arange(NUM_SAMPLES) / 2000)
+    assert stretches(repaired(traces)) == []
+    burst = noise(dtype=np.int32)
+    burst[5000:5012, 3] = 2**31 - 1  # too long for a glitch, too large for a signal
+    ((start, stop, channel, kind),) = stretches(repaired(burst))
+    assert (channel, kind) == (3, "glitch")
+    assert start == 4985
+    assert 5012 < stop < 5040
+
+
+@pytest.mark.parametrize("wrong", ["float32", "float64", "uint16", ">i2", "float16"])
+def test_samples_that_were_read_with_another_type_are_named(wrong, tmp_path):
+    (10 * (noise(4) - 100)).tofile(tmp_path / "a.dat")
+    options = {"sampling_frequency": RATE, "probe": "tetrode", "dtype": wrong, "num_channels": 4}
+    with pytest.raises(spikewise.SpikewiseError, match=r"--dtype"):
+        spikewise.sort(tmp_path / "a.dat", **options)
+
+
+def test_one_channel_of_a_wrong_type_is_named():
+    from spikewise.core.errors import WaveformsError
+    from spikewise.single_channel.config import SpikeDetectionConfig
+    from spikewise.single_channel.raw_channel import bandpass
+
+    signal = noise(1, dtype=np.float32)[:, 0]
+    signal[5000] = 1e30
+    with pytest.raises(WaveformsError, match=r"1e\+30.*no sample of an electrode.*--dtype"):
+        bandpass(signal, RATE, SpikeDetectionConfig())
 
 
 def test_unions_join_what_overlaps_or_touches():

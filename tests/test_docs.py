@@ -30,6 +30,8 @@ from spikewise.papers.esort.config import EsortPaperConfig
 from spikewise.papers.speed.config import SpeedConfig
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+PEERS = ("spikeinterface[full]", "spikesift", "mountainsort5", "kilosort")
+"""Other sorters, which are installed into an environment of their own."""
 RUN = ["index.md", "first-sort.md"]
 """Pages whose blocks are run, but for those about files of the reader's own."""
 
@@ -68,7 +70,7 @@ def check_command(words: list[str]) -> None:
     elif words[0] == "make":
         targets = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
         assert set(words[1:]) <= set(targets)
-    elif words[0] == "pip":
+    elif Path(words[0]).name == "pip":
         check_pip(words)
     elif words[0] == "python" and words[1].startswith("benchmarks/"):
         source = (REPOSITORY / words[1]).read_text(encoding="utf-8")
@@ -85,7 +87,9 @@ def check_pip(words: list[str]) -> None:
         if match := re.fullmatch(r"(?:\.|spikewise)\[([\w,]+)\]", word):
             assert set(match[1].split(",")) <= set(extras), word
         else:
-            assert word in (".", "torch", "--index-url") or word.startswith("https://download.pytorch.org/")
+            assert word in (".", "torch", "--index-url", *PEERS) or word.startswith(
+                "https://download.pytorch.org/"
+            )
 
 
 @pytest.mark.parametrize("command", ["sort R -o O --batch 3", "sort R -o O --chunk-s -1", "curate R", "sort"])

@@ -286,7 +286,7 @@ def test_an_empty_tested_sorting_scores_zero(trains):
 
 def test_what_cannot_be_compared():
     truth, tested = sorting_of({"a": [100]}), sorting_of({1: [100]})
-    with pytest.raises(LabelsError, match="sampling frequencies: 30000 and 25000"):
+    with pytest.raises(LabelsError, match="sampling frequencies: 30000 Hz and 25000 Hz"):
         compare_sortings(truth, sorting_of({1: [100]}, fs=25000.0))
     with pytest.raises(LabelsError, match="segments: 1 and 2"):
         compare_sortings(truth, sorting_of({1: [100]}, {1: [100]}))

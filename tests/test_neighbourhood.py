@@ -100,6 +100,10 @@ class DrawnBumps(NamedTuple):
     def slots(self):
         return np.arange(len(self.targets))
 
+    @property
+    def importance(self):
+        return np.ones_like(self.targets)
+
     def fill(self, first, patches):
         patches[:] = self.windows[first : first + len(patches)]
 

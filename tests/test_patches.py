@@ -200,3 +200,31 @@ def test_units_without_labels_and_recordings_full_of_spikes_still_give_patches(m
     patches, targets = crowded.make(0, 100, np.random.default_rng(0))
     assert patches.shape == (100, 3, 60)
     assert targets.sum() == 40
+
+
+def test_patches_of_the_recording_as_it_is_weigh_more(maker):
+    drawn = maker.draw(0, 2000, np.random.default_rng(1))
+    plain = drawn.importance > 1
+    assert 0.05 < plain.mean() < 0.6
+    assert not drawn.targets[plain].any()
+    patches = np.empty((2000, 3, SHAPE.window_samples), np.float32)
+    drawn.fill(0, patches)
+    in_order = np.empty_like(patches)
+    in_order[drawn.slots] = patches
+    trace = maker.stored.values[maker.channel_index[0, 0]].float().numpy()
+    every = np.lib.stride_tricks.sliding_window_view(trace, SHAPE.window_samples)
+    known = {window[-20:].tobytes() for window in every}
+    is_there = np.array([patch[0, -20:].tobytes() in known for patch in in_order])
+    assert is_there[plain].all()
+    assert not is_there[~plain & (drawn.targets == 0)].all()
+
+
+def test_likeness_is_the_cosine_at_the_best_lag():
+    random = np.random.default_rng(0)
+    values = np.zeros((3, 4, 80), np.float32)
+    values[0, :2, 20:40] = random.normal(size=(2, 20))
+    values[1] = 3 * np.roll(values[0], 4, axis=1)
+    values[2, 2, 20:40] = 1
+    templates = UnitTemplates(values, 30, np.zeros((3, 2)), np.ones(3, int))
+    likeness = templates.likeness(0, np.array([1, 2]), np.arange(4))
+    np.testing.assert_allclose(likeness, [1, 0], atol=1e-5)

@@ -7,13 +7,14 @@ import pytest
 import scipy.stats
 from spikeinterface.core import NumpyRecording
 
-from spikewise.core.config import PreprocessingConfig, RecordingConfig, SortingConfig
+from spikewise.core.config import Config, PreprocessingConfig, RecordingConfig, SortingConfig
 from spikewise.core.errors import RecordingError, SettingError
 from spikewise.data.recordings.channels import SilencedRecording, draw_chunks, find_unusable, measure_noise
 from spikewise.data.recordings.formats import load_recording
 from spikewise.data.recordings.preprocessing import Preprocessed, preprocess_recording, split_groups
 from spikewise.data.recordings.probes import attach_probe
 from spikewise.data.recordings.reader import TraceReader
+from spikewise.sorting.groups import Preparation, prepare_groups
 
 FS = 20000.0
 KEEP = PreprocessingConfig(bad_channels="keep")
@@ -239,9 +240,10 @@ def test_excluded_channels_must_exist_in_the_whole_recording():
     groups = split_groups(recording)
     assert preprocess_recording(groups["0"], config).silenced_channel_ids == ()
     assert preprocess_recording(groups["1"], config).silenced_channel_ids == ("c5",)
-    for part in (recording, groups["0"]):
-        with pytest.raises(RecordingError, match=r"no channel c50.*channels are c0, c1"):
-            preprocess_recording(part, PreprocessingConfig(exclude_channels=("c50",)))
+    with pytest.raises(RecordingError, match=r"no channel c50.*channels are c0, c1"):
+        prepare_groups(recording, Preparation.of(Config.from_options(exclude_channels=["c50"])))
+    with pytest.raises(RecordingError, match=r"no channel c5.*channels are c0, c1, c2, c3\."):
+        prepare_groups(groups["0"], Preparation.of(Config.from_options(exclude_channels=["c5"])))
 
 
 def test_given_silenced_channels_replace_excluded_and_detected_ones():

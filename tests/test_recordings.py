@@ -626,7 +626,7 @@ def test_probes_that_are_refused(tmp_path, traces):
     probe = probeinterface.generate_tetrode()
     probe.set_device_channel_indices([0, 1, 2, 7])
     probeinterface.write_probeinterface(tmp_path / "b.json", probe)
-    with pytest.raises(ProbeError, match="numbered 0 to 7"):
+    with pytest.raises(ProbeError, match="from 0 to 7; missing: 3"):
         load_probe(tmp_path / "b.json", 4)
     probe.set_device_channel_indices([0, 1, 2, -1])
     probeinterface.write_probeinterface(tmp_path / "c.json", probe)

@@ -11,6 +11,7 @@ from spikewise.core.config import Config
 from spikewise.models.checkpoint import load_model
 from spikewise.output.result import load_result
 from spikewise.output.result_groups import groups_of, preparation_of
+from spikewise.output.sorted_traces import traces_as_sorted
 from spikewise.sorting import groups as groups_module
 from spikewise.sorting.groups import Preparation, prepare_groups
 
@@ -102,3 +103,39 @@ def test_a_sort_prepares_its_groups_once(recording, trained, tmp_path, monkeypat
     spikewise.sort(recording, model=trained, output=tmp_path / "sorted")  # with its report
     assert len(count) == 1
     assert (tmp_path / "sorted" / "report.html").exists()
+
+
+def test_exports_and_the_browser_show_the_bridged_traces(tetrode, trained, tmp_path):
+    """One NaN, which a filter would spread, and one wild sample: the analyzer is that of the clean traces."""
+    original = load(tetrode.recording)
+    clean = original.get_traces(return_in_uV=True).astype(np.float32)
+    spoilt = clean.copy()
+    spoilt[50_000, 3], spoilt[90_000, 1] = np.nan, 1e30
+    found = []
+    for traces in (clean, spoilt):
+        recording = NumpyRecording([traces], original.sampling_frequency, channel_ids=original.channel_ids)
+        recording.set_probegroup(original.get_probegroup())
+        recording.set_channel_gains(1.0)
+        recording.set_channel_offsets(0.0)
+        found.append((recording, spikewise.sort(recording, model=trained, report=False)))
+    recording, of_spoilt = found[1]
+    assert of_spoilt.provenance["damage"]["num_stretches"] == 2
+    analyzers = [spikewise.analyze(result, made, spikes_per_unit=5000) for made, result in found]
+    traces = [analyzer.recording.get_traces() for analyzer in analyzers]
+    assert np.isfinite(traces[1]).all()
+    far = np.ones(len(clean), bool)
+    for sample in (50_000, 90_000):
+        far[sample - 1000 : sample + 1000] = False
+    assert np.abs(traces[1] - traces[0])[far].max() < 1e-3 * np.abs(traces[0]).max()
+    amplitudes = analyzers[1].get_extension("spike_amplitudes").get_data()
+    assert np.isfinite(amplitudes).all()
+    medians = [one.get_extension("quality_metrics").get_data()["amplitude_median"] for one in analyzers]
+    np.testing.assert_allclose(medians[1], medians[0], rtol=0.02)
+    stored = _stored(of_spoilt)
+    shown = traces_as_sorted(stored, recording, groups_of(stored, recording))  # what `spikewise gui` shows
+    np.testing.assert_array_equal(shown.get_traces(), traces[1])
+    saved = recording.save(folder=tmp_path / "recording", progress_bar=False, verbose=False)
+    spikewise.analyze(of_spoilt, saved, output=tmp_path / "analyzer")
+    again = load(tmp_path / "analyzer")
+    cut = again.recording.get_traces(0, 49_000, 51_000)  # the filter's margin changes the last digits
+    np.testing.assert_allclose(cut, traces[1][49_000:51_000], rtol=0, atol=0.01)

@@ -9,6 +9,7 @@ import torch
 from arrays import ArrayTraces, random_network
 from hypothesis import given
 from hypothesis import strategies as st
+from spikeinterface.core import NumpyRecording
 
 from spikewise.core.config import Config, DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.core.errors import ClusterError, MissingExtraError, OutputError, SettingError
@@ -251,10 +252,12 @@ def test_what_is_found_on_both_sides_of_a_seam_is_kept_once(tmp_path):
         at, unit = np.array(spikes or np.zeros((0, 2)), dtype=np.int64).T
         store.write(shard, found(Spikes(at, unit, np.ones(len(at), np.float32))), 0.1)
     shards = list(times)
-    one_period = merge_shards(FoundShards(store, [shards], 0.0), model, 2, tmp_path / "one.npy")
+    lengths = [np.zeros((2000, 1), np.int16), np.zeros((500, 1), np.int16)]
+    recording = NumpyRecording(lengths, model.sampling_frequency)
+    one_period = merge_shards(FoundShards(store, [shards], 0.0), model, recording, tmp_path / "one.npy")
     assert one_period.count_total_num_spikes() == sum(map(len, times.values()))
     periods = [shards[:2], shards[2:4], shards[4:]]
-    three = merge_shards(FoundShards(store, periods, 0.0), model, 2, tmp_path / "three.npy")
+    three = merge_shards(FoundShards(store, periods, 0.0), model, recording, tmp_path / "three.npy")
     kept = {shard: list(spikes) for shard, spikes in times.items()}
     kept[shards[2]] = [(995 + together + 1, 0), (1996, 1)]
     kept[shards[3]] = [(997 + together, 0)]

@@ -41,7 +41,7 @@ def planted():
 def parts(planted):
     traces, spikes = planted
     config = TrainingConfig(epochs=8, batch_size=128).resolved()
-    blocks = split_interval(traces, 0, 96000, spikes, 0.2)
+    blocks = split_interval(traces, [(0, 96000)], spikes, 0.2)
     sets = [
         TrainingSet(traces, spikes, [b for b in blocks if b.held_out == flag], WINDOW, RADIUS, config)
         for flag in (False, True)

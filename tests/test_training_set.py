@@ -103,7 +103,7 @@ def test_training_and_held_out_windows_share_no_sample():
     frames = np.arange(40, 1990, 37)
     spikes = spikes_at(frames, np.arange(len(frames)) % 3, 3)
     traces = numbered_traces(1200, 800)
-    blocks = split_interval(traces, 0, 2000, spikes, 0.2)
+    blocks = split_interval(traces, [(0, 2000)], spikes, 0.2)
     samples = {}
     for held_out in (False, True):
         part = [block for block in blocks if block.held_out == held_out]
@@ -116,7 +116,7 @@ def test_training_and_held_out_windows_share_no_sample():
 
 def test_blocks_cover_the_interval_once_and_stay_in_their_segment():
     traces = numbered_traces(1200, 800)
-    blocks = split_interval(traces, 50, 1950, spikes_at([100], [0], 1), 0.2)
+    blocks = split_interval(traces, [(50, 1950)], spikes_at([100], [0], 1), 0.2)
     covered = np.concatenate([np.arange(block.start, block.stop) for block in blocks])
     np.testing.assert_array_equal(covered, np.arange(50, 1950))
     assert all((block.start < 1200) == (block.segment_index == 0) for block in blocks)
@@ -128,7 +128,7 @@ def test_blocks_cover_the_interval_once_and_stay_in_their_segment():
 def test_every_unit_keeps_a_training_spike():
     traces = numbered_traces(2000)
     spikes = spikes_at([10 + 190 * unit for unit in range(10)], np.arange(10), 10)
-    blocks = split_interval(traces, 0, 2000, spikes, 0.5)
+    blocks = split_interval(traces, [(0, 2000)], spikes, 0.5)
     training = [block for block in blocks if not block.held_out]
     for frame in spikes.global_frame:
         assert any(block.start <= frame < block.stop for block in training)

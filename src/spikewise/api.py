@@ -22,7 +22,7 @@ from spikewise.data.labels.label_files import LABEL_FORMATS
 from spikewise.data.opening import open_recording, open_sorting
 from spikewise.data.recordings import formats as recordings
 from spikewise.data.recordings.preprocessing import split_groups
-from spikewise.data.recordings.probes import attach_probe, catalogue_names
+from spikewise.data.recordings.probes import catalogue_names
 from spikewise.data.simulation.simulate import Simulation, simulate_recording
 from spikewise.jobs.provenance import PACKAGES, describe_recording
 from spikewise.jobs.sort import SortingResult, sort, train
@@ -57,7 +57,7 @@ def load_recording(path: str | Path, config: RecordingConfig | None = None, **op
         If the recording cannot be read, or its channels have no positions.
     """
     config = config or RecordingConfig.from_dict(options)
-    return attach_probe(recordings.load_recording(path, config), config.probe)
+    return open_recording(path, config)[0]
 
 
 def evaluate(

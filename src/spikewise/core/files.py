@@ -31,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror or error}",
+            f"the output {path} cannot be written: {error.strerror or error}",
             "a folder that can be written and has space",
             "make room or choose another place, then run the command again",
         ) from error
@@ -72,12 +72,14 @@ def check_output_file(path: Path | str, overwrite: bool, ending: str | None = No
     with writing(path):
         if path.is_dir():
             example = f"such as model{ending}" if ending else "such as report.html"
-            raise OutputError(f"{path} is a folder", f"the name of a file, {example}", "add a file name")
+            raise OutputError(
+                f"the output {path} is a folder", f"the name of a file, {example}", "add a file name"
+            )
         if path.exists():
             _check_may_replace(path, overwrite)
             if ending and path.suffix.lower() != ending:
                 raise OutputError(
-                    f"{path} is not a file that Spikewise writes here",
+                    f"the output {path} is not a file that Spikewise writes here",
                     f"only a file that ends in {ending} is overwritten",
                     "choose another name",
                 )
@@ -88,7 +90,7 @@ def check_output_file(path: Path | str, overwrite: bool, ending: str | None = No
 def _check_may_replace(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(
-            f"{path} exists already",
+            f"the output {path} exists already",
             "a new name: results are not overwritten by default",
             "choose another name or add --overwrite",
         )
@@ -100,7 +102,7 @@ def _check_writable(path: Path) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(
-            f"{parent} cannot be written", "a folder that can be written", "choose another place"
+            f"the folder {parent} cannot be written", "a folder that can be written", "choose another place"
         )
 
 
@@ -113,7 +115,7 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written: {error.strerror or f'only a part was written ({error})'}",
+            f"the output {path} cannot be written: {error.strerror or f'only a part was written ({error})'}",
             "a folder that can be written and has space",
             "make room or choose another place, then run the command again",
         ) from error

@@ -124,7 +124,9 @@ def check_interval(value: tuple[float, float] | None, name: str) -> None:
 def _check_value(field: dataclasses.Field, hint: Any, value: Any) -> None:
     """Raise unless `value` has the type and lies in the range that the field declares."""
     if not _fits(hint, value):
-        raise SettingError(f"{field.name} is {value!r}", f"it must be {_describe(hint)}", "change it")
+        raise SettingError(
+            f"the setting {field.name} is {value!r}", f"it must be {_describe(hint)}", "change it"
+        )
     low, high = field.metadata.get("minimum"), field.metadata.get("maximum")
     numbers = [
         item for item in (value if isinstance(value, tuple) else (value,)) if isinstance(item, int | float)
@@ -138,7 +140,7 @@ def _check_value(field: dataclasses.Field, hint: Any, value: Any) -> None:
         bounds = [f"at least {low}"] if low is not None else []
         bounds += [f"at most {high}"] if high is not None else []
         allowed = " and ".join(bounds if all(map(math.isfinite, numbers)) else ["finite", *bounds])
-        raise SettingError(f"{field.name} is {value!r}", f"it must be {allowed}", "change it")
+        raise SettingError(f"the setting {field.name} is {value!r}", f"it must be {allowed}", "change it")
 
 
 def _fits(hint: Any, value: Any) -> bool:

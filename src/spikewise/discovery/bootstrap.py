@@ -36,6 +36,12 @@ MIN_INTERVAL_S = 2.0
 """Shortest recording that is given to a sorter; chosen by hand."""
 
 
+_PEAK_NOISE = 5.0
+"""Height of a peak that may be a spike, in standard deviations of the noise."""
+_FEWEST_PEAKS_HZ = 1.0
+"""With fewer such peaks per second, a failure of the sorter is one for lack of spikes; chosen by hand."""
+
+
 @dataclass(frozen=True)
 class Bootstrap:
     """Labels that another sorter made.
@@ -108,7 +114,11 @@ def bootstrap_labels(
             interval = interval.save(
                 folder=Path(scratch) / "recording", n_jobs=1, progress_bar=False, verbose=False
             )
-        found = _run_logged(sorter, interval, seed, Path(scratch) / "sorter", log_file)
+        try:
+            found = _run_logged(sorter, interval, seed, Path(scratch) / "sorter", log_file)
+        except BootstrapError as error:
+            _refuse_silence(preprocessed_recording, stop_frame, log_file, error)
+            raise
     seconds = time.perf_counter() - started
     logger.info("%s found %d units in %.0f s", sorter, len(found.unit_ids), seconds)
 
@@ -175,7 +185,8 @@ def _renumber(cleaned: CleanedUnits, found: LabelSet, recording: BaseRecording) 
 
 
 def _check_installed(sorter: str) -> None:
-    installed = [name for name in typing.get_args(BootstrapSorter) if name in installed_sorters()]
+    others = [name for name in typing.get_args(BootstrapSorter) if name != "spikewise"]
+    installed = [name for name in others if name in installed_sorters()]
     if sorter not in installed:
         raise BootstrapError(
             f"the sorter {sorter} is not installed",
@@ -219,6 +230,28 @@ def _run_logged(
             f"read {log_file}, sort a longer interval (bootstrap_s), choose another sorter, or give labels",
         )
     return found
+
+
+def _refuse_silence(recording: BaseRecording, stop_frame: int, log_file: Path, error: BootstrapError) -> None:
+    """Raise, where hardly a peak rises above the noise; else a sorter failed for another reason."""
+    reader = TraceReader(recording)
+    num_peaks, num_samples = 0, 0
+    for segment_index in range(recording.get_num_segments()):
+        stop = min(stop_frame - num_samples, recording.get_num_samples(segment_index))
+        for start in range(0, stop, round(recording.sampling_frequency)):
+            end = min(stop, start + round(recording.sampling_frequency))
+            over = (np.abs(reader.read(segment_index, start, end)) > _PEAK_NOISE).any(axis=1)
+            num_peaks += int(np.count_nonzero(np.diff(over.astype(np.int8), prepend=0) == 1))
+        num_samples += max(0, stop)
+    seconds = num_samples / recording.sampling_frequency
+    if num_peaks < _FEWEST_PEAKS_HZ * seconds:
+        raise BootstrapError(
+            f"there are hardly any spikes in the initial interval: in {seconds:.3g} s, {num_peaks} peaks are "
+            f"higher than {_PEAK_NOISE:g} standard deviations of the noise",
+            f"an interval in which neurons fire, at least {_FEWEST_PEAKS_HZ:g} such peaks per second",
+            "check channels, stream and filter; sort a longer interval (bootstrap_s), or give labels; "
+            f"the log is {log_file}",
+        ) from error
 
 
 def _refuse_nothing_left(sorter: str, dropped: dict[str, dict[str, Any]], log_file: Path) -> None:

@@ -90,7 +90,7 @@ def clean_labels(label_set: LabelSet, traces: Traces) -> tuple[LabelSet, dict[st
     spikes = kept_spikes(label_set, None)
     rate = traces.sampling_frequency
     before, after = (round(part * rate / 1000) for part in _WAVEFORM_MS)
-    blocks = split_interval(traces, label_set.start_frame, label_set.stop_frame, spikes, 0.2)
+    blocks = split_interval(traces, label_set.parts(), spikes, 0.2)
     stored = StoredTraces(traces, blocks, before + after)
     cutter = _Cutter(stored, before, before + after)
     duration = label_set.stop_frame - label_set.start_frame

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from spikeinterface.core import BaseSorting
+from spikeinterface.core import BaseRecording, BaseSorting
 from spikeinterface.core.base import minimum_spike_dtype
 
 from spikewise.core.files import writing
-from spikewise.data.labels.label_set import make_ordered_sorting
+from spikewise.data.labels.label_set import make_ordered_sorting, with_rate
 from spikewise.jobs.finding import FoundShards
 from spikewise.jobs.state.shards import Shard, ShardStore, check_whole
 from spikewise.models.checkpoint import Model
 
 
-def merge_shards(found: FoundShards, model: Model, num_segments: int, file: Path) -> BaseSorting:
+def merge_shards(found: FoundShards, model: Model, recording: BaseRecording, file: Path) -> BaseSorting:
     """Join the shards of all groups to one sorting, in order of segment, time, then unit.
 
     Two periods have different weights, so both may find the same spike at the seam between them. If a unit
@@ -34,7 +34,8 @@ def merge_shards(found: FoundShards, model: Model, num_segments: int, file: Path
         All shards of the sort; every group is cut at the same samples.
     model : Model
         Its units, group after group.
-    num_segments : int
+    recording : BaseRecording
+        The recording that was sorted: its segments, and its sampling frequency, are those of the sorting.
     file : Path
         Where the spikes are written, as .npy; the sorting reads from it.
     """
@@ -57,7 +58,10 @@ def merge_shards(found: FoundShards, model: Model, num_segments: int, file: Path
                 raise RuntimeError(f"the header of {count} spikes is longer than that of none")
         spikes = np.load(file, mmap_mode="r", allow_pickle=False)
     sorting = make_ordered_sorting(
-        spikes, model.sampling_frequency, np.arange(len(model.unit_ids)), num_segments
+        spikes,
+        recording.get_sampling_frequency(),
+        np.arange(len(model.unit_ids)),
+        recording.get_num_segments(),
     ).rename_units(model.unit_ids)
     sorting.set_property("threshold", np.concatenate([group.thresholds for group in model.groups]))
     names = [name for group in model.groups for name in [group.name] * len(group.unit_ids)]
@@ -67,14 +71,7 @@ def merge_shards(found: FoundShards, model: Model, num_segments: int, file: Path
 
 def in_memory(sorting: BaseSorting) -> BaseSorting:
     """Return a sorting that needs no file, with the same units and properties."""
-    copied = make_ordered_sorting(
-        np.array(sorting.to_spike_vector()),
-        sorting.sampling_frequency,
-        sorting.unit_ids,
-        sorting.get_num_segments(),
-    )
-    sorting.copy_metadata(copied)
-    return copied
+    return with_rate(sorting, sorting.sampling_frequency)
 
 
 def _found_once(

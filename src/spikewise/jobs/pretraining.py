@@ -125,7 +125,7 @@ def pair_recordings(recordings: Sequence[Path], labels: Sequence[Path]) -> list[
     for folder in recordings:
         if not (folder / "recording").exists() or not (folder / "truth").exists():
             raise LabelsError(
-                f"{folder} holds no recording with its truth",
+                f"the folder {folder} holds no recording with its truth",
                 "folders of `spikewise simulate`, or labels for each recording",
                 "name the labels of each recording with --labels",
             )
@@ -188,10 +188,10 @@ def _patches_of(
         if group.name not in parts:
             continue
         spikes = kept_spikes(parts[group.name], None)
-        start, stop = parts[group.name].start_frame, parts[group.name].stop_frame
+        used, fraction = parts[group.name].parts(), config.training.held_out_fraction
         blocks = [
             Block(block.segment_index, block.start, block.stop, False)
-            for block in split_interval(group.reader, start, stop, spikes, config.training.held_out_fraction)
+            for block in split_interval(group.reader, used, spikes, fraction)
         ]
         learner = UnitLearner(
             group.reader, group.recording.get_channel_locations(), window, LearningSettings.of(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from spikewise.core.config import Config
 from spikewise.core.devices import describe_device
 from spikewise.core.version import __version__
 from spikewise.data.opening import Inputs
+from spikewise.data.recordings.preprocessing import split_groups
 from spikewise.jobs.finding import FoundShards
 from spikewise.models.checkpoint import Model
 from spikewise.output.store import spikes_hash
@@ -40,13 +42,18 @@ def describe_sort(
 ) -> dict[str, Any]:
     """Return how the spikes of a sorting were found; `is_given` says that the model was not learnt here."""
     recorded_s = inputs.recording.get_total_duration()
+    groups = split_groups(inputs.recording, model.preprocessing_config.group_by)
+    channel_ids = {part.name: groups[part.name].channel_ids for part in model.groups}
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     processor = platform.processor() or platform.machine()
     facts = {
         "spikewise_version": __version__,
         "versions": {"python": platform.python_version(), **versions},
         "machine": {"processor": processor, **describe_device(config.sorting.device)},
-        "recording": describe_recording(inputs.recording, inputs.path),
+        "recording": {
+            **describe_recording(inputs.recording, inputs.path),
+            "channel_ids": {name: list(map(str, ids)) for name, ids in channel_ids.items()},
+        },
         "config": _effective_config(config, model),
         "labels": model.facts.get("labels"),
         "model": {"hash": model.hash(), "facts": model.facts, "given": is_given},
@@ -62,7 +69,7 @@ def describe_sort(
             "total": round(seconds.learning + seconds.sorting, 3),
         },
         "real_time_factor": round(recorded_s / seconds.sorting, 3),
-        "damage": _damage(model, found, inputs.recording.get_num_segments()),
+        "damage": _damage(model, found, inputs.recording, channel_ids),
     }
     if config.sorting.refresh_min is not None:
         facts["refreshed"] = found.refreshed
@@ -91,12 +98,14 @@ def _effective_config(config: Config, model: Model) -> dict[str, Any]:
     }
 
 
-def _damage(model: Model, found: FoundShards, num_segments: int) -> dict[str, Any]:
+def _damage(
+    model: Model, found: FoundShards, recording: BaseRecording, channel_ids: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
     """Return the damage of all groups."""
-    channel_ids = {part.name: part.channel_ids for part in model.groups}
+    num_segments = recording.get_num_segments()
     parts: dict[str, list[tuple[int, Damage]]] = {name: [] for name in channel_ids}
     for shard in found.shards:
         name = model.groups[shard.group_index].name
         parts[name].append((shard.segment_index, found.store.damage(shard)))
     damage = {name: join_damage(part, num_segments) for name, part in parts.items()}
-    return describe_damage(damage, channel_ids, model.sampling_frequency)
+    return describe_damage(damage, channel_ids, recording.sampling_frequency)

@@ -121,7 +121,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
 
     model = request.model or kept_model(state)
     if model is None:
-        start = find_start(groups, inputs, config, state, started)
+        start = find_start(groups, inputs, config, state, started, progress)
         model = learn_model(groups, start, config, state, progress)
         keep_model(model, state)
     learning_s = learning_seconds(model) if request.model is None else prepare_s
@@ -130,7 +130,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     found = find_spikes(groups, model, inputs.recording, config, state, request.watch, progress)
     for group in groups:
         group.reader.release()  # the spikes are mapped into the memory that the traces held
-    sorting = merge_shards(found, model, inputs.recording.get_num_segments(), state.folder / "spikes.npy")
+    sorting = merge_shards(found, model, inputs.recording, state.folder / "spikes.npy")
     seconds = Seconds(learning_s, found.earlier_s + time.perf_counter() - started)
     if request.model is not None:  # only now: if there was an error before, nothing is worth keeping
         save_model(model, state.output / MODEL_FILE)
@@ -173,7 +173,7 @@ def sort(
     recording : BaseRecording, str or Path
         The recording, with a probe, or its path.
     labels : BaseSorting, str, Path or None
-        Labelled spikes of any interval; without labels and model, another sorter makes them.
+        Labelled spikes of any interval; without labels and model, the units are found in the recording.
     model : Model, str, Path or None
         A trained model, or its path.
     output : str or Path, optional
@@ -234,8 +234,7 @@ def train(
     recording : BaseRecording, str or Path
         The recording, with a probe, or its path.
     labels : BaseSorting, str, Path or None
-        Labelled spikes, or their path; None lets a sorter of SpikeInterface make them from the first
-        ``bootstrap_s`` seconds.
+        Labelled spikes, or their path; None: the units are found in the recording.
     output : str or Path, optional
         File to write the model to.
     overwrite : bool
@@ -264,7 +263,7 @@ def train(
         started = time.perf_counter()
         groups = prepare_groups(inputs.recording, Preparation.of(config))
         state = Unfinished(Path(folder))
-        start = find_start(groups, inputs, config, state, started)
+        start = find_start(groups, inputs, config, state, started, progress)
         model = learn_model(groups, start, config, state, progress)
     if output is not None:
         save_model(model, output)

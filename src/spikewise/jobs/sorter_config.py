@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from spikewise.core.settings import Settings, setting
 
@@ -12,11 +13,16 @@ class SorterConfig(Settings):
     """What the sorter in SpikeInterface takes besides the settings of training and sorting."""
 
     labels: str | None = setting(
-        None, "Labelled spikes: a path or a sorting; by default, another sorter makes them (bootstrap)"
+        None, "Labelled spikes: a path or a sorting; by default, units are found without (bootstrap)"
     )
     model: str | None = setting(None, "Path of a trained model, which needs no labels")
     probe: str | None = setting(
         None, "Probe: a probeinterface file or a name; default: that of the recording"
+    )
+    clock: Literal["auto", "ignore"] = setting(
+        "auto",
+        "Times of the samples, where the recording has them. auto: labels in seconds use them, and their "
+        "jumps count as damage; ignore: samples are counted from the first time",
     )
     cache_folder: str | None = setting(
         None,

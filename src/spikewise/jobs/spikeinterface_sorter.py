@@ -19,7 +19,7 @@ import numpy as np
 from spikeinterface.core import BaseRecording, BaseSorting, load
 from spikeinterface.sorters.basesorter import BaseSorter
 
-from spikewise.core.config import Config
+from spikewise.core.config import Config, RecordingConfig
 from spikewise.core.errors import Interrupted
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.core.settings import Settings
@@ -32,6 +32,7 @@ _FINGERPRINT_PIECES = 5
 """Pieces of each segment that :func:`_fingerprint` hashes. Chosen by hand."""
 _FINGERPRINT_SAMPLES = 1000
 """Samples of such a piece. Chosen by hand."""
+_TIMES = "times_of_segment_{}.npy"
 
 
 def _parts() -> list[Settings]:
@@ -88,6 +89,7 @@ class SpikewiseSorter(BaseSorter):
         cls, recording: BaseRecording, output_folder: Path, params: dict[str, Any]
     ) -> dict[str, Any]:
         """Check the parameters before anything runs; save labels that are a sorting object to a folder."""
+        from spikewise.data.recordings.clock import with_checked_clock
         from spikewise.data.recordings.probes import attach_probe
 
         if isinstance(params["labels"], BaseSorting):
@@ -98,7 +100,8 @@ class SpikewiseSorter(BaseSorter):
             if isinstance(params[name], str | Path) and params[name] != "none":
                 params[name] = str(Path(params[name]).absolute())
         _, own = _split(params)
-        attach_probe(recording, own.probe)
+        with_checked_clock(attach_probe(recording, own.probe), own.clock)
+        _keep_times(recording, Path(output_folder))
         return params
 
     @classmethod
@@ -110,12 +113,15 @@ class SpikewiseSorter(BaseSorter):
     @classmethod
     def _run_from_folder(cls, sorter_output_folder: Path, params: dict[str, Any], verbose: bool) -> None:
         from spikewise.core.progress_bars import progress_bars
+        from spikewise.data.recordings.clock import with_checked_clock
         from spikewise.data.recordings.probes import attach_probe
         from spikewise.jobs.sort import sort
 
         config, own = _split(params)
         recording = cls.load_recording_from_folder(sorter_output_folder.parent, with_warnings=False)
-        recording = attach_probe(recording, own.probe)
+        _restore_times(recording, sorter_output_folder.parent)
+        recording = with_checked_clock(attach_probe(recording, own.probe), own.clock)
+        config = dataclasses.replace(config, recording=RecordingConfig(clock=own.clock))
         with progress_bars() if verbose else contextlib.nullcontext(silent) as progress:
             labels, model = own.labels, own.model
             if own.cache_folder is not None and model is None:
@@ -134,6 +140,24 @@ class SpikewiseSorter(BaseSorter):
     @classmethod
     def _get_result_from_folder(cls, sorter_output_folder: Path) -> BaseSorting:
         return load(Path(sorter_output_folder) / "sorting")
+
+
+def _keep_times(recording: BaseRecording, folder: Path) -> None:
+    """Write the times of the samples; SpikeInterface's description of a recording may leave them out."""
+    from spikewise.data.recordings.clock import has_clock, read_times
+
+    for segment_index in range(recording.get_num_segments()):
+        if has_clock(recording, segment_index):
+            length = recording.get_num_samples(segment_index)
+            np.save(folder / _TIMES.format(segment_index), read_times(recording, segment_index, 0, length))
+
+
+def _restore_times(recording: BaseRecording, folder: Path) -> None:
+    """Give a recording the times that :func:`_keep_times` wrote."""
+    for segment_index in range(recording.get_num_segments()):
+        file = folder / _TIMES.format(segment_index)
+        if file.is_file():
+            recording.set_times(np.load(file, mmap_mode="r"), segment_index, with_warning=False)
 
 
 def _split(params: dict[str, Any]) -> tuple[Config, SorterConfig]:
@@ -167,6 +191,7 @@ def _kept_model(
 def _fingerprint(recording: BaseRecording, labels: str | None, config: Config) -> str:
     """Return a hash of all that a model is learnt from; of the traces, only some pieces count."""
     from spikewise.data.opening import open_labels
+    from spikewise.data.recordings.clock import has_clock, read_times
     from spikewise.output.store import spikes_hash
 
     opened, _ = open_labels(labels, recording)
@@ -185,6 +210,9 @@ def _fingerprint(recording: BaseRecording, labels: str | None, config: Config) -
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for index, length in enumerate(lengths):
         for start in np.linspace(0, max(0, length - _FINGERPRINT_SAMPLES), _FINGERPRINT_PIECES).astype(int):
-            traces = recording.get_traces(index, start, min(length, start + _FINGERPRINT_SAMPLES))
+            stop = min(length, start + _FINGERPRINT_SAMPLES)
+            traces = recording.get_traces(index, start, stop)
             digest.update(np.ascontiguousarray(traces).tobytes())
+            if has_clock(recording, index):  # its jumps are damage
+                digest.update(read_times(recording, index, int(start), int(stop)).tobytes())
     return digest.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The labels that a sort starts from: given ones, or ones that another sorter makes."""
+"""The labels that a sort starts from: given ones, those that Spikewise finds, or those of another sorter."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spikeinterface.core import BaseRecording, BaseSorting, NumpyFolderSorting
+from spikeinterface.core import BaseRecording, BaseSorting, NumpyFolderSorting, NumpySorting
 
 from spikewise.core.config import BootstrapConfig, Config, LabelsConfig
 from spikewise.core.errors import BootstrapError
 from spikewise.core.files import sync_tree, writing
+from spikewise.core.progress import ProgressCallback
 from spikewise.core.untrusted import safe_name
+from spikewise.core.version import __version__
 from spikewise.data.labels.label_set import (
     LabelSet,
     make_label_set,
+    relabelled,
+    segment_starts,
     split_labels_by_group,
 )
 from spikewise.data.opening import Inputs
 from spikewise.discovery.bootstrap import bootstrap_labels
+from spikewise.discovery.discover import discover_units
 from spikewise.discovery.label_cleaning import clean_labels
 from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.learning.training_loop import Start
@@ -33,7 +38,10 @@ from spikewise.models.neighbourhood import Backbone
 from spikewise.output.store import BOOTSTRAP_FOLDER
 from spikewise.sorting.groups import Group
 
-_INTERVAL = ("start_frame", "stop_frame", "source", "segment_starts")
+_INTERVAL = ("start_frame", "stop_frame", "source", "segment_starts", "stretches")
+
+OWN_DISCOVERY = "spikewise"
+"""The setting `bootstrap` with which Spikewise finds the units itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +72,12 @@ class StartingPoint:
 
 
 def find_start(
-    groups: Sequence[Group], inputs: Inputs, config: Config, state: Unfinished, started: float
+    groups: Sequence[Group],
+    inputs: Inputs,
+    config: Config,
+    state: Unfinished,
+    started: float,
+    progress: ProgressCallback,
 ) -> StartingPoint:
     """Return the labels of each group, and the weights that training starts from.
 
@@ -72,27 +85,29 @@ def find_start(
     ----------
     groups : sequence of Group
     inputs : Inputs
-        Recording and labels; without labels another sorter makes them.
+        Recording and labels; without labels the units are found (:attr:`BootstrapConfig.bootstrap`).
     config : Config
     state : Unfinished
-        Keeps labels that another sorter made.
+        Keeps the labels of the units that are found.
     started : float
         ``time.perf_counter()`` before the groups were prepared: this time counts too.
+    progress : callable
+        Called with the progress of each stage.
     """
     pretrained = open_pretrained(config.transfer, config.design)
     weights = {} if pretrained is None else start_from(pretrained, groups, config.network, config.transfer)
-    label_sets, facts = label_groups(groups, inputs, config, state)
+    label_sets, facts = label_groups(groups, inputs, config, state, progress)
     pretrained_hash = None if pretrained is None else pretrained.hash()
     return StartingPoint(label_sets, facts, weights, pretrained_hash, time.perf_counter() - started)
 
 
 def label_groups(
-    groups: Sequence[Group], inputs: Inputs, config: Config, state: Unfinished
+    groups: Sequence[Group], inputs: Inputs, config: Config, state: Unfinished, progress: ProgressCallback
 ) -> tuple[dict[str, LabelSet], dict[str, Any]]:
     """Return the labels of each group, and the facts about their source: given labels, or discovered ones."""
     if inputs.labels is not None:
         return given_labels(groups, inputs.recording, inputs.labels, inputs.label_source, config.labels)
-    return discovered_labels(groups, config.bootstrap, config.training.seed, state)
+    return discovered_labels(groups, config.bootstrap, config.training.seed, state, progress)
 
 
 def given_labels(
@@ -105,16 +120,20 @@ def given_labels(
 
 
 def discovered_labels(
-    groups: Sequence[Group], config: BootstrapConfig, seed: int, state: Unfinished
+    groups: Sequence[Group],
+    config: BootstrapConfig,
+    seed: int,
+    state: Unfinished,
+    progress: ProgressCallback,
 ) -> tuple[dict[str, LabelSet], dict[str, Any]]:
-    """Let another sorter label each group; unit ids count through all groups.
+    """Find the units of each group, or let another sorter find them; unit ids count through all groups.
 
     The labels are written to the output folder. A group whose labels are there is not sorted again.
 
     Raises
     ------
     BootstrapError
-        If the sorter finds no unit in any group.
+        If no unit is found in any group.
     """
     label_sets: dict[str, LabelSet] = {}
     facts: dict[str, Any] = {"source": f"bootstrap {config.bootstrap}", "groups": {}}
@@ -122,7 +141,7 @@ def discovered_labels(
     for index, group in enumerate(groups):
         try:
             kept = _kept_labels(state, index, group)
-            kept = kept or _bootstrap_group(state, index, group, config, seed, next_id)
+            kept = kept or _bootstrap_group(state, index, group, config, seed, next_id, progress)
         except BootstrapError as error:
             if len(groups) == 1:
                 raise _with_log_kept(error, state.output / f"bootstrap_{config.bootstrap}.log") from error
@@ -142,30 +161,21 @@ def discovered_labels(
 
 
 def _bootstrap_group(
-    state: Unfinished, index: int, group: Group, config: BootstrapConfig, seed: int, first_id: int
+    state: Unfinished,
+    index: int,
+    group: Group,
+    config: BootstrapConfig,
+    seed: int,
+    first_id: int,
+    progress: ProgressCallback,
 ) -> tuple[LabelSet, dict[str, Any]]:
-    """Let the bootstrap sorter make the labels of a group, keep them, and return them as they are kept."""
-    repaired = group.preprocessed.repaired
-    bootstrap = bootstrap_labels(
-        group.recording if repaired is None else repaired,
-        config,
-        group.preprocessed.recording,
-        seed=seed,
-        folder=state.output,
-        silenced_channel_ids=group.preprocessed.silenced_channel_ids,
+    """Find the units of a group, keep their labels, and return them as they are kept."""
+    found, facts = (
+        _own_labels(group, seed, progress)
+        if config.bootstrap == OWN_DISCOVERY
+        else _labels_of_sorter(state, group, config, seed)
     )
-    cleaned, changes = clean_labels(bootstrap.label_set, group.reader)
-    label_set = _renumber(cleaned, first_id)
-    facts = {
-        "sorter": bootstrap.sorter,
-        "sorter_version": bootstrap.sorter_version,
-        "seconds": round(bootstrap.seconds, 3),
-        "num_units_found": bootstrap.num_found,
-        "num_units_kept": label_set.sorting.get_num_units(),
-        "num_units_split": changes["split"],
-        "num_units_merged": changes["merged"],
-        "dropped": bootstrap.dropped,
-    }
+    label_set = _renumber(found, first_id)
     folder = _labels_folder(state, group)
     partial = folder.with_name(f"{folder.name}.partial")
     with writing(state.output):
@@ -190,8 +200,63 @@ def _kept_labels(state: Unfinished, index: int, group: Group) -> tuple[LabelSet,
     if kept is None:
         return None
     sorting = NumpyFolderSorting(_labels_folder(state, group))
-    interval = {name: kept[name] for name in _INTERVAL} | {"segment_starts": tuple(kept["segment_starts"])}
+    parts = kept.get("stretches")  # labels that an older version kept have none
+    stretches = parts and tuple((start, stop) for start, stop in parts)
+    lists = {"segment_starts": tuple(kept["segment_starts"]), "stretches": stretches}
+    interval = {name: kept.get(name) for name in _INTERVAL} | lists
     return LabelSet(sorting=sorting, **interval), kept["facts"]
+
+
+def _own_labels(group: Group, seed: int, progress: ProgressCallback) -> tuple[LabelSet, dict[str, Any]]:
+    """Find the units of a group in its traces; also return the facts.
+
+    Raises
+    ------
+    BootstrapError
+        If there is none.
+    """
+    started = time.perf_counter()
+    found = discover_units(group.reader, group.recording.get_channel_locations(), seed, progress)
+    if not found.trains:
+        raise BootstrapError(
+            f"no unit was found in {found.facts['looked_at_s']:g} s of the recording",
+            "a recording with units that fire",
+            "check filter and channels with `spikewise info`, give labels with --labels, or try another "
+            "sorter with --bootstrap",
+        )
+    seconds = round(time.perf_counter() - started, 3)
+    facts = {"sorter": OWN_DISCOVERY, "sorter_version": __version__, "seconds": seconds, **found.facts}
+    source = f"Spikewise on {found.facts['looked_at_s']:g} s of the whole recording"
+    nothing = NumpySorting.from_unit_dict({}, group.recording.get_sampling_frequency())
+    starts = segment_starts(group.recording)
+    whole = LabelSet(nothing, 0, group.recording.get_total_samples(), source, starts, found.stretches)
+    return relabelled(whole, found.trains), facts | {"num_units_kept": len(found.trains)}
+
+
+def _labels_of_sorter(
+    state: Unfinished, group: Group, config: BootstrapConfig, seed: int
+) -> tuple[LabelSet, dict[str, Any]]:
+    """Let another sorter find the units of a group, and repair them; also return the facts."""
+    repaired = group.preprocessed.repaired
+    bootstrap = bootstrap_labels(
+        group.recording if repaired is None else repaired,
+        config,
+        group.preprocessed.recording,
+        seed=seed,
+        folder=state.output,
+        silenced_channel_ids=group.preprocessed.silenced_channel_ids,
+    )
+    cleaned, changes = clean_labels(bootstrap.label_set, group.reader)
+    return cleaned, {
+        "sorter": bootstrap.sorter,
+        "sorter_version": bootstrap.sorter_version,
+        "seconds": round(bootstrap.seconds, 3),
+        "num_units_found": bootstrap.num_found,
+        "num_units_kept": cleaned.sorting.get_num_units(),
+        "num_units_split": changes["split"],
+        "num_units_merged": changes["merged"],
+        "dropped": bootstrap.dropped,
+    }
 
 
 def _with_log_kept(error: BootstrapError, log_file: Path) -> BootstrapError:

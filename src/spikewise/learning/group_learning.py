@@ -70,7 +70,7 @@ def learn_group(
     label_set = drop_damaged_labels(label_set, group.reader, window)
     spikes = kept_spikes(label_set, settings.labels_per_unit)
     fraction = settings.training.held_out_fraction
-    blocks = split_interval(group.reader, label_set.start_frame, label_set.stop_frame, spikes, fraction)
+    blocks = split_interval(group.reader, label_set.parts(), spikes, fraction)
     started = time.perf_counter()
     if settings.design == "neighbourhood":
         backbone = start if isinstance(start, Backbone) else None

@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 _INTERPOLATED_UM = 50.0
 """A moved template has no part farther from the channels of the one at rest than this and its motion. Chosen by
 hand."""
+_FAR_LABEL_MS = 0.5
+"""Distance of labels from the peaks of their spikes that is told; the window reaches 0.9 ms."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,7 @@ class UnitLearner:
             return None
         known, suspected, rounds = labelled, labelled, self.settings.units.rounds
         maker = self.patches(stored, known, suspected)
+        self._tell_offsets(maker.templates, spikes)
         if backbone is None:
             backbone = self._backbone_from(maker, progress)
         network, done = self._network(maker, backbone), load_progress(self.checkpoint)
@@ -254,6 +257,23 @@ class UnitLearner:
                 held_out_losses[-1],
             )
         return LearntUnits(network, losses, held_out_losses, num_labelled, num_known, False)
+
+    def _tell_offsets(self, templates: UnitTemplates, spikes: KeptSpikes) -> None:
+        """Warn of labels far from the peaks of their spikes, of which the network then sees only a part."""
+        offsets_ms = templates.peak_offsets() * 1000 / self.traces.sampling_frequency
+        far = np.flatnonzero(np.abs(offsets_ms) > _FAR_LABEL_MS)
+        if len(far):
+            shown = ", ".join(str(spikes.unit_ids[unit]) for unit in far[:10])
+            logger.warning(
+                "the labels of %d units (%s%s) lie %.1f ms from the peaks of their spikes, in the median: "
+                "units that are labelled at the onset are found less well. Move these labels to the peaks "
+                "(%+.1f ms)",
+                len(far),
+                shown,
+                " and more" if len(far) > 10 else "",
+                np.median(np.abs(offsets_ms[far])),
+                np.median(offsets_ms[far]),
+            )
 
     def _learn_round(
         self,

@@ -14,6 +14,7 @@ import numpy as np
 
 from spikewise.core.config import Design, NetworkConfig, TransferConfig
 from spikewise.core.errors import CheckpointError
+from spikewise.core.rates import is_same_rate, show_rate
 from spikewise.learning.training_loop import Start
 from spikewise.models.backbone_file import Pretrained, load_pretrained
 from spikewise.models.checkpoint import GroupModel, Model, load_model
@@ -89,6 +90,8 @@ def _check_window(model: Model, group: Group, network: NetworkConfig) -> None:
     theirs = _filters(model.network_config, model.sampling_frequency)
     ours = _filters(network, rate)
     wrong = [name for name in ours if theirs[name] != ours[name]]
+    if is_same_rate(rate, model.sampling_frequency):
+        wrong = [name for name in wrong if name != "sampling frequency"]
     if wrong:
         raise CheckpointError(
             "the pretrained model has " + ", ".join(f"{name} {theirs[name]}" for name in wrong),
@@ -100,7 +103,7 @@ def _check_window(model: Model, group: Group, network: NetworkConfig) -> None:
 
 def _filters(network: NetworkConfig, sampling_frequency: float) -> dict[str, str]:
     return {
-        "sampling frequency": f"{sampling_frequency:g} Hz",
+        "sampling frequency": show_rate(sampling_frequency),
         "window": f"{window_samples(network, sampling_frequency)} samples",
         "temporal features": "{} and {}".format(*network.temporal_features),
         "spatial features": f"{network.spatial_features}",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 
 from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.core.errors import CheckpointError, SettingError
+from spikewise.core.rates import is_same_rate, show_rate
 from spikewise.core.untrusted import parsing
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
@@ -28,8 +30,6 @@ from spikewise.models.windowed import WindowedNetwork
 FORMAT_VERSION = 1
 _POSITION_TOLERANCE_UM = 1.0
 """Largest difference between the channel positions of model and recording. Chosen by hand."""
-_RATE_TOLERANCE = 1e-3
-"""Largest difference between their sampling frequencies, as a fraction. Chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,17 @@ class Model:
     def unit_ids(self) -> list[int | str]:
         """Ids of all units, group after group."""
         return [unit_id for group in self.groups for unit_id in group.unit_ids]
+
+    def with_channel_ids(self, channel_ids: Mapping[str, Sequence[str]]) -> Model:
+        """Return the model with other names of the channels of some groups, as many as they have."""
+        groups = []
+        for group in self.groups:
+            names = tuple(map(str, channel_ids.get(group.name, group.channel_ids)))
+            if len(names) == len(group.channel_ids):
+                silenced = [names[group.channel_ids.index(name)] for name in group.silenced_channel_ids]
+                group = replace(group, channel_ids=names, silenced_channel_ids=tuple(silenced))
+            groups.append(group)
+        return replace(self, groups=tuple(groups))
 
     def hash(self) -> str:
         """Return the SHA-256 of the weights, thresholds and settings, without the facts."""
@@ -152,10 +163,10 @@ def check_model_fits(model: Model, groups: dict[str, Any]) -> None:
     for group in model.groups:
         recording = groups[group.name]
         rate = recording.get_sampling_frequency()
-        if abs(rate - model.sampling_frequency) > _RATE_TOLERANCE * model.sampling_frequency:
+        if not is_same_rate(rate, model.sampling_frequency):
             raise CheckpointError(
-                f"the recording is sampled at {rate:g} Hz",
-                f"the checkpoint was trained at {model.sampling_frequency:g} Hz",
+                f"the recording is sampled at {show_rate(rate)}",
+                f"the checkpoint was trained at {show_rate(model.sampling_frequency)}",
                 "resample the recording (spikeinterface.preprocessing.resample) or train again on it",
             )
         if recording.get_num_channels() != len(group.channel_ids):
@@ -234,7 +245,7 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
                 network=network,
                 channel_ids=_ids(facts, "channel_ids", str),
                 channel_positions_um=positions,
-                silenced_channel_ids=_ids(facts, "silenced_channel_ids", str),
+                silenced_channel_ids=_silenced(facts),
                 unit_ids=_ids(facts, "unit_ids", int | str),
                 thresholds=thresholds,
             )
@@ -282,6 +293,13 @@ def _ids(facts: dict[str, Any], name: str, kind: Any) -> tuple[Any, ...]:
     if len(set(map(str, ids))) < len(ids) or any(isinstance(i, int) and abs(i) >= 2**63 for i in ids):
         raise ValueError(f"its {name} are not unique, or are too large")
     return tuple(ids)
+
+
+def _silenced(facts: dict[str, Any]) -> tuple[str, ...]:
+    silenced = _ids(facts, "silenced_channel_ids", str)
+    if not set(silenced) <= set(facts["channel_ids"]):
+        raise ValueError("its silenced channels are not among its channels")
+    return silenced
 
 
 def _check_counts(facts: dict[str, Any], state: dict[str, torch.Tensor], thresholds: np.ndarray) -> None:

@@ -30,6 +30,7 @@ _COMMANDS = {
     "waveforms": "`spikewise waveforms train`",
     "backbone": "`spikewise pretrain`",
     "training": "a training that was not finished",
+    "shapes": "`python benchmarks/spike_shapes.py`",
 }
 
 
@@ -89,14 +90,16 @@ def read_tensors(
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if header is None:
         raise CheckpointError(
-            f"{path} was not written by Spikewise", f"a checkpoint of {_COMMANDS[kind]}", "check the path"
+            f"the file {path} was not written by Spikewise",
+            f"a checkpoint of {_COMMANDS[kind]}",
+            "check the path",
         )
     with parsing(lambda reason: damaged(path, reason)):
         description = parse_json(header)
         found, version = str(description.get("kind", "recording")), description["format_version"]
     if found != kind:
         raise CheckpointError(
-            f"{path} is a model of {_COMMANDS.get(found, 'another kind')}",
+            f"the file {path} is a model of {_COMMANDS.get(found, 'another kind')}",
             f"a model of {_COMMANDS[kind]}",
             "choose the model that belongs to this command",
         )

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from spikeinterface.core import BaseRecording, BaseSorting, SortingAnalyzer
 
-from spikewise.core.config import GuiConfig, PreprocessingConfig
-from spikewise.core.constants import MIN_ARRAY_CHANNELS
+from spikewise.core.config import GuiConfig
 from spikewise.core.errors import MissingExtraError, OutputError, RecordingError, SettingError
 from spikewise.core.files import save_json
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.data.labels.curation import CURATION_FILE, load_curation
-from spikewise.data.recordings.preprocessing import MAX_OF_SAMPLING_FREQUENCY
 from spikewise.output.result import load_result
+from spikewise.output.result_groups import groups_of
+from spikewise.output.sorted_traces import traces_as_sorted
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def prepare_gui(
     frames = _frames(stored.sorting, lengths, config.interval)
     translator = CurationTranslator(stored.sorting, *frames)
     earlier = translator.to_interval(load_curation(file)) if file.exists() else None
-    shown = _filtered(recording, stored.model.preprocessing_config)
+    shown = traces_as_sorted(stored, recording, groups_of(stored, recording))
     analyzer = make_analyzer(
         stored.sorting if frames == (0, lengths[0]) else stored.sorting.frame_slice(*frames),
         shown if frames == (0, lengths[0]) else shown.frame_slice(*frames),
@@ -233,20 +233,6 @@ def _frames(
         )
     start, stop = (round(edge * sorting.sampling_frequency) for edge in interval)
     return start, min(stop, lengths[0])
-
-
-def _filtered(recording: BaseRecording, config: PreprocessingConfig) -> BaseRecording:
-    """Return the traces to show: filtered and referenced, in the recording's own unit."""
-    from spikeinterface.preprocessing import bandpass_filter, common_reference
-
-    if config.bandpass:
-        limit = MAX_OF_SAMPLING_FREQUENCY * recording.get_sampling_frequency()
-        recording = bandpass_filter(
-            recording, config.freq_min_hz, min(config.freq_max_hz, limit), dtype="float32"
-        )
-    if config.common_reference == "auto" and recording.get_num_channels() >= MIN_ARRAY_CHANNELS:
-        recording = common_reference(recording)
-    return recording
 
 
 class CurationTranslator:

@@ -39,6 +39,7 @@ from spikeinterface.core import BaseSorting
 
 from spikewise.core.config import EvaluationConfig
 from spikewise.core.errors import LabelsError, SettingError
+from spikewise.core.rates import is_same_rate, show_rate
 from spikewise.core.settings import check_interval
 from spikewise.data.labels.events import SpikeTrains, match_spike_trains
 
@@ -332,16 +333,19 @@ def _segment_spikes(sorting: BaseSorting, segment_index: int) -> SpikeTrains:
 
 def _check_sortings(sorting_a: BaseSorting, sorting_b: BaseSorting) -> None:
     """Raise unless both sortings have the same sampling frequency and number of segments."""
-    for what, a, b in (
-        ("sampling frequencies", sorting_a.sampling_frequency, sorting_b.sampling_frequency),
-        ("numbers of segments", sorting_a.get_num_segments(), sorting_b.get_num_segments()),
-    ):
-        if a != b:
-            raise LabelsError(
-                f"the two sortings have different {what}: {a:g} and {b:g}",
-                "they must be of the same recording",
-                "check that both come from the recording that is evaluated",
-            )
+    rates = [sorting.sampling_frequency for sorting in (sorting_a, sorting_b)]
+    segments = [sorting.get_num_segments() for sorting in (sorting_a, sorting_b)]
+    different = None
+    if not is_same_rate(*rates):
+        different = "sampling frequencies", *map(show_rate, rates)
+    elif segments[0] != segments[1]:
+        different = "numbers of segments", *map(str, segments)
+    if different is not None:
+        raise LabelsError(
+            f"the two sortings have different {different[0]}: {different[1]} and {different[2]}",
+            "they must be of the same recording",
+            "check that both come from the recording that is evaluated",
+        )
 
 
 def _segment_windows(

@@ -7,15 +7,18 @@ sort; otherwise a report could describe the wrong result.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spikeinterface.core import BaseSorting
 
+from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import OutputError
+from spikewise.core.rates import is_same_rate
 from spikewise.core.untrusted import read_json
 from spikewise.data.labels.label_files import load_sorting
+from spikewise.data.labels.label_set import with_rate
 from spikewise.models.checkpoint import Model, load_model
 from spikewise.output.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
 
@@ -57,6 +60,16 @@ class StoredResult:
     model: Model
     provenance: dict[str, Any]
 
+    def with_names_of_recording(self) -> StoredResult:
+        """Return the result with a model that names the channels as the recording does.
+
+        A model may have been learnt on another recording, which named the channels of its probe otherwise.
+        """
+        names = self.provenance["recording"].get("channel_ids")
+        if not isinstance(names, dict) or not all(isinstance(ids, list) for ids in names.values()):
+            return self  # of an earlier version
+        return replace(self, model=self.model.with_channel_ids(names))
+
     @property
     def num_samples(self) -> list[int]:
         """Number of samples of each segment of the recording."""
@@ -74,6 +87,13 @@ class StoredResult:
             return None
         interval = (self.provenance.get("labels") or {}).get("interval_s")
         return None if interval is None else (float(interval[0]), float(interval[1]))
+
+    @property
+    def reading(self) -> RecordingConfig:
+        """How the recording is opened again: with the clock that the sort used."""
+        settings = self.provenance["config"].get("recording")
+        used = settings.get("clock") if isinstance(settings, dict) else None
+        return RecordingConfig(clock="ignore" if used == "ignore" else "auto")
 
     @property
     def one_threshold(self) -> float | None:
@@ -132,6 +152,9 @@ def load_result(folder: Path | str) -> StoredResult:
     provenance = _read_provenance(folder / PROVENANCE_FILE)
     result = StoredResult(load_sorting(folder / SORTING_FOLDER), load_model(folder / MODEL_FILE), provenance)
     _check_together(result, folder)
+    rate = float(provenance["recording"]["sampling_frequency"])
+    if result.sorting.sampling_frequency != rate:  # of an earlier version, which wrote the rate of the model
+        return replace(result, sorting=with_rate(result.sorting, rate))
     return result
 
 
@@ -214,7 +237,7 @@ def _check_together(result: StoredResult, folder: Path) -> None:
         different = "units of the sorting are not those of the model"
     elif spikes_hash(result.sorting) != facts["result"]["spikes_hash"]:
         different = f"spikes are not those that {PROVENANCE_FILE} describes"
-    elif result.sorting.sampling_frequency != facts["recording"]["sampling_frequency"]:
+    elif not is_same_rate(result.sorting.sampling_frequency, facts["recording"]["sampling_frequency"]):
         different = f"sampling frequency of the sorting is not that of {PROVENANCE_FILE}"
     elif result.sorting.get_num_segments() != len(result.num_samples):
         different = f"number of segments of the sorting is not that of {PROVENANCE_FILE}"
@@ -229,7 +252,7 @@ def _check_together(result: StoredResult, folder: Path) -> None:
 
 def _damaged(path: Path, reason: str) -> OutputError:
     return OutputError(
-        f"{path} is damaged or not from Spikewise: {reason}",
+        f"the file {path} is damaged or not from Spikewise: {reason}",
         "the provenance that `spikewise sort` wrote",
         "copy the original result again, or sort again",
     )

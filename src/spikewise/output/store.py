@@ -62,7 +62,7 @@ def check_output(path: Path | str, overwrite: bool, resume: bool = False) -> Pat
         if path.exists() and not (resume and unfinished_folder(path)):
             if not overwrite and (path / _JOB_FILE).exists():
                 raise OutputError(
-                    f"{path} holds a sort that was not finished",
+                    f"the output {path} holds a sort that was not finished",
                     "it can be continued, or started again",
                     "continue it with --resume, or start again with --overwrite",
                 )
@@ -90,12 +90,12 @@ def _check_is_result(path: Path) -> None:
     """Raise unless Spikewise wrote everything that overwriting `path` would delete."""
     allowed = "only a folder that holds a result of Spikewise and nothing else, or nothing, is overwritten"
     if not path.is_dir():
-        raise OutputError(f"{path} is a file", allowed, "choose another name")
+        raise OutputError(f"the output {path} is a file", allowed, "choose another name")
     names = sorted(item.name for item in path.iterdir())
     others = [name for name in names if not _is_own(name)]
     if others or (names and not _MARKS & set(names)):
         what = ", ".join((others or names)[:5]) + (" and more" if len(others or names) > 5 else "")
-        raise OutputError(f"{path} holds {what}", allowed, "move it away, or choose another name")
+        raise OutputError(f"the output {path} holds {what}", allowed, "move it away, or choose another name")
 
 
 def _is_own(name: str) -> bool:

@@ -13,6 +13,7 @@ import pandas as pd
 from spikewise.core.errors import LabelsError, OutputError, WaveformsError
 from spikewise.core.files import check_output_file
 from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.rates import is_same_rate, show_rate
 from spikewise.single_channel.classifier import (
     Classification,
     WaveformClassifier,
@@ -32,9 +33,6 @@ from spikewise.single_channel.sorting import ChannelResult, sort_channel, write_
 from spikewise.single_channel.wave_clus import WaveClusSimulation, save_wave_clus, simulate_wave_clus
 
 __all__ = ["ChannelResult", "classify_waveforms", "simulate_channel", "sort_channel", "train_waveforms"]
-
-_RATE_TOLERANCE = 1e-3
-"""Largest relative difference of the sampling frequencies of waveforms and model; chosen by hand."""
 
 
 def train_waveforms(
@@ -77,7 +75,7 @@ def train_waveforms(
     snippets = _open_snippets(waveforms, reading)
     if snippets.labels is None:
         raise LabelsError(
-            f"{snippets.name} holds waveforms without labels",
+            f"the source {snippets.name} holds waveforms without labels",
             "waveforms with the unit of each",
             "add an array or column of labels, name it with --labels-key, or use: spikewise waveforms sort",
         )
@@ -204,9 +202,9 @@ def _check_is_other_file(output: Path, waveforms: Snippets | str | Path) -> None
 
 def _check_frequency(snippets: Snippets, classifier: WaveformClassifier) -> None:
     given, known = snippets.sampling_frequency, classifier.sampling_frequency
-    if given is not None and known is not None and abs(given - known) > _RATE_TOLERANCE * known:
+    if given is not None and known is not None and not is_same_rate(given, known):
         raise WaveformsError(
-            f"the waveforms are sampled at {given:g} Hz",
-            f"the model was trained at {known:g} Hz",
+            f"the waveforms are sampled at {show_rate(given)}",
+            f"the model was trained at {show_rate(known)}",
             "resample them, or train a model on waveforms of this rate",
         )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 from scipy.io import loadmat
+from spikeinterface.core import BaseRecording
 
 from spikewise.core.errors import WaveformsError
 from spikewise.core.untrusted import check_hdf5, check_matlab, load_npy, load_npz, parsing
@@ -45,6 +46,7 @@ class RawChannel(NamedTuple):
 
     ``signal`` is (num_samples,) float32, ``sampling_frequency`` in Hz. ``sample_index`` (num_spikes,) int64,
     ``labels`` (num_spikes,) and ``is_overlap`` (num_spikes,) bool describe the true spikes, or are None.
+    ``recording`` is what the signal was read from, whose clock labels in seconds follow.
     """
 
     signal: np.ndarray
@@ -52,6 +54,7 @@ class RawChannel(NamedTuple):
     sample_index: np.ndarray | None = None
     labels: np.ndarray | None = None
     is_overlap: np.ndarray | None = None
+    recording: BaseRecording | None = None
 
 
 def load_wave_clus_signal(path: str | Path, sampling_frequency: float | None = None) -> RawChannel:
@@ -85,11 +88,11 @@ def reading(path: Path) -> Iterator[None]:
         known = "; ".join(f"{ending}: {text}" for ending, text in SNIPPET_FORMATS.items())
         raise WaveformsError(f"the ending of {path} is not known", f"allowed are {known}", "convert the file")
     if path.stat().st_size == 0:
-        raise WaveformsError(f"{path} is empty", SNIPPET_FORMATS[suffix], "write or copy it again")
+        raise WaveformsError(f"the file {path} is empty", SNIPPET_FORMATS[suffix], "write or copy it again")
 
     def refuse(reason: str) -> WaveformsError:
         return WaveformsError(
-            f"{path} cannot be read: {reason}",
+            f"the file {path} cannot be read: {reason}",
             f"a complete file of plain numbers, no Python objects: {SNIPPET_FORMATS[suffix]}",
             "check that it was copied completely, or write it again",
         )
@@ -138,7 +141,7 @@ def missing(arrays: dict[str, Any], path: Path, needed: str) -> WaveformsError:
         f"{name} {value.shape}" if isinstance(value, np.ndarray) else name for name, value in arrays.items()
     )
     return WaveformsError(
-        f"{path} holds {held or 'nothing'}",
+        f"the file {path} holds {held or 'nothing'}",
         f"needed: {needed}",
         "rename the arrays, or name them (waveforms_key, labels_key)",
     )
@@ -153,7 +156,7 @@ def channel_of(arrays: dict[str, Any], path: Path, sampling_frequency: float | N
     frequency = frequency_of(arrays, sampling_frequency)
     if frequency is None:
         raise WaveformsError(
-            f"{path} does not hold its sampling frequency",
+            f"the file {path} does not hold its sampling frequency",
             "a number called samplingInterval (in ms), sr or fs",
             "give the sampling frequency in Hz",
         )
@@ -172,7 +175,7 @@ def channel_of(arrays: dict[str, Any], path: Path, sampling_frequency: float | N
     for what, values in (("units", labels), ("overlap flags", overlap)):
         if values is not None and len(values) != len(index):
             raise WaveformsError(
-                f"{path} has {len(index)} spike times and {len(values)} {what} of spikes",
+                f"the file {path} has {len(index)} spike times and {len(values)} {what} of spikes",
                 "one for each spike",
                 "check how it was written",
             )

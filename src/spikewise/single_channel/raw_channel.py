@@ -20,6 +20,7 @@ from scipy.ndimage import map_coordinates, spline_filter1d
 from scipy.signal import ellip, find_peaks, sosfiltfilt
 
 from spikewise.core.errors import WaveformsError
+from spikewise.data.recordings.channels import LARGEST
 from spikewise.single_channel.config import SnippetsConfig, SpikeDetectionConfig
 from spikewise.single_channel.files import (
     RawChannel,
@@ -214,6 +215,12 @@ def _checked_signal(
             f"{len(bad)} samples of the signal are NaN or infinite, first sample {bad[0]}",
             "finite numbers",
             "cut out or repair these samples",
+        )
+    if (largest := np.abs(signal).max()) > LARGEST:
+        raise WaveformsError(
+            f"the largest sample of the signal is {largest:.3g}: no sample of an electrode, in any unit",
+            f"numbers up to {LARGEST:g}",
+            "correct the type of the samples (--dtype), or cut out or repair the sample",
         )
     if signal.min() == signal.max():
         raise WaveformsError(

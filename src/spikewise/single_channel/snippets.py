@@ -154,7 +154,7 @@ def load_snippets(path: str | Path, config: SnippetsConfig | None = None) -> Sni
         else:
             snippets = _snippets_of(load_arrays(path), path, config)
     if not len(snippets):
-        raise WaveformsError(f"{path} holds no spikes", "at least one", "check how it was written")
+        raise WaveformsError(f"the file {path} holds no spikes", "at least one", "check how it was written")
     return snippets
 
 
@@ -291,7 +291,9 @@ def _label_column(table: pd.DataFrame, path: Path, config: SnippetsConfig) -> st
     found = [name for name in map(str, table) if name.lower() in _LABEL_COLUMNS]
     if len(found) > 1:
         raise WaveformsError(
-            f"{path} has the columns {', '.join(found)}", "one column of labels", "choose it with labels_key"
+            f"the file {path} has the columns {', '.join(found)}",
+            "one column of labels",
+            "choose it with labels_key",
         )
     return found[0] if found else None
 

@@ -11,6 +11,7 @@ from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import LabelsError, RecordingError, WaveformsError
 from spikewise.data.labels.label_files import load_labels
 from spikewise.data.labels.label_set import check_labels
+from spikewise.data.recordings.clock import with_checked_clock
 from spikewise.data.recordings.formats import load_recording
 from spikewise.single_channel.config import SnippetsConfig
 from spikewise.single_channel.files import RawChannel
@@ -61,7 +62,7 @@ def open_source(source: Source, reading: RecordingConfig, channel: str | None) -
 
 def _channel_of_recording(path: Path, reading: RecordingConfig, chosen: str | None) -> RawChannel:
     """Return the chosen channel of a recording, or its only one."""
-    recording = load_recording(path, reading)
+    recording = with_checked_clock(load_recording(path, reading), reading.clock)
     names = [str(channel_id) for channel_id in recording.channel_ids]
     is_only = chosen is None and len(names) == 1
     if recording.get_num_segments() > 1 or not (is_only or chosen in names):
@@ -74,7 +75,7 @@ def _channel_of_recording(path: Path, reading: RecordingConfig, chosen: str | No
         )
     channel_id = recording.channel_ids[0 if chosen is None else names.index(chosen)]
     signal = recording.get_traces(channel_ids=[channel_id])[:, 0].astype(np.float32)
-    return RawChannel(signal, float(recording.get_sampling_frequency()))
+    return RawChannel(signal, float(recording.get_sampling_frequency()), recording=recording)
 
 
 def read_labels(
@@ -93,13 +94,13 @@ def read_labels(
     if both_are_paths and Path(str(labels)).absolute() == Path(str(source)).absolute():
         if channel.sample_index is None or channel.labels is None:
             raise LabelsError(
-                f"{source} holds a signal without spikes",
+                f"the file {source} holds a signal without spikes",
                 "a file that holds both",
                 "give labels in a file of their own",
             )
         known = is_unit(channel.labels)
         return channel.sample_index[known], channel.labels[known]
-    recording = NumpyRecording([channel.signal[:, None]], channel.sampling_frequency)
+    recording = channel.recording or NumpyRecording([channel.signal[:, None]], channel.sampling_frequency)
     sorting = (
         check_labels(labels, recording) if isinstance(labels, BaseSorting) else load_labels(labels, recording)
     )

@@ -77,7 +77,9 @@ def load_shapes(path: Path | str) -> tuple[np.ndarray, float | None]:
         arrays = load_arrays(path)
     key = next((name for name in ("array", *SHAPES_KEYS) if name in arrays), None)
     if key is None:
-        raise WaveformsError(f"{path} holds {', '.join(arrays) or 'nothing'}", allowed, "rename its array")
+        raise WaveformsError(
+            f"the file {path} holds {', '.join(arrays) or 'nothing'}", allowed, "rename its array"
+        )
     _check_shapes(arrays[key], f"{key} of {path}")
     return arrays[key].astype(float), _read_frequency(arrays, path)
 

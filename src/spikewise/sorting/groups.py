@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spikeinterface.core import BaseRecording
@@ -11,6 +11,7 @@ from spikeinterface.core import BaseRecording
 from spikewise.core.config import Config, NetworkConfig, PreprocessingConfig, SortingConfig
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import RecordingError
+from spikewise.data.recordings.channels import check_channel_names, ids_of
 from spikewise.data.recordings.device_reader import make_reader
 from spikewise.data.recordings.preprocessing import Preprocessed, preprocess_recording, split_groups
 from spikewise.data.recordings.reader import TraceReader
@@ -53,15 +54,16 @@ class Preparation:
         Its `damage`, `artefact_noise` and `device`.
     seed : int
         Seed of the pieces of the recording on which noise and damage are measured.
-    silenced : dict of str to tuple of str, or None
-        With a model: the silenced channels of each of its groups. Other groups are left out.
+    silenced : dict of str to tuple of int, or None
+        With a model: the indices of the silenced channels of each of its groups, since another recording
+        may name its channels otherwise. Other groups are left out.
     """
 
     preprocessing: PreprocessingConfig
     network: NetworkConfig
     sorting: SortingConfig
     seed: int
-    silenced: Mapping[str, tuple[str, ...]] | None = None
+    silenced: Mapping[str, tuple[int, ...]] | None = None
 
     @classmethod
     def of(cls, config: Config, model: Model | None = None) -> Preparation:
@@ -73,30 +75,41 @@ class Preparation:
     @classmethod
     def of_model(cls, model: Model, sorting: SortingConfig, seed: int) -> Preparation:
         """Return the preparation with which a model was trained."""
-        silenced = {group.name: group.silenced_channel_ids for group in model.groups}
+        silenced = {
+            group.name: tuple(group.channel_ids.index(name) for name in group.silenced_channel_ids)
+            for group in model.groups
+        }
         return cls(model.preprocessing_config, model.network_config, sorting, seed, silenced)
 
 
 def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[Group]:
     """Split a recording into groups and preprocess each.
 
+    A group of which all channels are excluded is left out.
+
     Raises
     ------
     RecordingError
-        If the recording is too short, or its channels cannot be used.
+        If the recording is too short, or its channels cannot be used, or an excluded channel does not exist.
     """
     _check_length(recording, preparation.network)
-    silenced = preparation.silenced
+    silenced, config = preparation.silenced, preparation.preprocessing
+    if silenced is None:
+        check_channel_names(recording, config.exclude_channels)
     device = choose_device(preparation.sorting.device)
-    groups = []
-    for name, part in split_groups(recording, preparation.preprocessing.group_by).items():
+    groups: list[Group] = []
+    parts = split_groups(recording, config.group_by)
+    for name, part in parts.items():
         if silenced is not None and name not in silenced:
             logger.warning("the model knows no group %s: its channels are not sorted", name)
             continue
+        if silenced is None and len(parts) > 1 and _is_excluded(part, config.exclude_channels):
+            logger.warning("all channels of group %s are excluded: it is not sorted", name)
+            continue
         preprocessed = preprocess_recording(
             part,
-            preparation.preprocessing,
-            silenced_channel_ids=None if silenced is None else silenced[name],
+            config,
+            silenced_channel_ids=None if silenced is None else part.channel_ids[list(silenced[name])],
             seed=preparation.seed,
             damage=preparation.sorting,
         )
@@ -104,7 +117,17 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
             logger.info("group %s: %s", name, step)
         reader = make_reader(preprocessed.recording, device, preprocessed.repaired)
         groups.append(Group(name, part, preprocessed, reader))
+    if not groups:
+        raise RecordingError(
+            f"all {recording.get_num_channels()} channels are excluded",
+            "at least one usable channel is needed",
+            "exclude fewer channels",
+        )
     return groups
+
+
+def _is_excluded(part: BaseRecording, names: Sequence[str]) -> bool:
+    return not ids_of(part, names, others=True)
 
 
 def _check_length(recording: BaseRecording, network: NetworkConfig) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 from spikewise.core.errors import SettingError
 from spikewise.core.settings import Settings, check_interval, setting
 
-Bootstrap = Literal["lupin", "tridesclous2", "spykingcircus2", "kilosort4"]
+Bootstrap = Literal["spikewise", "lupin", "tridesclous2", "spykingcircus2", "kilosort4"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class RecordingConfig(Settings):
     gain_to_uV: float | None = setting(None, "Microvolts for each step of a raw binary file or an array")
     probe: str | None = setting(
         None, "Probe: a probeinterface file, or a name such as neuropixels-1.0, tetrode, linear-16"
+    )
+    clock: Literal["auto", "ignore"] = setting(
+        "auto",
+        "Times of the samples, where a file has them. auto: labels and exports use them, and their jumps "
+        "count as damage; ignore: samples are counted from the first time",
     )
 
 
@@ -82,31 +87,38 @@ class LabelsConfig(Settings):
 
 @dataclass(frozen=True)
 class BootstrapConfig(Settings):
-    """How labels are made if none are given: a sorter sorts the first part, and its units are cleaned."""
+    """How labels are made if none are given: by Spikewise itself, or by another sorter.
 
-    bootstrap: Bootstrap = setting("lupin", "Sorter that makes the labels if none are given")
+    Spikewise looks at the whole recording. Another sorter sorts its first part, and its units are cleaned.
+    The other settings are for another sorter.
+    """
+
+    bootstrap: Bootstrap = setting(
+        "spikewise", "What finds the units if no labels are given: Spikewise itself, or another sorter"
+    )
     bootstrap_s: float = setting(
         60.0,
-        "Length of the initial interval that this sorter sorts; shorter if the recording is",
+        "Length of the initial interval that another sorter sorts; shorter if the recording is",
         unit="s",
         minimum=2.0,
     )
-    bootstrap_min_spikes: int = setting(10, "Drop units of this sorter with fewer spikes", minimum=2)
+    bootstrap_min_spikes: int = setting(10, "Drop units of another sorter with fewer spikes", minimum=2)
     bootstrap_max_violations: float = setting(
         0.1,
-        "Drop a unit if a larger fraction of its spikes follows another within 1.5 ms",
+        "Drop a unit of another sorter if a larger fraction of its spikes follows another within 1.5 ms",
         minimum=0.0,
         maximum=1.0,
     )
     bootstrap_min_amplitude: float = setting(
         2.5,
-        "Drop a unit if its mean waveform has a lower peak",
+        "Drop a unit of another sorter if its mean waveform has a lower peak",
         unit="noise standard deviations",
         minimum=0.0,
     )
     bootstrap_max_agreement: float = setting(
         0.5,
-        "If two units share a larger fraction of their spikes (tp / (tp + fp + fn)), drop the smaller one",
+        "If two units of another sorter share a larger fraction of their spikes (tp / (tp + fp + fn)), drop "
+        "the smaller one",
         minimum=0.0,
         maximum=1.0,
     )

@@ -26,6 +26,7 @@ from spikewise.core.errors import LabelsError, MissingExtraError
 from spikewise.core.untrusted import check_npz, load_npy, parsing, read_json
 from spikewise.data.labels.curation import CURATION_FILE, apply_curation_file
 from spikewise.data.labels.label_set import check_labels, make_sorting, segment_starts, segments_of
+from spikewise.data.recordings.clock import read_times, samples_at
 
 logger = logging.getLogger(__name__)
 
@@ -163,9 +164,17 @@ def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
     clusters = load_npy(clusters_file).reshape(-1)
     if len(times) != len(clusters):
         raise LabelsError(
-            f"{folder} holds {len(times)} spike times and {len(clusters)} units of spikes",
+            f"the folder {folder} holds {len(times)} spike times and {len(clusters)} units of spikes",
             "one unit for each spike",
             "export the folder again",
+        )
+    broken = times[times != np.rint(times)]
+    if len(broken) and recording is not None and times.max() < recording.get_total_duration() + 1:
+        raise LabelsError(
+            f"the spike times in {folder} are not whole numbers, such as {broken[0]:.6g}, and none lies "
+            f"beyond the {recording.get_total_duration():.6g} s of the recording",
+            "samples; these seem to be seconds",
+            "multiply them by the sampling frequency, or give a CSV with time_s and unit_id",
         )
     noise = [unit for unit, group in _phy_groups(folder).items() if group == "noise"]
     kept = ~np.isin(clusters, noise)
@@ -185,18 +194,43 @@ def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
 def _phy_groups(folder: Path) -> dict[int, str]:
     """Return the group of each unit; manual curation overrides Kilosort's own label."""
     groups: dict[int, str] = {}
-    for stem, column in (
-        ("cluster_KSLabel", "KSLabel"),
-        ("cluster_info", "group"),
-        ("cluster_group", "group"),
-    ):
-        file = folder / f"{stem}.tsv"
-        if not file.is_file():
-            continue
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            for row in csv.DictReader(lines, delimiter="\t"):
-                if row.get(column):
-                    groups[int(row.get("cluster_id") or row["id"])] = row[column].strip().lower()
+    for stems, column in _PHY_TABLES:
+        files = [folder / f"{stem}{ending}" for stem in stems for ending in (".tsv", ".csv")]
+        file = next((file for file in files if file.is_file()), None)
+        if file is not None:
+            groups |= _read_groups(file, column)
+    return groups
+
+
+_PHY_TABLES = (
+    (("cluster_KSLabel",), "kslabel"),
+    (("cluster_info",), "group"),
+    (("cluster_group", "cluster_groups"), "group"),
+)
+"""Tables of the groups of units, and their columns; older programs write .csv, and another name."""
+
+
+def _read_groups(file: Path, column: str) -> dict[int, str]:
+    """Read the groups of one table; rows without a unit or a group are left aside."""
+    groups: dict[int, str] = {}
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        header = lines.readline()
+        delimiter = next((sign for sign in "\t,;" if sign in header), "\t")
+        names = [name.strip().strip('"').lower() for name in header.rstrip("\r\n").split(delimiter)]
+        rows = csv.DictReader(lines, names, delimiter=delimiter)
+        for row in rows:
+            group = (row.get(column) or "").strip().lower()
+            unit = (row.get("cluster_id") or row.get("id") or "").strip()
+            if not group or unit.lower() in ("", "nan"):
+                continue
+            number = pd.to_numeric(unit, errors="coerce")
+            if not number == np.rint(number):
+                raise LabelsError(
+                    f"line {rows.line_num + 1} of {file} has the unit {unit!r}",
+                    "the number of a unit",
+                    "correct the line, or remove it",
+                )
+            groups[int(number)] = group
     return groups
 
 
@@ -239,7 +273,7 @@ def _read_zarr(folder: Path, recording: BaseRecording | None) -> BaseSorting:
         for file in folder.rglob(name):
             if "pickle" in file.read_text(encoding="utf-8"):
                 raise LabelsError(
-                    f"{folder} holds pickled arrays ({file.relative_to(folder)})",
+                    f"the folder {folder} holds pickled arrays ({file.relative_to(folder)})",
                     "arrays without pickles: a pickle can run any code",
                     "save the sorting with sorting.save(folder=...)",
                 )
@@ -256,10 +290,14 @@ def _read_nwb(file: Path, recording: BaseRecording | None) -> BaseSorting:
     recording = _required(recording, file)
     units = NwbSortingExtractor(file, sampling_frequency=recording.sampling_frequency, t_start=0.0)
     trains = [units.segments[0].get_unit_spike_train_in_seconds(unit_id) for unit_id in units.unit_ids]
-    spikes = np.zeros(sum(map(len, trains)), dtype=minimum_spike_dtype)
-    spikes["sample_index"] = _nearest_samples(np.concatenate([np.empty(0), *trains]), recording, 0)
+    times = np.concatenate([np.empty(0), *trains])
+    spikes = np.zeros(len(times), dtype=minimum_spike_dtype)
     spikes["unit_index"] = np.repeat(np.arange(len(trains)), list(map(len, trains)))
-    return make_sorting(spikes, recording.sampling_frequency, units.unit_ids, 1)
+    for segment_index in range(recording.get_num_segments()):
+        later = times >= read_times(recording, segment_index, 0, 1)[0] if segment_index else slice(None)
+        spikes["segment_index"][later] = segment_index
+        spikes["sample_index"][later] = samples_at(recording, times[later], segment_index)
+    return make_sorting(spikes, recording.sampling_frequency, units.unit_ids, recording.get_num_segments())
 
 
 def _read_mearec(file: Path, recording: BaseRecording | None) -> BaseSorting:
@@ -278,6 +316,7 @@ def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
         text = pd.read_csv(
             file,
             dtype=str,
+            sep=_delimiter_of(file),
             keep_default_na=False,
             index_col=False,
             skip_blank_lines=False,
@@ -307,10 +346,10 @@ def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
         spikes["segment_index"] = segments
     for segment_index in range(num_segments):
         here = spikes["segment_index"] == segment_index
-        first = recording.sample_index_to_time(0, segment_index) if column == "time_s" else 0
+        first = read_times(recording, segment_index, 0, 1)[0] if column == "time_s" else 0
         possible = (numbers[here] >= first) & (numbers[here] < _LARGEST_TIME)
         _check_lines(file, table[column][here], possible, f"at least {first:g}, the segment's start")
-        samples = numbers if column == "sample_index" else _nearest_samples(numbers, recording, segment_index)
+        samples = numbers if column == "sample_index" else samples_at(recording, numbers, segment_index)
         spikes["sample_index"][here] = samples[here]
     names = table["unit_id"].to_numpy(str)
     whole = table["unit_id"].str.fullmatch(r"[+-]?\d+").all()
@@ -318,6 +357,13 @@ def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
         names.astype(np.int64) if whole else names, return_inverse=True
     )
     return make_sorting(spikes, recording.sampling_frequency, unit_ids, num_segments)
+
+
+def _delimiter_of(file: Path) -> str:
+    """Return the sign that separates the columns: a comma, or the tab or semicolon of other programs."""
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        header = lines.readline()
+    return next((sign for sign in "\t;" if sign in header and "," not in header), ",")
 
 
 def _check_header(file: Path, columns: list[str]) -> str:
@@ -350,21 +396,8 @@ def _check_lines(file: Path, cells: pd.Series, good: np.ndarray, allowed: str) -
 def _required(recording: BaseRecording | None, path: Path) -> BaseRecording:
     if recording is None:
         raise LabelsError(
-            f"{path} does not contain the sampling frequency of its spikes",
+            f"the file {path} does not contain the sampling frequency of its spikes",
             "the recording, which has it",
             "give the recording too (--recording)",
         )
     return recording
-
-
-def _nearest_samples(times_s: np.ndarray, recording: BaseRecording, segment_index: int) -> np.ndarray:
-    """Return the sample nearest to each time of the recording's clock; times outside stay outside."""
-    samples = np.asarray(recording.time_to_sample_index(times_s, segment_index))
-    if not recording.has_time_vector(segment_index):
-        return samples  # SpikeInterface rounds to the nearest
-    # With a vector of times, SpikeInterface returns the last sample that is not later.
-    clock = recording.get_times(segment_index)
-    last = len(clock) - 1
-    following = np.minimum(samples + 1, last)
-    samples = np.where(clock[following] - times_s < times_s - clock[samples], following, samples)
-    return np.where(times_s > clock[last] + 1 / recording.sampling_frequency, last + 1, samples)

@@ -24,13 +24,10 @@ from spikeinterface.core.base import minimum_spike_dtype
 
 from spikewise.core.config import LabelsConfig
 from spikewise.core.errors import LabelsError
+from spikewise.core.rates import is_same_rate, show_rate
 from spikewise.data.recordings.reader import Traces
 
 logger = logging.getLogger(__name__)
-
-_FREQUENCY_TOLERANCE = 1e-3
-"""Relative difference of two sampling frequencies that are the same: a header may round 29999.84 to 30000 Hz;
-chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,8 @@ class LabelSet:
         Where the labels came from.
     segment_starts : tuple of int
         First global frame of each segment.
+    stretches : tuple of (int, int) or None
+        Parts of the interval that are used, in global frames, half open; None: all of it.
     """
 
     sorting: BaseSorting
@@ -54,6 +53,11 @@ class LabelSet:
     stop_frame: int
     source: str
     segment_starts: tuple[int, ...] = (0,)
+    stretches: tuple[tuple[int, int], ...] | None = None
+
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """Return the stretches that are used: all of the interval if none are given."""
+        return self.stretches or ((self.start_frame, self.stop_frame),)
 
     def seconds(self, sampling_frequency: float | None = None) -> tuple[float, float]:
         """Return start and end of the interval in global seconds; by default at the sorting's frequency."""
@@ -99,6 +103,15 @@ def make_ordered_sorting(
     return sorting
 
 
+def with_rate(sorting: BaseSorting, sampling_frequency: float) -> BaseSorting:
+    """Return a sorting in memory with the same samples, units and properties, but another rate in Hz."""
+    copied = make_ordered_sorting(
+        np.array(sorting.to_spike_vector()), sampling_frequency, sorting.unit_ids, sorting.get_num_segments()
+    )
+    sorting.copy_metadata(copied)
+    return copied
+
+
 def check_labels(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
     """Check that labels fit the recording, and remove labels that repeat the unit and sample of another.
 
@@ -121,10 +134,10 @@ def check_labels(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
         if a label lies outside the recording.
     """
     frequency, expected = sorting.sampling_frequency, recording.sampling_frequency
-    if abs(frequency - expected) > _FREQUENCY_TOLERANCE * expected:
+    if not is_same_rate(frequency, expected):
         raise LabelsError(
-            f"the labels have a sampling frequency of {frequency:g} Hz",
-            f"that of the recording, {expected:g} Hz",
+            f"the labels have a sampling frequency of {show_rate(frequency)}",
+            f"that of the recording, {show_rate(expected)}",
             "give the labels of this recording, or give spike times in seconds (CSV with time_s)",
         )
     num_segments = recording.get_num_segments()

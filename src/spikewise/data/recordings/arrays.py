@@ -54,7 +54,7 @@ def check_whole_frames(path: Path, num_channels: int, dtype: np.dtype, offset: i
     frame, size = num_channels * dtype.itemsize, path.stat().st_size - offset
     if size % frame:
         raise RecordingError(
-            f"{path} holds {size} bytes of samples, which is {size // frame} frames and {size % frame} bytes",
+            f"the file {path} holds {size} bytes of samples: {size // frame} frames and {size % frame} bytes",
             f"a frame of {num_channels} channels of {dtype} has {frame} bytes, and a file holds whole frames",
             "correct --num-channels and --dtype, or copy the file again if it was cut short",
         )

@@ -30,6 +30,12 @@ NOISE_RATIO = 5.0
 by hand."""
 MAX_BAD_FRACTION = 1 / 3
 """Detection that finds a larger fraction of bad channels is ignored; chosen by hand."""
+NOT_FINITE = "NaN or infinite"
+"""Reason of a channel most of whose samples are no numbers."""
+LARGEST, SMALLEST = 1e12, 1e-30
+"""Sizes beyond which a number is no sample of an electrode, be it in volts, microvolts or steps; by hand."""
+MOST_STRANGE_PERCENT = 2.0
+"""So many samples that are strange mean that the type is wrong; chosen by hand."""
 MIN_COMPARED_CHANNELS = 3
 """Fewest channels among which bad ones are detected: of two, either could be the bad one."""
 
@@ -90,11 +96,8 @@ def ids_of(recording: BaseRecording, names: Iterable[str], *, others: bool = Fal
 
 
 def check_channel_names(recording: BaseRecording, names: Sequence[str]) -> None:
-    """Raise RecordingError if a channel is neither in the recording nor in the recording it is a group of."""
-    whole = recording
-    while whole.get_annotation("split_by_property") and whole.get_parent() is not None:
-        whole = whole.get_parent()
-    known = [str(i) for i in whole.channel_ids]
+    """Raise RecordingError if a channel is not in the recording."""
+    known = [str(i) for i in recording.channel_ids]
     unknown = {name: "" for name in names if name not in known}
     if unknown:
         raise RecordingError(
@@ -184,6 +187,7 @@ def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
     end = recording.get_num_samples(last)
     edges = [(0, 0, second), (last, max(0, end - second), end)]
     num_finite, num_samples = np.zeros(recording.get_num_channels(), dtype=np.int64), 0
+    num_strange, num_wrapped = np.zeros((2, recording.get_num_channels()), dtype=np.int64)
     low = np.full(recording.get_num_channels(), np.inf)
     high = -low
     for segment_index, start, stop in draw_chunks(recording, NOISE_CHUNK_S, seed) + edges:
@@ -192,6 +196,8 @@ def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
         if not len(traces):
             continue
         num_samples += len(traces)
+        num_strange += _count_strange(traces)
+        num_wrapped += _count_wrapped(traces)
         if traces.dtype.kind in "iu":
             num_finite += len(traces)
             low, high = np.minimum(low, traces.min(axis=0)), np.maximum(high, traces.max(axis=0))
@@ -200,8 +206,9 @@ def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
             num_finite += finite.sum(axis=0)
             low = np.minimum(low, traces.min(axis=0, where=finite, initial=np.inf))
             high = np.maximum(high, traces.max(axis=0, where=finite, initial=-np.inf))
+    _check_type(recording, num_strange, num_wrapped, num_samples)
     unusable = {
-        str(channel_id): "constant" if is_finite else "NaN or infinite"
+        str(channel_id): "constant" if is_finite else NOT_FINITE
         for channel_id, is_finite, varies in zip(
             recording.channel_ids, 2 * num_finite > num_samples, low < high, strict=True
         )
@@ -211,9 +218,59 @@ def find_unusable(recording: BaseRecording, seed: int) -> dict[str, str]:
         raise RecordingError(
             f"all channels of the recording are unusable: {list_channels(unusable)}",
             "a channel must vary and hold finite numbers",
-            "check the recording and its stream",
+            "check the recording and its stream; if these are all the channels of one dead tetrode or shank, "
+            "leave them out with --exclude-channels" + other_type(unusable),
         )
     return unusable
+
+
+def other_type(unusable: dict[str, str]) -> str:
+    """Return what to do, too, where samples are NaN: they may have been read with a wrong type."""
+    is_nan = NOT_FINITE in unusable.values()
+    return "; if the samples were written with another type, correct --dtype" if is_nan else ""
+
+
+def _count_strange(traces: np.ndarray) -> np.ndarray:
+    """Return how many samples of each channel are too large or too small for a signal in any unit."""
+    if traces.dtype.kind != "f":
+        return np.zeros(traces.shape[1], np.int64)
+    size = np.abs(traces.astype(np.float32) if traces.dtype.itemsize < 4 else traces)
+    return (((size > LARGEST) & np.isfinite(size)) | ((size > 0) & (size < SMALLEST))).sum(axis=0)
+
+
+def _count_wrapped(traces: np.ndarray) -> np.ndarray:
+    """Return how many steps of each channel span more than half of the range of a type of whole numbers."""
+    if traces.dtype.kind not in "iu" or len(traces) < 2:
+        return np.zeros(traces.shape[1], np.int64)
+    half = float(np.iinfo(traces.dtype).max) - float(np.iinfo(traces.dtype).min)
+    steps = np.abs(np.diff(traces.astype(np.float32), axis=0))
+    return (steps > half / 2).sum(axis=0)
+
+
+def _check_type(
+    recording: BaseRecording, num_strange: np.ndarray, num_wrapped: np.ndarray, num_samples: int
+) -> None:
+    """Raise if samples look like numbers that were read with another type than they were written with."""
+    strange, wrapped = (100 * count / max(1, num_samples) for count in (num_strange, num_wrapped))
+    dtype = recording.get_dtype()
+    if (strange > MOST_STRANGE_PERCENT).any():
+        reason = (
+            f"{strange.max():.0f} % of the samples of a channel are larger than {LARGEST:g} or smaller than "
+            f"{SMALLEST:g}: no signal of an electrode, in any unit"
+        )
+    elif (wrapped > MOST_STRANGE_PERCENT).any():
+        reason = (
+            f"{wrapped.max():.0f} % of the samples of a channel are more than half of the range of {dtype} "
+            "from the sample before"
+        )
+    else:
+        return
+    raise RecordingError(
+        f"the samples were read as {dtype}, and {reason}",
+        "the type, sign and byte order that the file was written with",
+        "correct --dtype, such as int16, uint16, >i2 or float32; the number of channels and the format, too, "
+        "if they were given by hand",
+    )
 
 
 def find_bad(

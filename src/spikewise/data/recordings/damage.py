@@ -5,6 +5,8 @@ A stretch is damaged
 - where samples are not finite (``not finite``);
 - where a channel does not change for a millisecond: ``zeros``, ``saturated`` if far from its usual level,
   otherwise ``constant``;
+- where a few samples of a channel are far off both sides, farther than any spike, as flipped bits are
+  (``glitch``);
 - where half of the channels jump at once by much more than their noise, as in a stimulation (``artefact``);
 - where the clock of the recording jumps (``time jump``).
 
@@ -22,10 +24,11 @@ from spikeinterface.core import BaseRecording
 
 from spikewise.core.compiling import compiled
 from spikewise.data.recordings.channels import draw_chunks
+from spikewise.data.recordings.clock import find_jumps
 from spikewise.data.recordings.conditioning import medians
 from spikewise.data.recordings.formats import reading_errors
 
-KINDS = ("not finite", "zeros", "constant", "saturated", "artefact", "time jump")
+KINDS = ("not finite", "zeros", "constant", "saturated", "artefact", "time jump", "glitch")
 """Kinds of damage."""
 ALL_CHANNELS = -1
 """Channel index of a stretch in which all channels are damaged."""
@@ -50,6 +53,15 @@ _JUMP_MS = 0.2
 """Time within which an artefact jumps; chosen by hand."""
 _TAIL_MS = 10.0
 """How long TAIL_NOISE holds after a jump of an artefact; chosen by hand."""
+_GLITCH_NOISE = 300.0
+"""A peak so many standard deviations above the samples _GLITCH_MS before and after it is no spike; chosen by
+hand. Spikes of an electrode outside of a cell reach 100."""
+_GLITCH_STEP_NOISE = 1e5
+"""A step of so many standard deviations within _JUMP_MS is none of a signal: 16 bits do not reach so far."""
+_GLITCH_MS = 0.1
+"""Distance of the samples with which a glitch is compared; chosen by hand."""
+_GLITCH_JOIN_MS = 1.0
+"""Two glitches of a channel that are closer become one; chosen by hand."""
 _JOIN_MS = 5.0
 """Two artefacts that are closer become one; chosen by hand."""
 _MARGIN_MS = {"flat": (0.5, 0.5), "artefact": (1.0, 3.0), "time jump": (1.0, 1.0)}
@@ -163,6 +175,7 @@ def find_damage(
         _not_finite(traces, sampling_frequency),
         _flat(traces, first_frame, sampling_frequency, limits),
         _artefacts(traces, sampling_frequency, limits),
+        _glitches(traces, sampling_frequency, limits),
     ]
     found = np.concatenate(parts)
     found["start"] += first_frame
@@ -171,23 +184,8 @@ def find_damage(
 
 
 def find_time_jumps(times: np.ndarray, first_frame: int, sampling_frequency: float) -> np.ndarray:
-    """Find where the time between two samples differs from the sampling period by half of it or more.
-
-    Parameters
-    ----------
-    times : ndarray
-        (num_samples,) time of each sample, s.
-    first_frame : int
-        Frame of the first sample.
-    sampling_frequency : float
-        In Hz.
-
-    Returns
-    -------
-    ndarray of STRETCH
-    """
-    steps = np.diff(times) * sampling_frequency
-    after = np.flatnonzero(~(np.abs(steps - 1) < 0.5)) + 1 + first_frame
+    """Return the stretches around the jumps of a clock; see :func:`clock.find_jumps`."""
+    after = find_jumps(times, first_frame, sampling_frequency)
     return _stretches(after, after, "time jump", ALL_CHANNELS, _margin("time jump", sampling_frequency))
 
 
@@ -297,6 +295,41 @@ def _artefacts(traces: np.ndarray, sampling_frequency: float, limits: DamageLimi
     return _stretches(starts - lag, stops + 1, "artefact", ALL_CHANNELS, margin)
 
 
+def _glitches(traces: np.ndarray, sampling_frequency: float, limits: DamageLimits) -> np.ndarray:
+    """Find samples that are far off both sides, and steps that no signal makes, on single channels."""
+    far = _GLITCH_NOISE * limits.noise_levels
+    low, high = traces[0].copy(), traces[0].copy()
+    _extend_ranges(traces, low, high)
+    with np.errstate(invalid="ignore", over="ignore"):  # of a channel that begins with NaN nothing is known
+        is_candidate = ~(high.astype(np.float64) - low <= far)
+    parts = [np.empty(0, STRETCH)]
+    for channel_index in np.flatnonzero(is_candidate & (limits.noise_levels > 0)).tolist():
+        wild = _wild_samples(traces[:, channel_index], channel_index, sampling_frequency, limits)
+        if len(wild):
+            apart = np.diff(wild) > samples_of(_GLITCH_JOIN_MS, sampling_frequency)
+            starts, stops = wild[np.concatenate(([True], apart))], wild[np.concatenate((apart, [True]))] + 1
+            margin = _margin("flat", sampling_frequency)
+            parts.append(_stretches(starts, stops, "glitch", channel_index, margin))
+    return _join_channels(np.concatenate(parts), traces.shape[1], sampling_frequency)
+
+
+def _wild_samples(
+    values: np.ndarray, channel_index: int, sampling_frequency: float, limits: DamageLimits
+) -> np.ndarray:
+    """Return the indices of the samples of one channel that no electrode can give."""
+    noise = limits.noise_levels[channel_index]
+    reach, lag = (samples_of(duration, sampling_frequency) for duration in (_GLITCH_MS, _JUMP_MS))
+    center = limits.centers[channel_index]
+    finite = np.clip(np.nan_to_num(values.astype(np.float64), True, center, center, center), -1e300, 1e300)
+    padded = np.pad(finite, lag, constant_values=center)
+    here = padded[lag : lag + len(values)]
+    before = here - padded[lag - reach : lag - reach + len(values)]
+    after = here - padded[lag + reach : lag + reach + len(values)]
+    is_peak = (np.minimum(abs(before), abs(after)) > _GLITCH_NOISE * noise) & (before * np.sign(after) > 0)
+    is_step = abs(here - padded[: len(values)]) > _GLITCH_STEP_NOISE * noise
+    return np.flatnonzero(is_peak | is_step)
+
+
 def _follows(flags: np.ndarray, reach: int) -> np.ndarray:
     """Return where a true value is at most `reach` samples before."""
     indices = np.where(flags, np.arange(len(flags)), -reach - 1)
@@ -359,6 +392,17 @@ def _mark_constant_channels(
                 while back <= width and traces[row - back, channel] == traces[row, channel]:
                     back += 1
                 is_candidate[channel] |= back > width
+
+
+@compiled()
+def _extend_ranges(traces: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """Extend the range of each channel by its samples; NaN changes none."""
+    num_samples, num_channels = traces.shape
+    for row in range(num_samples):
+        for channel in range(num_channels):
+            value = traces[row, channel]
+            low[channel] = value if value < low[channel] else low[channel]
+            high[channel] = value if value > high[channel] else high[channel]
 
 
 @compiled()

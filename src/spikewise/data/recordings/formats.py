@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 from spikeinterface.core import BaseRecording
 from spikeinterface.core.binaryfolder import read_binary_folder
 
@@ -24,6 +25,12 @@ from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import MissingExtraError, RecordingError
 from spikewise.core.untrusted import check_nesting, load_npy, parsing
 from spikewise.data.recordings.arrays import check_dtype, check_whole_frames, read_binary, read_numpy
+from spikewise.data.recordings.clock import (
+    TimedRecording,
+    has_clock,
+    openephys_sample_numbers,
+    rate_of_clock,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +44,8 @@ _OTHER_STREAM = re.compile(
     r"|(^|[.\-_/]|series)lfp?($|[.\-_/])",
     re.IGNORECASE,
 )
+# Accelerometers, analog inputs and synchronisation that some systems write beside the electrodes.
+_NO_ELECTRODE = re.compile(r"(.*[_\-])?(aux|adc|ainp|din|dout|sync|sy|trig|vdd)[_\- ]?\d*$", re.IGNORECASE)
 _DEFAULTS = RecordingConfig()
 _EXTRAS = {"MEArec": "simulate", "pynwb": "nwb"}
 
@@ -92,7 +101,7 @@ def load_recording(path: str | Path, config: RecordingConfig = _DEFAULTS) -> Bas
             f"did you mean {close[0]!r}?" if close else "leave --format out to find it from the path",
         )
     with reading_errors(f"the recording {path}, taken as {name}"):
-        recording = _FORMATS[name].read(path, config)
+        recording = _only_electrodes(_FORMATS[name].read(path, config))
         annotations = {key: recording.get_annotation(key) for key in recording.get_annotation_keys()}
         check_nesting(annotations, "what it is annotated with")
         _check_recording(recording, path)
@@ -118,6 +127,20 @@ def reading_errors(what: str) -> Iterator[None]:
             if error.name not in _EXTRAS:
                 raise
             raise MissingExtraError(error.name, _EXTRAS[error.name], f"reading {what}") from error
+
+
+def _only_electrodes(recording: BaseRecording) -> BaseRecording:
+    """Leave out channels that by their names are no electrodes, unless a probe says that they are."""
+    if recording.has_probe():
+        return recording
+    names = recording.get_property("channel_name")
+    names = [str(name) for name in (recording.channel_ids if names is None else names)]
+    is_other = np.array([bool(_NO_ELECTRODE.match(name)) for name in names])
+    if is_other.all() or not is_other.any():
+        return recording
+    left_out = ", ".join(name for name, other in zip(names, is_other, strict=True) if other)
+    logger.warning("left out, since they are no electrodes by their names: %s", left_out)
+    return recording.select_channels(recording.channel_ids[~is_other])
 
 
 def _check_recording(recording: BaseRecording, path: Path) -> None:
@@ -175,7 +198,7 @@ def _find_h5_format(path: Path) -> str:
             return "mcsh5"
         if "templates" in file and "locations" in file:
             raise RecordingError(
-                f"{path} holds MEArec templates, not a recording",
+                f"the recording {path} holds MEArec templates, not a recording",
                 "a MEArec recording file holds 'recordings' and 'channel_positions'",
                 "make a recording from the templates with MEArec, or give the recording file",
             )
@@ -195,7 +218,7 @@ def _choose_stream(names: list[str], wanted: str | None, path: Path) -> str:
     if wanted is not None and wanted not in names:
         close = difflib.get_close_matches(wanted, names, n=1)
         raise RecordingError(
-            f"{path} has no stream {wanted!r}",
+            f"the recording {path} has no stream {wanted!r}",
             f"its streams are {', '.join(map(repr, names)) or 'none'}",
             f"did you mean {close[0]!r}?" if close else "give one of these with --stream",
         )
@@ -207,7 +230,8 @@ def _choose_stream(names: list[str], wanted: str | None, path: Path) -> str:
         if len(candidates) == 1:
             return candidates[0]
     raise RecordingError(
-        f"{path} holds {len(names)} streams" + (f": {', '.join(map(repr, names))}" if names else ""),
+        f"the recording {path} holds {len(names)} streams"
+        + (f": {', '.join(map(repr, names))}" if names else ""),
         "one stream of voltages is sorted at a time",
         "choose one with --stream" if names else "check that the files of the voltages are in place",
     )
@@ -275,7 +299,12 @@ def _read_nwb(path: Path, config: RecordingConfig) -> BaseRecording:
     from spikeinterface.extractors.nwbextractors import NwbRecordingExtractor
 
     series = NwbRecordingExtractor.fetch_available_electrical_series_paths(path)
-    return NwbRecordingExtractor(path, electrical_series_path=_choose_stream(series, config.stream, path))
+    chosen = _choose_stream(series, config.stream, path)
+    recording = NwbRecordingExtractor(path, electrical_series_path=chosen, load_time_vector=True)
+    if not has_clock(recording, 0):
+        return recording
+    rate = rate_of_clock(recording, 0)  # SpikeInterface takes the step between the first times
+    return TimedRecording(recording, "parent", rate)
 
 
 def _read_spikeglx(path: Path, config: RecordingConfig) -> BaseRecording:
@@ -287,17 +316,20 @@ def _read_spikeglx(path: Path, config: RecordingConfig) -> BaseRecording:
 
 def _read_openephys(path: Path, config: RecordingConfig) -> BaseRecording:
     folder = path if path.is_dir() else path.parent
-    binary = next(folder.glob("**/structure.oebin"), None)
-    kind = "Binary" if binary else "Legacy"
-    return _read_neo(f"OpenEphys{kind}RecordingExtractor", folder, config)
+    if next(folder.glob("**/structure.oebin"), None) is None:
+        return _in_order_of_numbers(_read_neo("OpenEphysLegacyRecordingExtractor", folder, config))
+    recording = _read_neo("OpenEphysBinaryRecordingExtractor", folder, config)
+    numbers = [openephys_sample_numbers(recording, k) for k in range(recording.get_num_segments())]
+    has_gaps = any(one is not None for one in numbers)
+    return TimedRecording(recording, "openephys") if has_gaps else recording
 
 
 def _read_intan(path: Path, config: RecordingConfig) -> BaseRecording:
     if path.is_file():
-        return _read_neo("IntanRecordingExtractor", path, config)
+        return _read_intan_file(path, config)
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in (".rhd", ".rhs"))
     if len(files) == 1 or (path / "info.rhd").is_file() or (path / "info.rhs").is_file():
-        return _read_neo("IntanRecordingExtractor", files[0], config)
+        return _read_intan_file(files[0], config)
     from spikeinterface.extractors.extractor_classes import IntanSplitFilesRecordingExtractor
     from spikeinterface.extractors.neoextractors.intan import IntanRecordingExtractor
 
@@ -305,17 +337,43 @@ def _read_intan(path: Path, config: RecordingConfig) -> BaseRecording:
     return IntanSplitFilesRecordingExtractor(path, stream_name=_choose_stream(names, config.stream, path))
 
 
-def _read_blackrock(path: Path, config: RecordingConfig) -> BaseRecording:
-    if path.suffix.lower() == ".nev":
-        return _read_neo("BlackrockRecordingExtractor", path, config)
-    from spikeinterface.extractors.extractor_classes import BlackrockRecordingExtractor
+def _read_intan_file(path: Path, config: RecordingConfig) -> BaseRecording:
+    recording = _read_neo("IntanRecordingExtractor", path, config, ignore_integrity_checks=True)
+    has_gaps = getattr(recording.neo_reader, "discontinuous_timestamps", False)  # type: ignore[attr-defined]
+    return TimedRecording(recording, "intan") if has_gaps else recording
 
-    return BlackrockRecordingExtractor(path)  # one stream; neo would list the files beside it too
+
+def _read_blackrock(path: Path, config: RecordingConfig) -> BaseRecording:
+    recording: Any
+    if path.suffix.lower() == ".nev":
+        recording = _read_neo("BlackrockRecordingExtractor", path, config, gap_tolerance_ms=np.inf)
+    else:
+        from spikeinterface.extractors.extractor_classes import BlackrockRecordingExtractor
+
+        # one stream; neo would list the files beside it too
+        recording = BlackrockRecordingExtractor(path, gap_tolerance_ms=np.inf)
+    packets = recording.neo_reader._nsx_data_header[int(recording.stream_id)]
+    has_times = any("timestamps_memmap_kwargs" in packet for packet in packets)
+    return TimedRecording(recording, "blackrock") if has_times else recording
+
+
+def _in_order_of_numbers(recording: BaseRecording) -> BaseRecording:
+    """Return the channels by the numbers in their names: of one file each, neo reads CSC10 before CSC2."""
+    names = recording.get_property("channel_name")
+    names = recording.channel_ids if names is None else names
+    keys = [
+        [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(name))] for name in names
+    ]
+    order = sorted(range(len(keys)), key=lambda index: keys[index])
+    if order == list(range(len(keys))):
+        return recording
+    logger.info("Channels in the order of their numbers: %s", ", ".join(str(names[index]) for index in order))
+    return recording.select_channels(recording.channel_ids[order])
 
 
 def _read_neuralynx(path: Path, config: RecordingConfig) -> BaseRecording:
     if path.is_dir():
-        return _read_neo("NeuralynxRecordingExtractor", path, config)
+        return _in_order_of_numbers(_read_neo("NeuralynxRecordingExtractor", path, config))
     from spikeinterface.extractors.extractor_classes import NeuralynxRecordingExtractor
 
     others = [file.name for file in path.parent.iterdir() if file.is_file() and file != path]

@@ -29,6 +29,7 @@ from spikewise.data.recordings.channels import (
     ids_of,
     list_channels,
     measure_noise,
+    other_type,
 )
 from spikewise.data.recordings.conditioning import ConditionedRecording
 from spikewise.data.recordings.damage import measure_limits
@@ -38,6 +39,8 @@ MIN_FILTER_FRAMES = 34
 """Fewest samples of a segment: the band-pass, run forward and backward, mirrors 33 samples at either end."""
 MAX_OF_SAMPLING_FREQUENCY = 0.45
 """Highest upper edge of the band-pass, as a fraction of the sampling frequency; chosen by hand."""
+_NO_GROUP = ("", "None", "nan", "<NA>")
+"""Texts of a group that is missing: SpikeInterface fills gaps of a property with such values."""
 READ_LOCK = threading.RLock()
 """Lock for reading a recording: several groups may share its files, so only one thread reads at a time."""
 
@@ -82,15 +85,34 @@ def split_groups(recording: BaseRecording, group_by: str = "auto") -> dict[str, 
     -------
     dict of str to BaseRecording
         Each group by its name; a single group is called ``"0"``.
+
+    Raises
+    ------
+    RecordingError
+        If some channels have a group and others have none.
     """
     if group_by not in ("auto", "none"):
         raise SettingError(
             f"the setting group_by is {group_by!r}", "it must be one of 'auto', 'none'", "change it"
         )
     groups = recording.get_property("group")
-    if group_by == "none" or groups is None or len(np.unique(groups)) == 1:
+    if group_by == "none" or groups is None:
         return {"0": recording}
-    return {str(name): part for name, part in recording.split_by("group").items()}
+    names = np.array([str(group) for group in groups])
+    without = dict.fromkeys(recording.channel_ids[np.isin(names, _NO_GROUP)].astype(str), "")
+    if len(without) == len(names) or len(np.unique(names)) == 1:
+        return {"0": recording}
+    if without:
+        raise RecordingError(
+            f"{len(without)} of {len(names)} channels have no group: {list_channels(without)}",
+            "the property 'group' is the probe, shank or tetrode of every channel, or of none",
+            "set it for these channels, leave them out of the recording, or sort all channels together with "
+            "--group-by none",
+        )
+    _, first = np.unique(names if groups.dtype.kind == "O" else groups, return_index=True)
+    return {
+        str(name): recording.select_channels(recording.channel_ids[names == name]) for name in names[first]
+    }
 
 
 def preprocess_recording(
@@ -108,7 +130,8 @@ def preprocess_recording(
     recording : BaseRecording
         A recording, or one of its groups.
     config : PreprocessingConfig
-        Filter, reference and handling of bad channels.
+        Filter, reference and handling of bad channels. Names of excluded channels that the recording lacks
+        are of other groups.
     silenced_channel_ids : iterable of str, optional
         Channels to silence instead of the excluded and detected ones: those of the network's training.
     seed : int
@@ -125,12 +148,12 @@ def preprocess_recording(
     ------
     RecordingError
         If a channel is constant, NaN or infinite and ``config.unusable_channels`` is ``"stop"``, if no
-        usable channel is left, if a channel to silence does not exist, if the sampling frequency is too
+        usable channel is left, if a silenced channel does not exist, if the sampling frequency is too
         low for the filter or a segment too short for it, or if the recording cannot be read.
     """
     freq_max = _check_filter(recording, config) if config.bandpass else None
     silenced = _choose_silenced(recording, config, silenced_channel_ids, seed)
-    silent_input = SilencedRecording(_as_signed(recording), ids_of(recording, silenced))
+    silent_input = SilencedRecording(as_signed(recording), ids_of(recording, silenced))
     repaired = _repair(silent_input, damage or SortingConfig(), seed)
     source, usable = (silent_input, None) if repaired is None else (repaired, repaired.is_usable)
     band_hz = None if freq_max is None else (config.freq_min_hz, freq_max)
@@ -179,11 +202,11 @@ def _choose_silenced(
     seed: int,
 ) -> dict[str, str]:
     """Return the channels to silence before any detection, with their reasons."""
-    if silenced_channel_ids is None:
+    if silenced_channel_ids is None:  # some of the excluded channels may be in other groups
         names, why = set(config.exclude_channels), "excluded"
     else:
         names, why = set(map(str, silenced_channel_ids)), "given"
-    check_channel_names(recording, sorted(names))
+        check_channel_names(recording, sorted(names))
     silenced = {str(i): why for i in ids_of(recording, names)}
     unusable = find_unusable(recording, seed)
     new = {name: reason for name, reason in unusable.items() if name not in silenced}
@@ -191,7 +214,8 @@ def _choose_silenced(
         raise RecordingError(
             f"{len(new)} of {recording.get_num_channels()} channels are unusable: {list_channels(new)}",
             "a channel must vary and hold finite numbers",
-            "leave them out with --exclude-channels, or silence them with --unusable-channels silence",
+            "leave them out with --exclude-channels, or silence them with --unusable-channels silence"
+            + other_type(new),
         )
     silenced |= new
     if len(silenced) == recording.get_num_channels():
@@ -211,7 +235,13 @@ def _repair(recording: BaseRecording, config: SortingConfig, seed: int) -> Repai
     return RepairedRecording(recording, limits.centers, limits.noise_levels, limits.artefact_noise)
 
 
-def _as_signed(recording: BaseRecording) -> BaseRecording:
+def as_signed(recording: BaseRecording) -> BaseRecording:
+    """Return a recording of signed samples: unsigned ones are shifted to the middle of their range.
+
+    Floating-point numbers of 16 bits, which the compiled loops do not know, or more than 64 are converted.
+    """
+    if recording.get_dtype().kind == "f" and recording.get_dtype().itemsize not in (4, 8):
+        return spre.astype(recording, "float32" if recording.get_dtype().itemsize == 2 else "float64")
     if recording.get_dtype().kind != "u":
         return recording
     if recording.get_dtype().itemsize == 8:

@@ -9,12 +9,14 @@ of its contacts unless its entry says otherwise. The file of the acquisition sys
 from __future__ import annotations
 
 import ast
+import builtins
 import difflib
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import probeinterface
@@ -25,6 +27,7 @@ from spikeinterface.core import BaseRecording
 from spikewise.core.errors import ProbeError
 from spikewise.core.untrusted import parsing
 from spikewise.data.recordings.channels import SilencedRecording
+from spikewise.data.recordings.contacts import in_plane, plane_positions
 
 TETRODE_SPACING_UM = 300.0
 """Distance between the tetrodes of ``tetrode-N``; only for display, since each is sorted separately."""
@@ -82,9 +85,10 @@ def load_probe(name_or_path: str | Path, num_channels: int | None = None) -> Pro
         probe = _from_catalogue(str(name_or_path), num_channels)
     with parsing(lambda reason: _unreadable(path, reason)):  # a file may hold anything
         group = _as_group(probe)
-        _wire(group, str(name_or_path), num_channels)
-        if not np.isfinite(group.get_global_contact_positions()).all():
+        if not all(np.isfinite(one.contact_positions).all() for one in group.probes):
             raise ValueError("a contact has no finite position")
+        group = in_plane(group)
+        _wire(group, str(name_or_path), num_channels)
         _move_apart(group)
     return group
 
@@ -112,7 +116,7 @@ def attach_probe(recording: BaseRecording, probe_setting: str | Path | None) -> 
     num_channels = recording.get_num_channels()
     if probe_setting is None:
         if _has_positions(recording):
-            return recording
+            return _in_plane(recording)
         if num_channels > 1:
             raise ProbeError(
                 f"the recording has no positions of its {num_channels} channels",
@@ -128,7 +132,24 @@ def attach_probe(recording: BaseRecording, probe_setting: str | Path | None) -> 
 
 
 def _has_positions(recording: BaseRecording) -> bool:
-    return recording.has_probe() and bool(np.isfinite(recording.get_channel_locations()).all())
+    if not recording.has_probe():
+        return False
+    return all(np.isfinite(probe.contact_positions).all() for probe in recording.get_probegroup().probes)
+
+
+def _in_plane(recording: BaseRecording) -> BaseRecording:
+    """Return a recording whose probe has two dimensions, in um; its groups stay."""
+    given = recording.get_probegroup()
+    flat = in_plane(given)
+    if flat is given:
+        return recording
+    _move_apart(flat)
+    groups = recording.get_property("group")
+    attached = SilencedRecording(recording, [])
+    attached.set_probegroup(flat, check_overlap=False)
+    if groups is not None:
+        attached.set_property("group", groups)
+    return attached
 
 
 def _read_file(path: Path) -> Probe | ProbeGroup:
@@ -152,8 +173,12 @@ def _unreadable(path: Path, reason: str) -> ProbeError:
 
 
 def _read_prb(path: Path) -> ProbeGroup:
-    """Read a .prb file, which is Python code, after checking that it only computes values."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Read a .prb file, which is Python code, after checking that it only computes values.
+
+    The geometry of a group is a dictionary by channel, or a list in the order of its channels.
+    """
+    tree = ast.parse(path.read_text(encoding="utf-8-sig"))
+    for node in ast.walk(tree):
         calls_other = isinstance(node, ast.Call) and getattr(node.func, "id", None) not in _PRB_CALLS
         if calls_other or not isinstance(node, _PRB_NODES):
             line = f" in line {node.lineno}" if hasattr(node, "lineno") else ""
@@ -162,7 +187,37 @@ def _read_prb(path: Path) -> ProbeGroup:
                 f"a .prb file may hold only values and the functions {', '.join(sorted(_PRB_CALLS))}",
                 "write its channel_groups out as plain lists and numbers",
             )
-    return probeinterface.read_prb(path)
+    values: dict[str, Any] = {"__builtins__": {name: getattr(builtins, name) for name in _PRB_CALLS}}
+    exec(compile(tree, str(path), "exec"), values)
+    groups = {name.lower(): value for name, value in values.items()}.get("channel_groups")
+    if not isinstance(groups, dict | list) or not groups:
+        raise ValueError("it has no channel_groups")
+    found = ProbeGroup()
+    for one in groups.values() if isinstance(groups, dict) else groups:
+        found.add_probe(_prb_probe(one))
+    return found
+
+
+def _prb_probe(group: dict[str, Any]) -> Probe:
+    channels = np.array(list(group["channels"]), dtype=np.int64)
+    geometry = group["geometry"]
+    if isinstance(geometry, dict):
+        missing = [int(channel) for channel in channels if channel not in geometry]
+        if missing:
+            raise ValueError(f"the geometry has no position of the channels {missing[:10]}")
+        positions = np.array([geometry[channel] for channel in channels], dtype=float)
+    else:
+        positions = np.array(list(geometry), dtype=float)
+    if positions.ndim != 2 or positions.shape[1] not in (2, 3) or len(positions) != len(channels):
+        raise ValueError(
+            f"its geometry has the shape {positions.shape} and its channels are {len(channels)}; "
+            "each channel has one position of two or three numbers"
+        )
+    probe = Probe(ndim=2, si_units="um")
+    probe.set_contacts(plane_positions(positions), shapes="circle", shape_params={"radius": 5})
+    probe.create_auto_shape(probe_type="tip")
+    probe.set_device_channel_indices(channels)
+    return probe
 
 
 _PRB_CALLS = {"range", "list", "dict", "tuple", "zip", "enumerate", "len", "int", "float"}
@@ -236,12 +291,29 @@ def _wire(group: ProbeGroup, name: str, num_channels: int | None) -> None:
     connected = np.sort(wiring[wiring >= 0])
     _check_count(name, connected.size, num_channels)
     if connected.size == 0 or not np.array_equal(connected, np.arange(connected.size)):
-        raise ProbeError(
-            f"the contacts of the probe {name} are wired to {np.unique(connected).size} different channels, "
-            f"numbered {connected.min(initial=0)} to {connected.max(initial=0)}",
-            "each channel of the recording, numbered from 0, must have one contact",
-            "correct device_channel_indices in the probe file",
+        raise _wrong_wiring(connected, name)
+
+
+def _wrong_wiring(connected: np.ndarray, name: str) -> ProbeError:
+    """Return an error that says how the channels are numbered; `connected` are their numbers in order."""
+    last = connected.size - 1
+    if connected.size and np.array_equal(connected, np.arange(1, connected.size + 1)):
+        return ProbeError(
+            f"the contacts of the probe {name} are wired to the channels 1 to {last + 1}: it counts from 1",
+            f"channels are counted from 0, here to {last}",
+            "subtract 1 from each number of device_channel_indices (or of the channels of a .prb file)",
         )
+    numbers, counts = np.unique(connected, return_counts=True)
+    twice = ", ".join(map(str, numbers[counts > 1][:10].tolist()))
+    missing = ", ".join(map(str, np.setdiff1d(np.arange(connected.size), numbers)[:10].tolist()))
+    return ProbeError(
+        f"the contacts of the probe {name} are wired to {numbers.size} different channels"
+        + (f", from {numbers[0]} to {numbers[-1]}" if numbers.size else "")
+        + (f"; twice: {twice}" if twice else "")
+        + (f"; missing: {missing}" if missing else ""),
+        "each channel of the recording, numbered from 0, must have one contact",
+        "correct device_channel_indices in the probe file",
+    )
 
 
 def _move_apart(group: ProbeGroup) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from spikeinterface.core import BaseRecording
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
+from spikewise.data.recordings.clock import compared_samples, has_clock
 from spikewise.data.recordings.damage import (
     ALL_CHANNELS,
     DamageLimits,
@@ -48,9 +49,10 @@ class RepairedRecording(BasePreprocessor):
         super().__init__(recording)
         limits = DamageLimits(np.asarray(centers, float), np.asarray(noise_levels, float), artefact_noise)
         for index, segment in enumerate(recording.segments):
-            has_clock = recording.has_time_vector(index)
             self.add_recording_segment(
-                _RepairedSegment(segment, limits, recording.get_sampling_frequency(), has_clock)
+                _RepairedSegment(
+                    segment, limits, recording.get_sampling_frequency(), has_clock(recording, index)
+                )
             )
         self._kwargs = {
             "recording": recording,
@@ -58,6 +60,11 @@ class RepairedRecording(BasePreprocessor):
             "noise_levels": limits.noise_levels.tolist(),
             "artefact_noise": artefact_noise,
         }
+
+    def as_part(self) -> dict[str, Any]:
+        """Return the channels and limits, as :class:`BridgedRecording` takes them."""
+        limits = {name: self._kwargs[name] for name in ("centers", "noise_levels", "artefact_noise")}
+        return {"channel_ids": self.channel_ids.tolist(), **limits}
 
     def damage(self, segment_index: int, start: int, stop: int) -> np.ndarray:
         """Return the damaged stretches between two frames, clipped to them, of type STRETCH."""
@@ -70,6 +77,43 @@ class RepairedRecording(BasePreprocessor):
             channels = slice(None) if one["channel_index"] == ALL_CHANNELS else one["channel_index"]
             damaged[channels] += one["stop"] - one["start"]
         return 2 * damaged < stop - start
+
+
+class BridgedRecording(BasePreprocessor):
+    """A lazy view of a whole raw recording in which the damage of each of its groups is bridged.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        Raw recording of signed samples.
+    parts : list of dict
+        Of each group what :meth:`RepairedRecording.as_part` returns; other channels stay as they are.
+    """
+
+    def __init__(self, recording: BaseRecording, parts: list[dict[str, Any]]):
+        super().__init__(recording)
+        views, indices = [], []
+        for part in parts:
+            limits = {name: value for name, value in part.items() if name != "channel_ids"}
+            views.append(RepairedRecording(recording.select_channels(part["channel_ids"]), **limits))
+            indices.append(recording.ids_to_indices(part["channel_ids"]))
+        for index, segment in enumerate(recording.segments):
+            segments = [view.segments[index] for view in views]
+            self.add_recording_segment(_BridgedSegment(segment, segments, indices))
+        self._kwargs = {"recording": recording, "parts": parts}
+
+
+class _BridgedSegment(BasePreprocessorSegment):
+    def __init__(self, parent: Any, parts: list[Any], indices: list[np.ndarray]):
+        super().__init__(parent)
+        self.parts, self.indices = parts, indices
+
+    def get_traces(self, start_frame: int, end_frame: int, channel_indices: Any) -> np.ndarray:
+        """Return the traces (num_samples, num_channels) of the given channels."""
+        traces = np.array(self.parent_recording_segment.get_traces(start_frame, end_frame, slice(None)))
+        for part, index in zip(self.parts, self.indices, strict=True):
+            traces[:, index] = part.get_traces(start_frame, end_frame, None)
+        return traces if channel_indices is None else traces[:, channel_indices]
 
 
 class _RepairedSegment(BasePreprocessorSegment):
@@ -110,10 +154,16 @@ class _RepairedSegment(BasePreprocessorSegment):
         traces = self.parent_recording_segment.get_traces(low, high, slice(None))
         stretches = find_damage(traces, low, self.rate, self.limits)
         if self.has_clock:
-            times = np.asarray(self.parent_recording_segment.get_times(start_frame=low, end_frame=high))
-            stretches = np.concatenate((stretches, find_time_jumps(times, low, self.rate)))
+            stretches = np.concatenate((stretches, self._time_jumps(low, high)))
         self._found = ((start, stop, stretches), *self._found[: _KEPT_RESULTS - 1])
         return traces, low, stretches
+
+    def _time_jumps(self, low: int, high: int) -> np.ndarray:
+        """Return the stretches around the jumps of the clock between two frames."""
+        reach = compared_samples(self.rate)
+        first, last = max(0, low - reach), min(self.get_num_samples(), high + reach)
+        times = np.asarray(self.parent_recording_segment.get_times(start_frame=first, end_frame=last))
+        return clip_stretches(find_time_jumps(times, first, self.rate), low, high)
 
     def _bridge(self, traces: np.ndarray, first_frame: int, stretches: np.ndarray) -> None:
         """Bridge the stretches in place; a stretch that exceeds the traces has one side only."""

@@ -110,11 +110,11 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(
-            f"{folder} exists already", "a new folder", "choose another name or add --overwrite"
+            f"the folder {folder} exists already", "a new folder", "choose another name or add --overwrite"
         )
     if not (folder / "simulation.json").is_file():
         raise OutputError(
-            f"{folder} is not the folder of a simulation",
+            f"the folder {folder} is not the folder of a simulation",
             "only an earlier simulation is overwritten",
             "choose another name",
         )
@@ -122,7 +122,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 
 def _cannot_write(folder: Path, error: OSError) -> OutputError:
     return OutputError(
-        f"{folder} cannot be written: {error}",
+        f"the folder {folder} cannot be written: {error}",
         "a folder on a disk with space, which can be written",
         "choose another folder",
     )

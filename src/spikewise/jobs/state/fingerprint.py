@@ -10,18 +10,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from spikeinterface.core import BaseRecording, BaseSorting
-from spikeinterface.core.core_tools import extractor_dict_iterator
 
 from spikewise.core.config import Config
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import OutputError, RecordingError
 from spikewise.core.version import __version__
+from spikewise.data.opening import files_of
+from spikewise.data.recordings.clock import has_clock, read_times
 from spikewise.data.recordings.formats import reading_errors
 from spikewise.output.store import spikes_hash
 from spikewise.sorting.device_detector import choose_dtype
@@ -30,8 +32,6 @@ _PIECES = 32
 """Pieces of each segment that are hashed. Chosen by hand."""
 _PIECE_SAMPLES = 500
 """Samples of such a piece. Chosen by hand."""
-_MAX_FILES = 1000
-"""Largest number of files that are watched. Chosen by hand."""
 _MAX_DIFFERENCES = 6
 """An error message names at most so many differences. Chosen by hand."""
 _NOT_OF_RESULT = ("chunk_s", "cluster", "report")
@@ -103,7 +103,7 @@ def check_same_job(before: Any, now: dict[str, Any], where: Path) -> None:
     more = len(different) - _MAX_DIFFERENCES
     if different:
         raise OutputError(
-            f"{where} is of another sort: {'; '.join(different[:_MAX_DIFFERENCES])}"
+            f"the result {where} is of another sort: {'; '.join(different[:_MAX_DIFFERENCES])}"
             + (f"; and {more} more differences" if more > 0 else ""),
             "the recording, labels, model and settings that it began with",
             "give these, or start again with --overwrite and without --resume",
@@ -120,7 +120,7 @@ class FileWatch:
     """
 
     def __init__(self, recording: BaseRecording):
-        self._files = _files_of(recording)
+        self._files = files_of(recording)
         self._before = {path: _state(path) for path in self._files}
 
     def check(self) -> None:
@@ -139,7 +139,7 @@ class FileWatch:
                 if sizes[0] == sizes[1]:
                     what = "was written to"
                 raise RecordingError(
-                    f"{path} {what} while it was sorted",
+                    f"the file {path} {what} while it was sorted",
                     "a recording that does not change until it is sorted",
                     "sort it when it is complete; if the old files are back, go on with --resume",
                 )
@@ -155,35 +155,38 @@ def _describe_recording(recording: BaseRecording) -> dict[str, Any]:
         "channel_positions_hash": hashlib.sha256(positions.tobytes()).hexdigest(),
         "groups": [str(name) for name in recording.get_channel_groups()],
         "traces_hash": _hash_of_traces(recording),
+        **({"clock_hash": hashed} if (hashed := _hash_of_clock(recording)) else {}),
     }
+
+
+def _hash_of_clock(recording: BaseRecording) -> str | None:
+    """Return a hash of pieces of the times of the samples; None if the clock is regular."""
+    digest = hashlib.sha256()
+    segments = [k for k in range(recording.get_num_segments()) if has_clock(recording, k)]
+    for segment_index, start, stop in _pieces(recording, segments):
+        digest.update(read_times(recording, segment_index, start, stop).tobytes())
+    return digest.hexdigest() if segments else None
 
 
 def _hash_of_traces(recording: BaseRecording) -> str:
     digest = hashlib.sha256()
-    for segment_index in range(recording.get_num_segments()):
-        last = max(0, recording.get_num_samples(segment_index) - _PIECE_SAMPLES)
-        for start in np.unique(np.linspace(0, last, _PIECES).astype(int)).tolist():
-            stop = min(start + _PIECE_SAMPLES, recording.get_num_samples(segment_index))
-            with reading_errors(f"the recording from {start / recording.sampling_frequency:.3f} s on"):
-                traces = recording.get_traces(segment_index, start, stop)
-            digest.update(np.ascontiguousarray(traces).tobytes())
+    for segment_index, start, stop in _pieces(recording, range(recording.get_num_segments())):
+        with reading_errors(f"the recording from {start / recording.sampling_frequency:.3f} s on"):
+            traces = recording.get_traces(segment_index, start, stop)
+        digest.update(np.ascontiguousarray(traces).tobytes())
     return digest.hexdigest()
 
 
-def _files_of(recording: BaseRecording) -> list[str]:
-    """Return the files that a recording is read from, and all files in its folders."""
-    if not recording.check_serializability("json"):
-        return []
-    files: set[str] = set()
-    for element in extractor_dict_iterator(recording.to_dict(recursive=True)):
-        value = element.value
-        if not isinstance(value, str | Path) or not os.path.isabs(value):
-            continue
-        if os.path.isfile(value):
-            files.add(str(value))
-        elif os.path.isdir(value):
-            files |= {entry.path for entry in os.scandir(value) if entry.is_file()}
-    return sorted(files)[:_MAX_FILES]
+def _pieces(recording: BaseRecording, segments: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield segment, start and stop of pieces that are spread evenly over each segment."""
+    for segment_index in segments:
+        last = max(0, recording.get_num_samples(segment_index) - _PIECE_SAMPLES)
+        for start in np.unique(np.linspace(0, last, _PIECES).astype(int)).tolist():
+            yield (
+                segment_index,
+                start,
+                min(start + _PIECE_SAMPLES, recording.get_num_samples(segment_index)),
+            )
 
 
 def _state(path: str) -> tuple[int, int] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from spikewise.data.labels.label_set import LabelSet, relabelled
@@ -39,10 +41,4 @@ def drop_damaged_labels(label_set: LabelSet, traces: DamagedTraces, window_sampl
     left = np.bincount(units[inside & is_good], minlength=len(label_set.sorting.unit_ids))
     is_good |= left[units] == 0
     kept = relabelled(label_set, [frames[is_good & (units == unit)] for unit in range(len(left))])
-    return LabelSet(
-        kept.sorting.rename_units(label_set.sorting.unit_ids),
-        label_set.start_frame,
-        label_set.stop_frame,
-        label_set.source,
-        label_set.segment_starts,
-    )
+    return replace(kept, sorting=kept.sorting.rename_units(label_set.sorting.unit_ids))

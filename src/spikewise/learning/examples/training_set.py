@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,19 +67,24 @@ class Batch:
 
 
 def split_interval(
-    traces: Traces, start_frame: int, stop_frame: int, spikes: KeptSpikes, held_out_fraction: float
+    traces: Traces, parts: Sequence[tuple[int, int]], spikes: KeptSpikes, held_out_fraction: float
 ) -> list[Block]:
-    """Cut the label interval into blocks, and hold some out.
+    """Cut the parts of the label interval (global frames, half open) into blocks, and hold some out.
 
     Every n-th block is held out, where n is the inverse of `held_out_fraction`. The phase is chosen so that
     as few units as possible have no positive spike in the other blocks. A block that holds all positive
     spikes of a unit is always used for training.
     """
-    blocks = _cut_blocks(traces, start_frame, stop_frame, held_out_fraction)
+    blocks = [
+        block
+        for start, stop in parts
+        for block in _cut_blocks(traces, start, stop, held_out_fraction, len(parts))
+    ]
     frames, units = spikes.global_frame[spikes.is_positive], spikes.unit_index[spikes.is_positive]
     block_of_spike = np.searchsorted([b.start for b in blocks], frames, side="right") - 1
+    inside = (block_of_spike >= 0) & (frames < np.array([b.stop for b in blocks])[block_of_spike])
     counts = np.zeros((len(spikes.unit_ids), len(blocks)), dtype=int)
-    np.add.at(counts, (units, block_of_spike), 1)
+    np.add.at(counts, (units[inside], block_of_spike[inside]), 1)
 
     period = round(1 / held_out_fraction)
     choices = [np.arange(len(blocks)) % period == phase for phase in reversed(range(period))]
@@ -93,9 +98,11 @@ def split_interval(
     ]
 
 
-def _cut_blocks(traces: Traces, start_frame: int, stop_frame: int, held_out_fraction: float) -> list[Block]:
+def _cut_blocks(
+    traces: Traces, start_frame: int, stop_frame: int, held_out_fraction: float, num_parts: int
+) -> list[Block]:
     """Cut into blocks of about a second; into shorter ones if these are needed for two of each kind."""
-    fewest = 2 * round(1 / held_out_fraction)
+    fewest = max(1, 2 * round(1 / held_out_fraction) // num_parts)
     length = int(min(BLOCK_S * traces.sampling_frequency, max(1, (stop_frame - start_frame) // fewest)))
     blocks, offset = [], 0
     for segment_index in range(traces.num_segments):

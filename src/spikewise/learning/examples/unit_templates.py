@@ -24,6 +24,7 @@ _CANDIDATES = 32  # channels with the largest means, among which the median deci
 _MAX_SPIKES = 100  # largest number of spikes of which a template is the mean
 _NUM_SHAPES = 8  # temporal shapes on which means are projected
 _LEAST_ENERGY = 4.0  # of a template on the channels of another unit that sees it
+_CLEAR_PEAK = 4.0  # height of a mean waveform whose time is clear, in noise standard deviations
 _TAPER = 0.1  # fraction of a template at either end over which it fades in and out
 _CLEAR = 0.5  # fraction of the largest peak-to-peak: channels above define the shapes
 _LARGE = 0.4  # fraction of the largest peak-to-peak: channels above define the position of a unit
@@ -59,6 +60,11 @@ class UnitTemplates:
         """Return the channels nearest to each unit, nearest first: (num_units, at most `count`)."""
         distance = np.linalg.norm(channel_positions_um[None] - self.positions_um[:, None], axis=2)
         return np.argsort(distance, axis=1, kind="stable")[:, : min(count, distance.shape[1])]
+
+    def peak_offsets(self) -> np.ndarray:
+        """Return the sample of each unit's largest peak minus that of its labels; 0 if no peak is clear."""
+        sizes = np.abs(self.values).max(axis=1)
+        return np.where(sizes.max(axis=1) > _CLEAR_PEAK, sizes.argmax(axis=1) - self.centre, 0)
 
     def seen_by(self, unit: int, channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the other units that the channels of a unit see, and how strong they are there."""

@@ -1,8 +1,8 @@
 """A SortingAnalyzer of SpikeInterface with everything that quality metrics and automatic curation need.
 
-Its traces are filtered and referenced as for sorting, but by SpikeInterface, so that an analyzer in a folder
-opens without Spikewise. They keep the raw gain, so that amplitudes are in microvolts. Units without a spike
-have no template and no metrics; they are left out.
+Its traces are those of :mod:`spikewise.output.sorted_traces`, so that an analyzer of an undamaged recording
+in a folder opens without Spikewise. They keep the raw gain, so that amplitudes are in microvolts. Units that
+have no spike have no template and no metrics; they are left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import spikeinterface.preprocessing as spre
 from spikeinterface.core import (
     BaseRecording,
     BaseSorting,
@@ -23,12 +22,8 @@ from spikeinterface.core import (
 )
 from spikeinterface.core.template_tools import estimate_main_channel_from_recording
 
-from spikewise.core.config import PreprocessingConfig
-from spikewise.core.constants import MIN_ARRAY_CHANNELS
 from spikewise.core.errors import OutputError
 from spikewise.core.progress import ProgressCallback, silent
-from spikewise.data.recordings.channels import SilencedRecording, ids_of
-from spikewise.data.recordings.preprocessing import MAX_OF_SAMPLING_FREQUENCY
 from spikewise.output.export.config import AnalyzerConfig
 from spikewise.output.export.sorted_group import SortedGroup
 
@@ -53,7 +48,7 @@ def make_analyzer(
     sorting : BaseSorting
         The spikes.
     preprocessed : BaseRecording
-        The recording, as from :func:`preprocess_as_sorted`.
+        The recording, as from :func:`spikewise.output.sorted_traces.traces_as_sorted`.
     groups : sequence of SortedGroup
         The groups that were sorted.
     config : AnalyzerConfig
@@ -133,45 +128,6 @@ def _extensions(config: AnalyzerConfig) -> dict[str, dict[str, Any]]:
     if config.components:
         steps["principal_components"] = {"n_components": config.components, "mode": "by_channel_local"}
     return {**steps, "quality_metrics": {"seed": config.seed}}
-
-
-def preprocess_as_sorted(
-    recording: BaseRecording,
-    groups: Sequence[SortedGroup],
-    preprocessing: PreprocessingConfig,
-    silenced: Sequence[str],
-) -> BaseRecording:
-    """Return the recording filtered and referenced as for sorting, in its own unit.
-
-    Parameters
-    ----------
-    recording : BaseRecording
-        The raw recording.
-    groups : sequence of SortedGroup
-        The groups that were sorted.
-    preprocessing : PreprocessingConfig
-        How the groups were preprocessed.
-    silenced : sequence of str
-        Names of the channels that were silenced for sorting; they are zero here, too.
-    """
-    bad = ids_of(recording, silenced)
-    if len(bad):
-        recording = SilencedRecording(recording, list(bad))
-    if preprocessing.bandpass:
-        freq_max = min(
-            preprocessing.freq_max_hz, MAX_OF_SAMPLING_FREQUENCY * recording.get_sampling_frequency()
-        )
-        recording = spre.bandpass_filter(recording, preprocessing.freq_min_hz, freq_max, dtype="float32")
-    referenced = []
-    for group in groups:
-        ids = recording.channel_ids[group.channel_index]
-        large = len(ids) >= MIN_ARRAY_CHANNELS if preprocessing.common_reference == "auto" else len(ids) > 1
-        good = [channel_id for channel_id in ids if channel_id not in bad]
-        if preprocessing.common_reference != "none" and large and len(good) > 1:
-            referenced.append(good)
-    if referenced == [list(recording.channel_ids)]:
-        return spre.common_reference(recording, operator="median")
-    return spre.common_reference(recording, operator="median", groups=referenced) if referenced else recording
 
 
 def _sparsity(

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from spikeinterface.core import BaseRecording, SortingAnalyzer
 
-from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import OutputError
 from spikewise.core.files import check_output_file, writing
 from spikewise.core.progress import ProgressCallback, silent
-from spikewise.data.opening import open_recording
-from spikewise.output.export.analyzer import make_analyzer, preprocess_as_sorted
+from spikewise.data.opening import files_of, open_recording
+from spikewise.output.export.analyzer import make_analyzer
 from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
 from spikewise.output.export.nwb import NwbExport, check_nwb_settings, require_neuroconv, write_nwb
 from spikewise.output.export.phy import PhyExport, write_phy
 from spikewise.output.export.sorted_group import SortedGroup
 from spikewise.output.result import StoredResult, load_result
 from spikewise.output.result_groups import groups_of
+from spikewise.output.sorted_traces import traces_as_sorted
+from spikewise.sorting.groups import Group
 
 
 def export_phy(
@@ -58,8 +60,8 @@ def export_phy(
     """
     config = config or PhyConfig.from_dict(options)
     stored = _stored(result)
-    opened, _ = open_recording(recording, RecordingConfig())
-    groups = sorted_groups(stored, opened)
+    opened, _ = open_recording(recording, stored.reading)
+    groups = sorted_groups(stored, opened, groups_of(stored, opened))
     return write_phy(stored.sorting, opened, groups, Path(output), config, progress)
 
 
@@ -100,9 +102,9 @@ def analyze(
     config = config or AnalyzerConfig.from_dict(options)
     folder = None if output is None else Path(output)
     if folder is not None and folder.exists():
-        raise OutputError(f"{folder} exists already", "a new name", "choose another")
+        raise OutputError(f"the folder {folder} exists already", "a new name", "choose another")
     stored = _stored(result)
-    opened, _ = open_recording(recording, RecordingConfig())
+    opened, _ = open_recording(recording, stored.reading)
     return _analyze(stored, opened, config, folder, progress)
 
 
@@ -149,12 +151,18 @@ def export_nwb(
     config = config or NwbConfig.from_dict(options)
     file = Path(output)
     if file.suffix.lower() != ".nwb":
-        raise OutputError(f"{file} does not end in .nwb", "the name of an NWB file", "change it")
+        raise OutputError(f"the file {file} does not end in .nwb", "the name of an NWB file", "change it")
     check_nwb_settings(file, append, config)
     if not append:
         check_output_file(file, overwrite, ending=".nwb")
     stored = _stored(result)
-    opened, _ = open_recording(recording, RecordingConfig())
+    opened, _ = open_recording(recording, stored.reading)
+    if not append and file.exists() and any(file.samefile(one) for one in files_of(opened)):
+        raise OutputError(
+            f"the file {file} is the recording itself, which would be lost",
+            "another file, or the units beside the recording in its file",
+            "choose another name, or give --append",
+        )
     analyzer = _analyze(stored, opened, AnalyzerConfig(), None, progress)
     with writing(file):
         file.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -168,16 +176,18 @@ def _analyze(
     folder: Path | None,
     progress: ProgressCallback,
 ) -> SortingAnalyzer:
-    silenced = [channel_id for part in stored.model.groups for channel_id in part.silenced_channel_ids]
-    groups = sorted_groups(stored, recording)
-    preprocessed = preprocess_as_sorted(recording, groups, stored.model.preprocessing_config, silenced)
-    return make_analyzer(stored.sorting, preprocessed, groups, config, folder, progress)
+    prepared = groups_of(stored, recording)
+    groups = sorted_groups(stored, recording, prepared)
+    traces = traces_as_sorted(stored, recording, prepared)
+    return make_analyzer(stored.sorting, traces, groups, config, folder, progress)
 
 
-def sorted_groups(result: StoredResult, recording: BaseRecording) -> list[SortedGroup]:
-    """Return the traces and the units of each group of a result."""
+def sorted_groups(
+    result: StoredResult, recording: BaseRecording, prepared: Sequence[Group]
+) -> list[SortedGroup]:
+    """Return the traces and the units of each group of a result; `prepared` comes from :func:`groups_of`."""
     gains = recording.get_property("gain_to_uV")
-    groups = {group.name: group for group in groups_of(result, recording)}
+    groups = {group.name: group for group in prepared}
     first, found = 0, []
     for part in result.model.groups:
         group = groups[part.name]

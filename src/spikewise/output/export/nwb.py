@@ -4,14 +4,16 @@ The file is new, or it exists and the units are added. If an existing file has a
 unchanged and the units go to their own table, ``processing/ecephys/spikewise_units``. The provenance of the
 units is stored as JSON in ``scratch/spikewise_provenance``.
 
-Conventions: spike times are seconds of the recording's clock; several segments are laid end to end. Mean
-waveforms are in volts, on the electrodes of the unit's row, of which the first has the largest amplitude.
+Conventions: spike times are seconds of the recording's clock; segments whose clocks overlap are laid end to
+end. Mean waveforms are in volts, on the electrodes of the unit's row, of which the first has the largest
+amplitude.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import shutil
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from spikeinterface.core import BaseRecording, BaseSorting, NumpySorting, SortingAnalyzer
+from spikeinterface.core import BaseRecording, BaseSorting, SortingAnalyzer
 
 from spikewise.core.errors import MissingExtraError, OutputError, SettingError
 from spikewise.core.files import writing
 from spikewise.core.version import __version__
-from spikewise.data.labels.label_set import segment_starts
+from spikewise.data.opening import recording_in_file
 from spikewise.output.export.config import NwbConfig
+from spikewise.output.export.spike_times import TimedSorting
 
 if TYPE_CHECKING:
     from pynwb import NWBFile
@@ -124,19 +127,56 @@ def write_nwb(
 
     with writing(file):
         if append:
-            with NWBHDF5IO(str(file), "r+", load_namespaces=True) as io:
-                nwbfile = io.read()
-                table = _add(nwbfile, analyzer, recording, provenance, file)
-                io.write(nwbfile)
+            if is_open := _is_open(file):  # by the recording, which goes on reading from the file as it was
+                place = file.resolve().with_name(file.name + ".partial.nwb")
+            else:
+                place = file
+            try:
+                if is_open:
+                    shutil.copy2(file, place)
+                with NWBHDF5IO(str(place), "r+", load_namespaces=True) as io:
+                    nwbfile = io.read()
+                    described = recording_in_file(recording, file)
+                    table = _add(nwbfile, analyzer, recording, described, provenance, file)
+                    _write_added(io, nwbfile, file)
+                if is_open:
+                    place.replace(file.resolve())
+            finally:
+                if is_open:
+                    place.unlink(missing_ok=True)
         else:
             nwbfile = _new_file(config)
-            table = _add(nwbfile, analyzer, recording, provenance, file)
+            table = _add(nwbfile, analyzer, recording, recording, provenance, file)
             partial = file.with_name(file.name + ".partial")
             with NWBHDF5IO(str(partial), "w") as io:
                 io.write(nwbfile)
             partial.replace(file)
     num_spikes = int(analyzer.sorting.count_total_num_spikes())
     return NwbExport(file, analyzer.get_num_units(), num_spikes, table)
+
+
+def _write_added(io: Any, nwbfile: NWBFile, file: Path) -> None:
+    """Write what was added; pynwb adds no electrodes of a new group to a table that is there."""
+    try:
+        io.write(nwbfile)
+    except ValueError as error:
+        raise OutputError(
+            f"the file {file} cannot take the electrodes of the recording: {' '.join(str(error).split())}",
+            "a file whose table of electrodes is empty, or has those of the recording",
+            "write the units to a new file",
+        ) from error
+
+
+def _is_open(file: Path) -> bool:
+    """Return whether this process, or another, has a file open, so that HDF5 does not change it in place."""
+    import h5py
+
+    try:
+        with h5py.File(file, "r+"):
+            return False
+    except OSError:
+        with h5py.File(file, "r"):  # a file that cannot be read at all is told
+            return True
 
 
 def _start_time(config: NwbConfig) -> datetime:
@@ -189,23 +229,29 @@ def _add(
     nwbfile: NWBFile,
     analyzer: SortingAnalyzer,
     recording: BaseRecording,
+    described: BaseRecording,
     provenance: dict[str, Any],
     file: Path,
 ) -> str:
-    """Add electrodes, units and provenance, and return the path of the table of units."""
+    """Add electrodes, units and provenance, and return the path of the table of units.
+
+    The electrodes are those of `described`, which has the channels of the recording.
+    """
     from neuroconv.tools.spikeinterface import add_recording_metadata_to_nwbfile, add_sorting_to_nwbfile
     from neuroconv.tools.spikeinterface.spikeinterface import _build_channel_id_to_electrodes_table_map
 
     if nwbfile.scratch and _PROVENANCE in nwbfile.scratch:
         raise OutputError(
-            f"{file} already holds units of Spikewise", "a file without them", "write to another file"
+            f"the file {file} already holds units of Spikewise",
+            "a file without them",
+            "write to another file",
         )
-    add_recording_metadata_to_nwbfile(recording, nwbfile)
-    rows = _build_channel_id_to_electrodes_table_map(recording, nwbfile)
+    add_recording_metadata_to_nwbfile(described, nwbfile)
+    rows = _build_channel_id_to_electrodes_table_map(described, nwbfile)
     means, sds, electrodes = _waveforms(analyzer, [rows[channel_id] for channel_id in recording.channel_ids])
     rate = float(analyzer.sampling_frequency)
     waveforms = {"means": means, "sds": sds, "sampling_rate": rate, "unit": "volts"}
-    sorting = _on_one_clock(analyzer.sorting, recording)
+    sorting = TimedSorting(analyzer.sorting, recording)
     descriptions = _set_metrics(sorting, analyzer)
     has_table = nwbfile.units is not None
     hash_ = provenance["model"]["hash"][:12]
@@ -243,25 +289,6 @@ def _waveforms(analyzer: SortingAnalyzer, rows: list[int]) -> tuple[np.ndarray, 
     near = np.take_along_axis(near, np.argsort(-np.take_along_axis(size, near, 1), axis=1, kind="stable"), 1)
     means, sds = (np.take_along_axis(values, near[:, None], 2) * 1e-6 for values in (means, sds))
     return means, sds, [[rows[channel] for channel in channels] for channels in near]
-
-
-def _on_one_clock(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
-    """Return the sorting with the recording's times, as one segment; several segments are laid end to end."""
-    if recording.get_num_segments() == 1:
-        copy = sorting.select_units(sorting.unit_ids)
-        copy.register_recording(recording)
-        return copy
-    spikes = sorting.to_spike_vector()
-    frames = spikes["sample_index"] + np.array(segment_starts(recording))[spikes["segment_index"]]
-    joined = NumpySorting.from_samples_and_labels(
-        [frames],
-        [sorting.unit_ids[spikes["unit_index"]]],
-        sorting.sampling_frequency,
-        unit_ids=sorting.unit_ids,
-    )
-    for name in sorting.get_property_keys():
-        joined.set_property(name, sorting.get_property(name))
-    return joined
 
 
 def _set_metrics(sorting: BaseSorting, analyzer: SortingAnalyzer) -> dict[str, str]:

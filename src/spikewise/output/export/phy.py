@@ -11,7 +11,8 @@ from 0; here the number is the unit's index in the sorting, and ``cluster_unit_i
 Templates and amplitudes are in microvolts. The amplitude of a spike is the size of its unit's template after
 it was scaled to fit the spike best. Templates and features are sparse: ``template_ind.npy`` and
 ``pc_feature_ind.npy`` hold the channels, the one with the largest amplitude first, and -1 where a unit has
-fewer. Phy's format: https://phy.readthedocs.io/en/latest/sorting_user_guide.
+fewer. If the recording has a clock of its own, ``spike_seconds.npy`` holds the times of the spikes.
+Phy's format: https://phy.readthedocs.io/en/latest/sorting_user_guide.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from spikewise.core.files import writing
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.data.labels.label_set import segment_starts
 from spikewise.data.recordings.channels import SilencedRecording
+from spikewise.data.recordings.clock import TimedRecording
 from spikewise.output.export.config import PhyConfig
 from spikewise.output.export.phy_features import Projection, project_spikes
 from spikewise.output.export.phy_units import LocatedUnits, locate_units, unit_similarity
 from spikewise.output.export.sorted_group import SortedGroup, SpikeList
+from spikewise.output.export.spike_times import has_own_times, times_of_spikes
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +105,7 @@ def write_phy(
     """
     if folder.exists():
         raise OutputError(
-            f"{folder} exists already",
+            f"the folder {folder} exists already",
             "a new name, because the folder may hold curated units",
             "choose another name",
         )
@@ -116,6 +119,7 @@ def write_phy(
             features = partial / "pc_features.npy"
             projection = project_spikes(features, spikes, recording, groups, units, config, progress)
             _write_spikes(partial, spikes, units, projection)
+            _write_times(partial, sorting, recording)
             _write_units(partial, sorting, units, groups, projection.templates, recording.sampling_frequency)
             _write_channels(partial, recording, groups)
             source = _write_params(partial, folder, recording, config)
@@ -149,6 +153,15 @@ def _write_spikes(folder: Path, spikes: SpikeList, units: LocatedUnits, projecti
     np.save(folder / "spike_templates.npy", spikes.unit_index)
     np.save(folder / "spike_clusters.npy", spikes.unit_index)
     np.save(folder / "amplitudes.npy", projection.sizes * peak_uV[spikes.unit_index])
+
+
+def _write_times(folder: Path, sorting: BaseSorting, recording: BaseRecording) -> None:
+    """Write the times of the spikes where they are not their frames divided by the sampling frequency."""
+    if has_own_times(recording):
+        vector = sorting.to_spike_vector()
+        frames = vector["sample_index"] + np.array(segment_starts(recording))[vector["segment_index"]]
+        order = np.lexsort((vector["unit_index"], frames))
+        np.save(folder / "spike_seconds.npy", times_of_spikes(sorting, recording)[order])
 
 
 def _write_units(
@@ -206,11 +219,12 @@ def _write_params(partial: Path, folder: Path, recording: BaseRecording, config:
         source = "copy"
         paths = [f"traces_{index}.dat" for index in range(recording.get_num_segments())]
         files = [partial / path for path in paths]
+        dtype = dtype.newbyteorder("=")
         _copy(recording, files, dtype)
     lines = {
         "dat_path": paths,
         "n_channels_dat": recording.get_num_channels(),
-        "dtype": dtype.name,
+        "dtype": dtype.name if dtype.isnative else dtype.str,  # the name leaves the byte order out
         "offset": offset,
         "sample_rate": float(recording.sampling_frequency),
         "hp_filtered": bool(recording.is_filtered()),
@@ -233,7 +247,9 @@ def _flat_files(recording: BaseRecording) -> dict | None:
 
     None unless each segment is one flat binary file with exactly the channels of the recording, in order.
     """
-    while isinstance(recording, SilencedRecording) and not recording._kwargs["channel_ids"]:
+    while isinstance(recording, TimedRecording) or (
+        isinstance(recording, SilencedRecording) and not recording._kwargs["channel_ids"]
+    ):
         recording = recording.get_parent()
     if not recording.binary_compatible_with(time_axis=0):
         return None

@@ -119,7 +119,7 @@ def write_report(
         If the traces cannot be read.
     """
     path = check_output_file(path, overwrite)
-    contents = _gather(result, readers, truth, performance, interval_s)
+    contents = _gather(result.with_names_of_recording(), readers, truth, performance, interval_s)
     page = _render(contents, interval_s)
     partial = path.with_name(path.name + ".partial")
     with writing(path):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from spikeinterface.core import BaseRecording, BaseSorting
 
-from spikewise.core.config import EvaluationConfig, RecordingConfig
+from spikewise.core.config import EvaluationConfig
 from spikewise.core.files import check_output_file
 from spikewise.core.progress import ProgressCallback
 from spikewise.data.opening import open_recording, open_sorting
@@ -104,7 +104,7 @@ def report(
         if isinstance(result, str | Path)
         else StoredResult(result.sorting, result.model, result.provenance)
     )
-    opened = None if recording is None else open_recording(recording, RecordingConfig())[0]
+    opened = None if recording is None else open_recording(recording, stored.reading)[0]
     readers = None if opened is None else _readers_of(stored, opened)
     performance, true_spikes = None, None
     if truth is not None:

@@ -256,7 +256,7 @@ def _options_of(run: Run, split: SplitRecording, context: RunContext) -> dict[st
     """Return the options of :func:`spikewise.sort` that make up a method."""
     effort = {"patches_per_unit": context.scale.patches_per_unit}
     if not run.labels_per_unit:
-        return {"bootstrap_s": split.middle_s, **effort}
+        return {"bootstrap": "lupin", "bootstrap_s": split.middle_s, **effort}
     options: dict[str, Any] = {
         "labels": split.truth,
         "label_interval": (0.0, split.middle_s),

@@ -1,0 +1,1 @@
+"""What benchmarks/scenes.py is made of: kinds of scenes, scenes, sorters, scores, runs and outputs."""

@@ -1,0 +1,280 @@
+"""Find the units of a recording from nothing but its traces.
+
+1. Events: peaks of matched filters, summed over time and near channels (:mod:`event_search`).
+2. Clusters of events, channel by channel (:mod:`clustering`); clusters of one unit are joined
+   (:mod:`merging`).
+3. The events are explained by the clusters' mean waveforms, the largest first, and subtracted
+   (:mod:`peeling`). What is left is searched again: overlapped spikes, and units that were missed.
+4. All events are explained by all units. Units that nothing supports are dropped, and one unit that was
+   found in parts is joined.
+
+Nothing is drawn at random but the start of k-means within ISO-SPLIT, which has a seed.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.threads import one_thread_each
+from spikewise.data.recordings.reader import Traces
+from spikewise.discovery.clustering import cluster_events
+from spikewise.discovery.event_search import Events, EventSearch
+from spikewise.discovery.held_traces import HeldTraces
+from spikewise.discovery.merging import Clusters, Merger
+from spikewise.discovery.neighbours import distances
+from spikewise.discovery.peeling import Explained, Peeler
+from spikewise.discovery.spike_shapes import load_shapes
+from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape
+
+logger = logging.getLogger(__name__)
+
+# Chosen by hand on the scenes `plain` and `tetrode` of seed 1, all of the following.
+NUM_STEPS = 11
+"""Steps whose end is reported."""
+THRESHOLD = 5.0
+"""Smallest response of an event, in noise standard deviations."""
+MIN_NORM = 7.0
+"""Smallest norm of a mean waveform, in noise standard deviations."""
+MIN_AMPLITUDE = 0.85
+"""Smallest median size of a unit's spikes relative to its mean waveform: others explain its spikes better."""
+MAX_UNEXPLAINED = 0.5
+"""Largest energy that a unit leaves at its spikes, relative to its own."""
+MAX_FOLLOWED = 0.6
+"""Largest fraction of a unit's spikes within FOLLOWED_MS of those of a unit with a larger waveform: it is a
+part of that unit."""
+FOLLOWED_MS = 2.5
+LEARNT_S = 60.0
+"""Longest duration from which units are learnt."""
+MIN_SPIKES = (10, 20)
+"""Fewest spikes of a unit in a very short recording, and in others."""
+MIN_RATES_HZ = (0.1, 0.05)
+"""Smallest rate of a unit in a short recording, and in a long one."""
+
+
+@dataclass(frozen=True)
+class Discovered:
+    """Units found in a recording.
+
+    Attributes
+    ----------
+    trains : list of ndarray of int64
+        Global frames of the spikes of each unit, ascending; units in order of their position.
+    stretches : tuple of (int, int)
+        Parts of the recording from which units are learnt, in global frames: at most LEARNT_S, evenly spread.
+    facts : dict
+        Counts and seconds of each step; JSON types only.
+    """
+
+    trains: list[np.ndarray]
+    stretches: tuple[tuple[int, int], ...]
+    facts: dict[str, Any]
+
+
+def discover_units(
+    traces: Traces, positions: np.ndarray, seed: int, progress: ProgressCallback = silent
+) -> Discovered:
+    """Find the units of preprocessed traces.
+
+    Parameters
+    ----------
+    traces : Traces
+        In noise standard deviations.
+    positions : ndarray, shape (num_channels, 2 or 3)
+        Positions of the contacts in um.
+    seed : int
+        Seed of the clustering.
+    progress : callable
+        Called after each step.
+    """
+    with one_thread_each():
+        return _Discovery(traces, positions, seed, progress).run()
+
+
+@dataclass(frozen=True)
+class Found:
+    """Units with their mean waveforms, and what comes before and after each."""
+
+    units: list[UnitShape]
+    tails: list[np.ndarray]
+
+    def chosen(self, kept: Sequence[bool]) -> Found:
+        """Return the units that are kept."""
+        chosen = [index for index, is_kept in enumerate(kept) if is_kept]
+        return Found([self.units[index] for index in chosen], [self.tails[index] for index in chosen])
+
+
+class _Discovery:
+    """One search for units, with its seconds and counts."""
+
+    def __init__(self, traces: Traces, positions: np.ndarray, seed: int, progress: ProgressCallback):
+        self._started = time.perf_counter()
+        self._progress = progress
+        self.facts: dict[str, Any] = {"seconds_of_steps": {}}
+        self.seed = seed
+        self.dropped: dict[str, int] = {}
+        self.distance = distances(positions)
+        self.positions = positions
+        self.held = HeldTraces(traces)
+        self.shapes = load_shapes(traces.sampling_frequency)
+        self.meter = ShapeMeter(self.held, self.distance, self.shapes.before, self.shapes.bank.shape[1])
+        self.merger = Merger(self.held, self.distance, self.shapes, self.meter)
+        self.fewest = fewest_spikes(self.held.seconds)
+        self._note("reading", looked_at_s=round(self.held.seconds, 3))
+
+    def _note(self, step: str, **counts: Any) -> None:
+        """Keep the seconds and the counts of a step that is finished."""
+        now = time.perf_counter()
+        self.facts["seconds_of_steps"][step] = round(now - self._started, 3)
+        self.facts |= counts
+        self._started = now
+        done = len(self.facts["seconds_of_steps"])
+        self._progress("units", min(done, NUM_STEPS), NUM_STEPS, step)
+        logger.info("units: %s took %.1f s %s", step, self.facts["seconds_of_steps"][step], counts or "")
+
+    def run(self) -> Discovered:
+        """Find the units: see the top of this module."""
+        search = EventSearch(self.held, self.distance, self.shapes)
+        events = search.find(THRESHOLD)
+        self._note("events", num_events=len(events))
+        found = self._clusters(events, "")
+        if not found.units:
+            self._progress("units", NUM_STEPS, NUM_STEPS, "none found")
+            return Discovered([], (), self.facts)
+        peeler = self._peeler(found)
+        first = peeler.explain(events.column, events.channel, events.height)
+        self._note("peeling", num_explained=int((first.unit >= 0).sum()))
+        left = search.find(THRESHOLD)
+        self._note("second events", num_second_events=len(left))
+        second = peeler.explain(left.column, left.channel, left.height)
+        rest = Events(*(array[second.unit < 0] for array in (left.column, left.channel, left.height)))
+        new = self._clusters(rest, "second ")
+        peeler.restore()
+        self._note("second peeling", num_unexplained=len(rest), num_new_clusters=len(new.units))
+        supported = found.chosen(self._supported(first, found.units))
+        events = _joined(events, first, left, second, rest)
+        trains = self._final(Found(supported.units + new.units, supported.tails + new.tails), events)
+        return Discovered(trains, self.held.spread(LEARNT_S), self.facts)
+
+    def _clusters(self, events: Events, step: str) -> Found:
+        """Cluster events, join clusters of one unit, and return the mean waveforms."""
+        columns, channels = events.column.copy(), events.channel.copy()
+        limits = self.fewest, self.seed
+        labels = cluster_events(self.held, columns, channels, self.distance, self.shapes, limits)
+        name = step.replace(" ", "_")
+        self._note(step + "clustering", **{name + "num_clusters": int(labels.max(initial=-1) + 1)})
+        clusters = Clusters(columns, channels, labels)
+        merged = self.merger.merge(clusters)
+        self._note(step + "merging", **{name + "num_merged": merged})
+        return self._measured(clusters)
+
+    def _measured(self, clusters: Clusters) -> Found:
+        """Return the mean waveforms of clusters, without those that are too small."""
+        if clusters.labels.max(initial=-1) < 0:
+            return Found([], [])
+        units = self.merger.align(clusters)
+        pairs = zip(units, clusters.members(len(units)), strict=True)
+        tails = [self.meter.tails(unit, clusters.columns[events]) for unit, events in pairs]
+        return Found(units, tails).chosen([unit.norm >= MIN_NORM for unit in units])
+
+    def _peeler(self, found: Found) -> Peeler:
+        return Peeler(self.held, self.distance, found.units, found.tails, self.shapes.before)
+
+    def _explained(self, found: Found, events: Events) -> Explained:
+        """Explain events by units; the traces stay as they are."""
+        peeler = self._peeler(found)
+        explained = peeler.explain(events.column, events.channel, events.height)
+        peeler.restore()
+        return explained
+
+    def _final(self, found: Found, events: Events) -> list[np.ndarray]:
+        """Explain all events by all units, drop and join units, and return their spikes."""
+        explained = self._explained(found, events)
+        kept = self._supported(explained, found.units)
+        labels = np.where(np.append(kept, False)[explained.unit], explained.unit, -1)
+        clusters = Clusters(explained.column.copy(), events.channel.copy(), labels)
+        self.dropped["joined"] = self.merger.merge(clusters)
+        found = self._measured(clusters)
+        self._note("dropping", num_kept=len(found.units))
+        if found.units:
+            explained = self._explained(found, events)
+            found = found.chosen(self._supported(explained, found.units))
+        if not found.units:
+            return []
+        explained = self._explained(found, events)
+        main = np.array([unit.main_channel for unit in found.units], int)
+        order = np.lexsort((np.arange(len(main)), *np.round(self.positions[main].T, 3)))
+        trains = []
+        for unit in order:
+            columns = np.rint(explained.column[explained.unit == unit]).astype(np.int64)
+            frames, inside = self.held.frames_of(columns)
+            trains.append(np.unique(frames[inside]))
+        self._note("last peeling", num_units=len(trains), dropped=self.dropped)
+        return trains
+
+    def _supported(self, explained: Explained, units: list[UnitShape]) -> list[bool]:
+        """Return whether each unit is kept, and count the reasons of the others."""
+        reasons = [self._reason(index, unit, explained) for index, unit in enumerate(units)]
+        within = FOLLOWED_MS * self.held.sampling_frequency / 1000
+        reasons = _with_parts(reasons, units, explained, within)
+        for reason in filter(None, reasons):
+            self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        return [reason is None for reason in reasons]
+
+    def _reason(self, index: int, unit: UnitShape, explained: Explained) -> str | None:
+        """Return why a unit is dropped, or None."""
+        mine = explained.unit == index
+        if mine.sum() < self.fewest:
+            return "few spikes"
+        if unit.norm < MIN_NORM:
+            return "weak"
+        if np.median(explained.amplitude[mine]) < MIN_AMPLITUDE:
+            return "others explain it"
+        if np.median(explained.unexplained[mine]) > MAX_UNEXPLAINED:
+            return "unexplained energy"
+        return None
+
+
+def fewest_spikes(seconds: float) -> int:
+    """Return the fewest spikes of a unit in so many seconds of traces: 10 in 5 s, 18 in 180 s, 30 in 600."""
+    short, long = MIN_RATES_HZ
+    return max(MIN_SPIKES[0], min(MIN_SPIKES[1], round(short * seconds)), round(long * seconds))
+
+
+def _with_parts(
+    reasons: list[str | None], units: list[UnitShape], explained: Explained, within: float
+) -> list[str | None]:
+    """Add the units most of whose spikes come with those of a larger unit."""
+    order = np.argsort(explained.column, kind="stable")
+    unit, column = explained.unit[order], explained.column[order]
+    sizes = [one.norm for one in units]
+    trains = [column[unit == index] for index in range(len(reasons))]
+    reasons = list(reasons)
+    for index in np.argsort(sizes, kind="stable"):
+        train = trains[index]
+        if reasons[index] is not None or not len(train):
+            continue
+        for other, theirs in enumerate(trains):
+            if other == index or reasons[other] is not None or sizes[other] < sizes[index]:
+                continue
+            low = np.searchsorted(theirs, train - within)
+            if (np.searchsorted(theirs, train + within) > low).mean() > MAX_FOLLOWED:
+                reasons[index] = "part of another unit"
+                break
+    return reasons
+
+
+def _joined(events: Events, first: Explained, left: Events, second: Explained, rest: Events) -> Events:
+    """Return the events that units explain, where their spikes are, and those that nothing explains."""
+    is_first, is_second = first.unit >= 0, second.unit >= 0
+    column = np.concatenate([first.column[is_first], second.column[is_second], rest.column])
+    channel = np.concatenate([events.channel[is_first], left.channel[is_second], rest.channel])
+    height = np.concatenate([events.height[is_first], left.height[is_second], rest.height])
+    order = np.lexsort((channel, column))
+    return Events(column[order], channel[order], height[order])

@@ -1,0 +1,110 @@
+"""Preprocessed traces in memory, in which units are searched: a short recording, or parts of a long one.
+
+The parts are spread evenly over the whole recording. A *column* counts the samples that are held. Zeros
+separate parts that do not follow each other, so a window around a spike never mixes two of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spikewise.data.recordings.reader import Traces
+
+MEMORY_BYTES = 2**31
+"""Largest size of the traces: 2 GiB are 93 s of 384 channels, or 280 s of 128, at 30 kHz. Chosen by hand."""
+STRETCH_S = 1.0
+"""Length of a part; the reader prepares blocks of this length."""
+GAP_MS = 5.0
+"""Zeros between two parts; longer than a window around a spike with all its shifts."""
+UNIT = 1 / 128
+"""Value of one step, in noise standard deviations: sizes up to 255 fit into 16 bits."""
+
+
+class HeldTraces:
+    """Traces as 16-bit integers.
+
+    Parameters
+    ----------
+    traces : Traces
+        Preprocessed traces, in noise standard deviations.
+    memory_bytes : int
+        Largest size.
+
+    Attributes
+    ----------
+    values : ndarray of int16, shape (num_channels, num_columns)
+        Traces in steps of UNIT; larger values are cut off.
+    sampling_frequency : float
+    seconds : float
+        Duration of the parts.
+    total_s : float
+        Duration of the recording.
+    """
+
+    def __init__(self, traces: Traces, memory_bytes: int = MEMORY_BYTES):
+        rate = self.sampling_frequency = traces.sampling_frequency
+        parts = _spread(_cut(traces, max(1, round(STRETCH_S * rate))), traces.num_channels, memory_bytes)
+        gap = round(GAP_MS * rate / 1000)
+        column, last = gap, None
+        placed = []
+        for segment, start, stop, frame in parts:
+            if last is not None and last != frame:
+                column += gap
+            placed.append((segment, start, stop, frame, column))
+            column, last = column + stop - start, frame + stop - start
+        self.values = np.zeros((traces.num_channels, column + gap), np.int16)
+        self._columns = np.array([part[4] for part in placed], np.int64)
+        self._frames = np.array([part[3] for part in placed], np.int64)
+        self._lengths = np.array([part[2] - part[1] for part in placed], np.int64)
+        for segment, start, stop, _, at in placed:
+            block = traces.read(segment, start, stop).T
+            scaled = np.clip(np.rint(block * np.float32(1 / UNIT)), -32767, 32767)
+            self.values[:, at : at + stop - start] = scaled
+        self.seconds = float(self._lengths.sum()) / rate
+        self.total_s = sum(traces.num_samples(index) for index in range(traces.num_segments)) / rate
+
+    @property
+    def num_channels(self) -> int:
+        """Number of channels."""
+        return len(self.values)
+
+    @property
+    def num_columns(self) -> int:
+        """Number of columns, zeros between the parts included."""
+        return self.values.shape[1]
+
+    def spread(self, seconds: float) -> tuple[tuple[int, int], ...]:
+        """Return parts of at most so many seconds in all, evenly spread, in global frames (half open)."""
+        count = min(len(self._frames), max(1, round(seconds / STRETCH_S)))
+        chosen = np.unique(np.linspace(0, len(self._frames) - 1, count).round().astype(int))
+        return tuple((int(self._frames[k]), int(self._frames[k] + self._lengths[k])) for k in chosen)
+
+    def frames_of(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the global frames of columns, and whether each column is a sample of the recording."""
+        part = np.maximum(np.searchsorted(self._columns, columns, side="right") - 1, 0)
+        offset = columns - self._columns[part]
+        return self._frames[part] + offset, (offset >= 0) & (offset < self._lengths[part])
+
+
+def _cut(traces: Traces, length: int) -> list[tuple[int, int, int, int]]:
+    """Cut all segments into parts: segment, first and last sample + 1, first global frame."""
+    parts, first = [], 0
+    for segment in range(traces.num_segments):
+        samples = traces.num_samples(segment)
+        parts += [
+            (segment, start, min(start + length, samples), first + start)
+            for start in range(0, samples, length)
+        ]
+        first += samples
+    return parts
+
+
+def _spread(
+    parts: list[tuple[int, int, int, int]], num_channels: int, memory_bytes: int
+) -> list[tuple[int, int, int, int]]:
+    """Return as many parts as fit into the memory, evenly spread."""
+    size = sum(stop - start for _, start, stop, _ in parts) * 2 * num_channels
+    if size <= memory_bytes:
+        return parts
+    count = max(1, int(len(parts) * memory_bytes / size))
+    return [parts[index] for index in np.linspace(0, len(parts) - 1, count).round().astype(int)]

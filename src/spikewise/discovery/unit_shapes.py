@@ -1,0 +1,128 @@
+"""Mean waveforms of units, on the channels near each."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from spikewise.core.threads import results_in_order
+from spikewise.discovery.event_loops import add_windows, best_lag, cut_windows
+from spikewise.discovery.held_traces import UNIT, HeldTraces
+from spikewise.discovery.neighbours import channels_within
+
+# Chosen by hand, all of the following.
+RADIUS_UM = 120.0  # channels that hold a mean waveform
+MOST_CHANNELS = 32  # on dense probes, evenly spread ones
+NUM_SPIKES = 100  # most spikes of a mean waveform, which is a median
+NUM_TAIL_SPIKES = 300  # most spikes of its tails, which are means
+TAIL_MS = 2.0  # length of what is measured before and after a mean waveform
+MIN_TAIL_ENERGY = 2.0  # a tail with less than this times the energy of its noise is set to zero
+
+
+@dataclass(frozen=True)
+class UnitShape:
+    """The mean waveform of a unit, in noise standard deviations.
+
+    Attributes
+    ----------
+    main_channel : int
+        Channel with the most energy.
+    channels : ndarray of int64, shape (P,)
+        Channels near it.
+    waveform : ndarray of float32, shape (P, L)
+        Median of the windows around its spikes.
+    trough : int
+        Samples from the spikes' columns to the lowest sample of the main channel.
+    """
+
+    main_channel: int
+    channels: np.ndarray
+    waveform: np.ndarray
+    trough: int
+
+    @property
+    def norm(self) -> float:
+        """Square root of the energy: the signal-to-noise ratio of a matched filter."""
+        return float(np.linalg.norm(self.waveform))
+
+
+class ShapeMeter:
+    """Measures the mean waveforms of units.
+
+    Parameters
+    ----------
+    held : HeldTraces
+    distance : ndarray, shape (num_channels, num_channels)
+        Distances of the channels in um.
+    before, length : int
+        Samples of a window ahead of the spike, and in all.
+    """
+
+    def __init__(self, held: HeldTraces, distance: np.ndarray, before: int, length: int):
+        self.held = held
+        self.before, self.length = before, length
+        self.tail = round(TAIL_MS * held.sampling_frequency / 1000)
+        self.near = channels_within(distance, RADIUS_UM, MOST_CHANNELS)
+
+    def measure(self, columns: np.ndarray, channel: int) -> UnitShape:
+        """Return the mean waveform of spikes at fractional columns; `channel` is near the unit."""
+        at = np.rint(_some(columns, NUM_SPIKES)).astype(np.int64)
+        for _ in range(3):
+            channels = self.near[channel][self.near[channel] >= 0]
+            windows = np.empty((len(at), len(channels), self.length), np.float32)
+            cut_windows(self.held.values, at, channels, self.before, windows)
+            waveform = np.median(windows, axis=0) * np.float32(UNIT)
+            main = int(channels[(waveform**2).sum(axis=1).argmax()])
+            if main == channel:
+                break
+            channel = main
+        row = waveform[np.flatnonzero(channels == main)[0]]
+        return UnitShape(main, channels, waveform, int(row.argmin()) - self.before)
+
+    def tails(self, unit: UnitShape, columns: np.ndarray) -> np.ndarray:
+        """Return what comes before and after a mean waveform: (P, L + 2 * tail), zeros in the middle.
+
+        The filter of the traces spreads a large spike over milliseconds, and its tails look like weak
+        spikes. Tails that do not stand out of the noise are zero.
+        """
+        at = np.rint(_some(columns, NUM_TAIL_SPIKES)).astype(np.int64)
+        long = np.empty((len(unit.channels), self.length + 2 * self.tail), np.float32)
+        add_windows(self.held.values, at, unit.channels, self.before + self.tail, long)
+        long *= np.float32(UNIT / max(1, len(at)))
+        long[:, self.tail : self.tail + self.length] = 0
+        noise = MIN_TAIL_ENERGY * self.tail / max(1, len(at))
+        for part in (slice(0, self.tail), slice(self.tail + self.length, None)):
+            long[(long[:, part] ** 2).sum(axis=1) < noise, part] = 0
+        return long
+
+    def measure_all(self, columns: np.ndarray, labels: np.ndarray, channels: np.ndarray) -> list[UnitShape]:
+        """Return the mean waveform of each label from 0 on; every label must have an event."""
+        order = np.argsort(labels, kind="stable")
+        bounds = np.searchsorted(labels[order], np.arange(labels.max(initial=-1) + 2))
+        members = [order[low:high] for low, high in itertools.pairwise(bounds)]
+
+        def measure(events: np.ndarray) -> UnitShape:
+            return self.measure(columns[events], int(np.bincount(channels[events]).argmax()))
+
+        return list(results_in_order(measure, members))
+
+
+def similarity(one: UnitShape, other: UnitShape, reach: int) -> tuple[float, int]:
+    """Return the largest cosine of two mean waveforms over time shifts, and the shift.
+
+    The shift in samples must be added to the other's columns. Channels on which only one of them is known
+    count in its size.
+    """
+    both, mine, others = np.intersect1d(one.channels, other.channels, return_indices=True)
+    if not len(both):
+        return 0.0, 0
+    product, lag = best_lag(one.waveform[mine], other.waveform[others], reach)
+    size = one.norm * other.norm
+    return (float(product) / size if size > 0 else 0.0), int(lag)
+
+
+def _some(columns: np.ndarray, most: int) -> np.ndarray:
+    """Return at most so many columns, evenly spread."""
+    return columns[np.linspace(0, len(columns) - 1, min(len(columns), most)).round().astype(int)]
