@@ -25,7 +25,7 @@ from spikewise.core.progress import ProgressCallback, silent
 from spikewise.core.threads import one_thread_each
 from spikewise.data.recordings.reader import Traces
 from spikewise.discovery.clustering import cluster_events
-from spikewise.discovery.event_search import Events, EventSearch
+from spikewise.discovery.event_search import Events, EventSearch, UnitSearch
 from spikewise.discovery.held_traces import HeldTraces
 from spikewise.discovery.merging import Clusters, Merger
 from spikewise.discovery.neighbours import distances
@@ -40,6 +40,8 @@ NUM_STEPS = 11
 """Steps whose end is reported."""
 THRESHOLD = 5.0
 """Smallest response of an event, in noise standard deviations."""
+UNIT_THRESHOLD = 4.5
+"""Smallest response to a unit's own mean waveform of a spike that was missed."""
 MIN_NORM = 7.0
 """Smallest norm of a mean waveform, in noise standard deviations."""
 MIN_AMPLITUDE = 0.85
@@ -50,6 +52,10 @@ MAX_FOLLOWED = 0.6
 """Largest fraction of a unit's spikes within FOLLOWED_MS of those of a unit with a larger waveform: it is a
 part of that unit."""
 FOLLOWED_MS = 2.5
+MAX_PERIODIC = 0.5
+"""Largest fraction of a unit's intervals that are multiples of one period."""
+PERIOD_MS = 5.0
+"""Shortest such period."""
 LEARNT_S = 60.0
 """Longest duration from which units are learnt."""
 MIN_SPIKES = (10, 20)
@@ -207,15 +213,20 @@ class _Discovery:
             found = found.chosen(self._supported(explained, found.units))
         if not found.units:
             return []
-        explained = self._explained(found, events)
+        peeler = self._peeler(found)
+        first = peeler.explain(events.column, events.channel, events.height)
+        missed = UnitSearch(self.held, self.distance, peeler.units).find(UNIT_THRESHOLD)
+        second = peeler.explain(missed.column, missed.channel, missed.height)
         main = np.array([unit.main_channel for unit in found.units], int)
         order = np.lexsort((np.arange(len(main)), *np.round(self.positions[main].T, 3)))
         trains = []
         for unit in order:
-            columns = np.rint(explained.column[explained.unit == unit]).astype(np.int64)
+            columns = np.concatenate([spikes.column[spikes.unit == unit] for spikes in (first, second)])
+            columns = np.rint(columns).astype(np.int64)
             frames, inside = self.held.frames_of(columns)
             trains.append(np.unique(frames[inside]))
-        self._note("last peeling", num_units=len(trains), dropped=self.dropped)
+        num_missed = int((second.unit >= 0).sum())
+        self._note("last peeling", num_units=len(trains), num_missed=num_missed, dropped=self.dropped)
         return trains
 
     def _supported(self, explained: Explained, units: list[UnitShape]) -> list[bool]:
@@ -234,11 +245,27 @@ class _Discovery:
             return "few spikes"
         if unit.norm < MIN_NORM:
             return "weak"
+        if is_periodic(explained.column[mine], self.held.sampling_frequency):
+            return "periodic"
         if np.median(explained.amplitude[mine]) < MIN_AMPLITUDE:
             return "others explain it"
         if np.median(explained.unexplained[mine]) > MAX_UNEXPLAINED:
             return "unexplained energy"
         return None
+
+
+def is_periodic(columns: np.ndarray, sampling_frequency: float) -> bool:
+    """Return whether most intervals are multiples of one period: an artefact, no neuron."""
+    intervals = np.rint(np.diff(np.sort(columns))).astype(np.int64)
+    intervals = intervals[intervals > PERIOD_MS * sampling_frequency / 1000]
+    if len(intervals) < MIN_SPIKES[0] - 1:
+        return False
+    values, counts = np.unique(intervals, return_counts=True)
+    for period in values[np.argsort(-counts, kind="stable")[:3]]:
+        rest = (intervals + 1) % period  # 0, 1 or 2: within one sample of a multiple
+        if (rest <= 2).mean() > MAX_PERIODIC:
+            return True
+    return False
 
 
 def fewest_spikes(seconds: float) -> int:

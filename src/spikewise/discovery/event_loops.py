@@ -6,14 +6,25 @@ Values are integers in steps of ``held_traces.UNIT``.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from spikewise.core import vectors
 from spikewise.core.compiling import compiled
 
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 """Permitted in sums: another order, and fused operations; the order is fixed when the loop is compiled."""
 BLOCK = 256
 """Outputs that are computed together: their responses stay in a processor's cache."""
+NUM_WIDTHS = 3
+"""Spatial widths of the bank."""
+TILE = 32
+"""Outputs whose sums stay in a processor's registers."""
+_TILE = ir.VectorType(vectors.FLOAT, TILE)
 
 
 @compiled(fastmath=FAST)
@@ -55,33 +66,128 @@ def filter_channels(values, first, step, bank, filtered, num_outputs):  # type: 
                 tap += 1
 
 
-@compiled(fastmath=FAST)
-def largest_responses(filtered, near, weights, scale, best, num_outputs):  # type: ignore[no-untyped-def]
+def _write_largest_sums(  # type: ignore[no-untyped-def]
+    typing_context, rows, offset, counts, weights, scale, shapes, target
+):
+    """Fill 32 outputs with the largest of the scaled sums of rows, over shapes and NUM_WIDTHS widths.
+
+    `rows` holds the addresses of the rows of the first shape, to which `offset` bytes are added. Rows before
+    the first of `counts` are in the sums of all widths, those before the second in the sum of the last width
+    only. At `weights` lie (rows, NUM_WIDTHS), at `scale` (shapes, NUM_WIDTHS), at `shapes` the number of
+    shapes and the bytes from one to the next. All but `offset` are addresses.
+    """
+    signature = types.void(*[types.int64] * 7)
+
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        rows, offset, counts, weights, scale, shapes, target = arguments
+        of_all, in_last, num_shapes, shape_bytes = (
+            vectors.load(builder, vectors.after(builder, address, at, 8), vectors.INDEX)
+            for address in (counts, shapes)
+            for at in range(2)
+        )
+        alone = builder.sub(in_last, of_all)
+
+        def add(row: ir.Value, begin: ir.Value, widths: range, totals: list[ir.Value]) -> list[ir.Value]:
+            address = vectors.load(builder, vectors.after(builder, rows, row, 8), vectors.INDEX)
+            source = vectors.load(builder, builder.add(address, begin), _TILE)
+            of_row = vectors.after(builder, weights, row, 4 * NUM_WIDTHS)
+            factors = [
+                vectors.load(builder, vectors.after(builder, of_row, width, 4), vectors.FLOAT)
+                for width in widths
+            ]
+            return [
+                vectors.multiply_add(builder, vectors.spread(builder, factor, TILE), source, total)
+                for factor, total in zip(factors, totals, strict=True)
+            ]
+
+        def shape(index: ir.Value, best: list[ir.Value]) -> list[ir.Value]:
+            begin = builder.add(offset, builder.mul(index, shape_bytes))
+            totals = vectors.count_up(
+                builder,
+                of_all,
+                [vectors.zeros(_TILE)] * NUM_WIDTHS,
+                lambda row, sums: add(row, begin, range(NUM_WIDTHS), sums),
+            )
+            last = range(NUM_WIDTHS - 1, NUM_WIDTHS)
+            totals[-1:] = vectors.count_up(
+                builder,
+                alone,
+                totals[-1:],
+                lambda row, sums: add(builder.add(row, of_all), begin, last, sums),
+            )
+            of_shape = vectors.after(builder, scale, index, 4 * NUM_WIDTHS)
+            for width, total in enumerate(totals):
+                factor = vectors.load(builder, vectors.after(builder, of_shape, width, 4), vectors.FLOAT)
+                scaled = builder.fmul(total, vectors.spread(builder, factor, TILE))
+                best = [vectors.higher(builder, best[0], scaled)]
+            return best
+
+        smallest = ir.Constant(_TILE, [-1e30] * TILE)
+        vectors.store(builder, vectors.count_up(builder, num_shapes, [smallest], shape)[0], target)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+_largest_sums: Any = intrinsic(_write_largest_sums)
+
+
+@compiled()
+def largest_responses(filtered, near, counts, weights, scale, best, num_outputs):  # type: ignore[no-untyped-def]
     """Fill (C, outputs): the largest response over shapes and widths, in its own noise standard deviations.
 
-    `near` (C, P) lists channels, `weights` (C, W, P) their weights in each width (0: left out), `scale`
-    (C, K, W) the inverse of the noise.
+    `near` (C, P) lists channels. Those before the first of `counts` (C, 2) are in the sums of all widths,
+    those before the second, which is larger, in the last one only. `weights` (C, P, NUM_WIDTHS) are theirs in
+    each width, `scale` (C, K, NUM_WIDTHS) is the inverse of the noise.
     """
-    num_channels, num_widths, num_near = weights.shape
-    total = np.empty(BLOCK, np.float32)
+    num_channels, num_near = near.shape
+    rows, row = np.empty(num_near, np.int64), np.empty(BLOCK, np.float32)
+    shapes = np.array([len(filtered), filtered[0].size * 4])
     for channel in range(num_channels):
-        target = best[channel]
+        for index in range(num_near):
+            rows[index] = np.int64(filtered[0, near[channel, index]].ctypes.data)
+        for first in range(0, num_outputs, TILE):
+            _largest_sums(
+                np.int64(rows.ctypes.data),
+                np.int64(4 * first),
+                np.int64(counts[channel].ctypes.data),
+                np.int64(weights[channel].ctypes.data),
+                np.int64(scale[channel].ctypes.data),
+                np.int64(shapes.ctypes.data),
+                np.int64(row[first:].ctypes.data),
+            )
+        best[channel, :num_outputs] = row[:num_outputs]
+    rows[0], shapes[0] = 0, 0  # arrays live until the last line that names them
+
+
+@compiled(fastmath=FAST)
+def unit_responses(filtered, channels, counts, weights, scale, best, num_outputs):  # type: ignore[no-untyped-def]
+    """Fill (U, outputs): the response of each unit, in its own noise standard deviations.
+
+    `channels` (U, M) lists the channels of each unit, the first `counts` of them, `weights` (U, M, 4) their
+    weights with each of four shapes, `scale` (U,) the inverse of the noise.
+    """
+    for unit in range(len(channels)):
+        target = best[unit]
         for index in range(num_outputs):
-            target[index] = -np.float32(1e30)
-        for shape in range(len(filtered)):
-            for width in range(num_widths):
-                for index in range(num_outputs):
-                    total[index] = 0
-                for near_index in range(num_near):
-                    weight = weights[channel, width, near_index]
-                    if weight == 0:
-                        continue
-                    source = filtered[shape, near[channel, near_index]]
-                    for index in range(num_outputs):
-                        total[index] += weight * source[index]
-                factor = scale[channel, shape, width]
-                for index in range(num_outputs):
-                    target[index] = max(target[index], total[index] * factor)
+            target[index] = 0
+        for at in range(counts[unit]):
+            channel = channels[unit, at]
+            one, two, three, four = (
+                filtered[0, channel],
+                filtered[1, channel],
+                filtered[2, channel],
+                filtered[3, channel],
+            )
+            factor = scale[unit]
+            a, b, c, d = (
+                factor * weights[unit, at, 0],
+                factor * weights[unit, at, 1],
+                factor * weights[unit, at, 2],
+                factor * weights[unit, at, 3],
+            )
+            for index in range(num_outputs):
+                target[index] += a * one[index] + b * two[index] + c * three[index] + d * four[index]
 
 
 @compiled()

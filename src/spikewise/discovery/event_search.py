@@ -14,9 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from spikewise.core.threads import results_in_order
-from spikewise.discovery.event_loops import BLOCK, filter_channels, find_peaks, largest_responses
+from spikewise.discovery.event_loops import (
+    BLOCK,
+    NUM_WIDTHS,
+    filter_channels,
+    find_peaks,
+    largest_responses,
+    unit_responses,
+)
 from spikewise.discovery.held_traces import HeldTraces
 from spikewise.discovery.neighbours import channels_within
+from spikewise.discovery.peeling import PackedUnits
 from spikewise.discovery.spike_shapes import SpikeShapes
 
 WIDTHS_UM = (0.0, 18.0, 36.0)
@@ -31,6 +39,10 @@ RIVALS_MS = 0.5
 """Time within which one event suppresses smaller ones; chosen by hand."""
 SEARCH_HZ = 16000.0
 """Responses are computed at about this rate; the traces hold little above 6000 Hz."""
+NUM_UNIT_SHAPES = 4
+"""Temporal shapes whose sums stand for the waveforms of all units; the loops are written for so many."""
+UNIT_ENERGY = 0.95
+"""Part of a unit's energy that is on the channels on which its spikes are searched. Chosen by hand."""
 BLOCKS_AT_ONCE = 32
 """Blocks of outputs of one call."""
 _NOISE_VALUES = 6_000_000
@@ -60,30 +72,26 @@ class Events:
         return len(self.column)
 
 
-class EventSearch:
-    """Searches events in traces.
+class _Search:
+    """Searches peaks of responses: weighted sums of filtered channels, each divided by its own noise.
 
     Parameters
     ----------
     held : HeldTraces
-    distance : ndarray, shape (num_channels, num_channels)
-        Distances of the channels in um.
-    shapes : SpikeShapes
+    bank : ndarray of float32, shape (K, L)
+        Filters.
+    before : int
+        Samples of a filter ahead of the event.
+    rivals : ndarray, shape (num_rows, P)
+        For each row of responses the rows that an event suppresses nearby in time; then -1.
     """
 
-    def __init__(self, held: HeldTraces, distance: np.ndarray, shapes: SpikeShapes):
-        self._held = held
-        self._step = max(1, round(held.sampling_frequency / SEARCH_HZ))
-        bank = shapes.bank[:, shapes.before % self._step :: self._step]
-        self._bank = np.ascontiguousarray(bank / np.linalg.norm(bank, axis=1, keepdims=True))
-        self._before = shapes.before // self._step * self._step
-        widest = max(WIDTHS_UM) * np.sqrt(-2 * np.log(SMALLEST_WEIGHT))
-        near = channels_within(distance, widest, MOST_NEAR)
-        self._weights = _weights(distance, near)
-        self._near = np.where(near < 0, 0, near)
-        self._rivals = channels_within(distance, RIVALS_UM, held.num_channels)
+    def __init__(self, held: HeldTraces, bank: np.ndarray, before: int, rivals: np.ndarray):
+        self._held, self._rivals = held, rivals
+        self._step = search_step(held)
+        self._bank = np.ascontiguousarray(bank[:, before % self._step :: self._step], np.float32)
+        self._before = before // self._step * self._step
         self._reach = max(1, round(RIVALS_MS * held.sampling_frequency / 1000 / self._step))
-        self._scale = self._inverse_noise()
 
     def find(self, threshold: float) -> Events:
         """Return the events whose response is above the threshold, in noise standard deviations."""
@@ -98,68 +106,153 @@ class EventSearch:
 
         found = list(results_in_order(search, starts))
         column = np.concatenate([events.column for events in found])
-        channel = np.concatenate([events.channel for events in found])
-        order = np.lexsort((channel, column))
+        row = np.concatenate([events.channel for events in found])
+        order = np.lexsort((row, column))
         height = np.concatenate([events.height for events in found])
-        return Events(column[order], channel[order], height[order])
+        return Events(column[order], self._channels_of(row[order]), height[order])
+
+    def _channels_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the channels of rows of responses."""
+        return rows
+
+    def _fill(self, filtered: np.ndarray, best: np.ndarray, num_outputs: int) -> None:
+        """Fill the responses (num_rows, outputs) from the filtered channels (K, C, outputs)."""
+        raise NotImplementedError
 
     def _search(self, start: int, num_outputs: int, threshold: np.float32) -> Events:
         """Return the events of some outputs from a column on; more outputs on both sides are looked at."""
         pad = self._reach + 2
         first = start - pad * self._step
         total = max(0, num_outputs) + 2 * pad
-        num_channels = self._held.num_channels
-        response = np.empty((num_channels, total), np.float32)
-        filtered = np.empty((len(self._bank), num_channels, BLOCK), np.float32)
+        num_rows = len(self._rivals)
+        response = np.empty((num_rows, total), np.float32)
+        filtered = np.empty((len(self._bank), self._held.num_channels, BLOCK), np.float32)
         for begin in range(0, total, BLOCK):
             count = min(BLOCK, total - begin)
             at = first + begin * self._step
             filter_channels(self._held.values, at, self._step, self._bank, filtered, count)
-            best = response[:, begin : begin + count]
-            largest_responses(filtered, self._near, self._weights, self._scale, best, count)
-        most = 64 + num_channels * num_outputs // 8
-        channels, positions = np.empty(most, np.int64), np.empty(most, np.float64)
+            self._fill(filtered, response[:, begin : begin + count], count)
+        most = 64 + num_rows * num_outputs // 8
+        rows, positions = np.empty(most, np.int64), np.empty(most, np.float64)
         heights = np.empty(most, np.float32)
         count = find_peaks(
-            response, self._rivals, threshold, self._reach, (pad, total - pad), (channels, positions, heights)
+            response, self._rivals, threshold, self._reach, (pad, total - pad), (rows, positions, heights)
         )
         columns = first + positions[:count] * self._step + self._before
-        return Events(columns, channels[:count], heights[:count])
+        return Events(columns, rows[:count], heights[:count])
+
+    def _samples(self, values_per_output: int) -> np.ndarray:
+        """Return filtered channels (pieces, K, C, outputs) of evenly spread blocks, to measure the noise."""
+        taps = self._bank.shape[1] * self._step
+        room = self._held.num_columns - BLOCK * self._step - taps
+        pieces = max(2, min(24, _NOISE_VALUES // (values_per_output * BLOCK)))
+        filtered = np.empty((len(self._bank), self._held.num_channels, BLOCK), np.float32)
+        length = min(BLOCK, max(1, room // self._step))
+        samples = np.empty((pieces, *filtered.shape[:2], length), np.float32)
+        for piece, start in enumerate(np.linspace(0, max(0, room), pieces).astype(int)):
+            filter_channels(self._held.values, int(start), self._step, self._bank, filtered, length)
+            samples[piece] = filtered[:, :, :length]
+        return samples
+
+
+class EventSearch(_Search):
+    """Searches events of any unit: responses to a bank of shapes, a row for each channel.
+
+    Parameters
+    ----------
+    held : HeldTraces
+    distance : ndarray, shape (num_channels, num_channels)
+        Distances of the channels in um.
+    shapes : SpikeShapes
+    """
+
+    def __init__(self, held: HeldTraces, distance: np.ndarray, shapes: SpikeShapes):
+        rivals = channels_within(distance, RIVALS_UM, held.num_channels)
+        super().__init__(held, shapes.bank, shapes.before, rivals)
+        self._bank /= np.linalg.norm(self._bank, axis=1, keepdims=True)
+        widest = max(WIDTHS_UM) * np.sqrt(-2 * np.log(SMALLEST_WEIGHT))
+        near = channels_within(distance, widest, MOST_NEAR)
+        near = np.pad(
+            near, ((0, 0), (0, 1)), constant_values=-1
+        )  # at least one channel is in the widest sum only
+        self._weights = _weights(distance, near)
+        used = (self._weights > 0).sum(axis=1)  # C, W: the nearest ones
+        of_all = used[:, :-1].max(axis=1)
+        self._used = np.stack([of_all, np.maximum(used[:, -1], of_all + 1)], axis=1)
+        self._near = np.where(near < 0, 0, near)
+        self._scale = self._inverse_noise()
+
+    def _fill(self, filtered: np.ndarray, best: np.ndarray, num_outputs: int) -> None:
+        """Fill the largest response of each channel over shapes and widths."""
+        largest_responses(filtered, self._near, self._used, self._weights, self._scale, best, num_outputs)
 
     def _inverse_noise(self) -> np.ndarray:
         """Return the inverse noise (C, K, W) of the responses: from medians of evenly spread blocks."""
-        num_shapes, num_channels, num_widths = (
-            len(self._bank),
-            self._held.num_channels,
-            self._weights.shape[1],
-        )
-        taps = self._bank.shape[1] * self._step
-        room = self._held.num_columns - BLOCK * self._step - taps
-        pieces = max(2, min(24, _NOISE_VALUES // (num_channels * BLOCK * num_shapes)))
-        filtered = np.empty((num_shapes, num_channels, BLOCK), np.float32)
-        samples = np.empty((pieces, num_shapes, num_channels, BLOCK), np.float32)
-        length = min(BLOCK, max(1, room // self._step))
-        for piece, start in enumerate(np.linspace(0, max(0, room), pieces).astype(int)):
-            filter_channels(self._held.values, int(start), self._step, self._bank, filtered, length)
-            samples[piece] = filtered
-        scale = np.empty((num_channels, num_shapes, num_widths), np.float32)
-        for width in range(num_widths):
-            for channel in range(num_channels):
-                of = self._near[channel]
-                summed = np.tensordot(samples[:, :, of, :length], self._weights[channel, width], axes=(2, 0))
-                noise = np.median(np.abs(summed), axis=(0, 2)) / 0.6745
-                scale[channel, :, width] = np.where(noise > 0, 1 / np.maximum(noise, 1e-9), 0)
+        num_channels = self._held.num_channels
+        samples = self._samples(num_channels * len(self._bank))
+        scale = np.empty((num_channels, len(self._bank), NUM_WIDTHS), np.float32)
+        for channel in range(num_channels):
+            summed = np.tensordot(samples[:, :, self._near[channel]], self._weights[channel], axes=(2, 0))
+            scale[channel] = _inverse_deviation(summed, (0, 2))
         return scale
 
 
+class UnitSearch(_Search):
+    """Searches spikes of known units: a row for each unit, the response to its mean waveform.
+
+    The waveforms of all units are sums of a few temporal shapes, so each channel is filtered only by these.
+
+    Parameters
+    ----------
+    held : HeldTraces
+    distance : ndarray, shape (num_channels, num_channels)
+        Distances of the channels in um.
+    units : PackedUnits
+    """
+
+    def __init__(self, held: HeldTraces, distance: np.ndarray, units: PackedUnits):
+        waveforms = units.waveforms.reshape(-1, units.waveforms.shape[2])
+        shapes = np.linalg.svd(waveforms.T @ waveforms)[2][:NUM_UNIT_SHAPES]
+        self._main = units.channels[:, 0]
+        rivals = channels_within(distance[np.ix_(self._main, self._main)], RIVALS_UM, len(self._main))
+        super().__init__(held, shapes, units.before, rivals)
+        energy = np.cumsum((units.waveforms**2).sum(axis=2), axis=1)  # the largest channels come first
+        self._counts = (energy < UNIT_ENERGY * energy[:, -1:]).sum(axis=1) + 1
+        self._channels = units.channels
+        self._weights = (waveforms @ shapes.T).reshape(*units.waveforms.shape[:2], -1)
+        self._scale = np.ones(len(self._main), np.float32)
+        samples = self._samples(len(self._main))
+        responses = np.empty((len(samples), len(self._main), samples.shape[3]), np.float32)
+        for filtered, response in zip(samples, responses, strict=True):
+            self._fill(filtered, response, samples.shape[3])
+        self._scale = _inverse_deviation(responses, (0, 2)).astype(np.float32)
+
+    def _channels_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the main channels of units."""
+        return self._main[rows]
+
+    def _fill(self, filtered: np.ndarray, best: np.ndarray, num_outputs: int) -> None:
+        """Fill the response of each unit."""
+        unit_responses(filtered, self._channels, self._counts, self._weights, self._scale, best, num_outputs)
+
+
+def search_step(held: HeldTraces) -> int:
+    """Return the number of samples between two responses."""
+    return max(1, round(held.sampling_frequency / SEARCH_HZ))
+
+
+def _inverse_deviation(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Return the inverse of the standard deviation of the noise, from the median; 0 where there is none."""
+    noise = np.median(np.abs(values), axis=axes) / 0.6745
+    return np.where(noise > 0, 1 / np.maximum(noise, 1e-9), 0)
+
+
 def _weights(distance: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """Return the weights (C, W, P) of near channels, with a sum of squares of 1; equal ones once."""
-    kept: list[np.ndarray] = []
-    for width in WIDTHS_UM:
-        far = np.take_along_axis(distance, np.maximum(near, 0), axis=1)
-        weights = np.exp(-0.5 * (far / width) ** 2) if width else (far == far[:, :1]) & (near == near[:, :1])
-        weights = np.where((near >= 0) & (weights >= SMALLEST_WEIGHT), weights, 0.0)
-        weights = (weights / np.linalg.norm(weights, axis=1, keepdims=True)).astype(np.float32)
-        if not any(np.array_equal(weights, other) for other in kept):
-            kept.append(weights)
-    return np.ascontiguousarray(np.stack(kept, axis=1))
+    """Return the weights (C, P, W) of near channels, with a sum of squares of 1; the nearest come first."""
+    far = np.take_along_axis(distance, np.maximum(near, 0), axis=1)
+    weights = np.empty((*near.shape, NUM_WIDTHS), np.float32)
+    for index, width in enumerate(WIDTHS_UM):
+        gaussian = np.exp(-0.5 * (far / width) ** 2) if width else np.arange(near.shape[1]) == 0
+        kept = np.where((near >= 0) & (gaussian >= SMALLEST_WEIGHT), gaussian, 0.0)
+        weights[:, :, index] = kept / np.linalg.norm(kept, axis=1, keepdims=True)
+    return weights

@@ -25,7 +25,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from scipy.sparse.csgraph import connected_components
 
 from spikewise.core.compiling import keep_compiled
@@ -119,8 +118,7 @@ class _Cutter:
         """Return the waveforms (num_spikes, num_channels, num_samples) and the indices of their spikes."""
         columns, which = self.stored.columns_of(frames)
         chosen = np.linspace(0, len(columns) - 1, min(len(columns), _MAX_CLUSTERED)).round().astype(int)
-        near = None if channels is None else torch.from_numpy(channels)
-        cut = self.stored.windows(columns[chosen], self.before, self.length, near).numpy()
+        cut = self.stored.windows(columns[chosen], self.before, self.length, channels).numpy()
         return cut, which[chosen]
 
     def mean(self, frames: np.ndarray) -> np.ndarray:

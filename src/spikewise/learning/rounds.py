@@ -49,8 +49,8 @@ from spikewise.sorting.detectors import make_detector
 logger = logging.getLogger(__name__)
 
 _INTERPOLATED_UM = 50.0
-"""A moved template has no part farther from the channels of the one at rest than this and its motion. Chosen by
-hand."""
+"""A moved template has no part farther from the channels of the one at rest than this and its motion. Chosen
+by hand."""
 _FAR_LABEL_MS = 0.5
 """Distance of labels from the peaks of their spikes that is told; the window reaches 0.9 ms."""
 

@@ -30,8 +30,8 @@ _VECTOR = ir.VectorType(vectors.FLOAT, LANES)
 _SLOPES = np.float32(0.9), np.float32(0.99)
 """Memory of AdamW for the means of the gradients and of their squares. Chosen by hand."""
 _LEAST_ERROR = np.float32(0.005)
-"""Patches whose probability is nearer to the truth add nothing to the gradient, and save its computation. Chosen
-by hand."""
+"""Patches whose probability is nearer to the truth add nothing to the gradient, and save its computation.
+Chosen by hand."""
 _LEAST_SLOPE = np.float32(1e-8)
 """Added to the denominator of AdamW."""
 

@@ -25,11 +25,11 @@ from spikewise.learning.examples.unit_templates import UnitTemplates
 AMPLITUDES = (0.8, 1.2)
 """Range of the factors by which added templates are scaled. Chosen by hand."""
 LIKENESS = 4.0
-"""How much more often than others a unit of the same shape is shown without the unit, for its size. Chosen on seed 1
-of a square array and of a tetrode."""
+"""How much more often than others a unit of the same shape is shown without the unit, for its size. Chosen on
+seed 1 of a square array and of a tetrode."""
 PLAIN_IMPORTANCE = 5.0
-"""Weight in the loss of the patches that show the recording as it is, without the unit: a recording consists of
-them. Chosen on the same recordings."""
+"""Weight in the loss of the patches that show the recording as it is, without the unit: a recording consists
+of them. Chosen on the same recordings."""
 POSITIVE_FRACTION = 0.4
 """Fraction of the patches with the unit at the centre. Chosen by hand."""
 AT_REST = 0.8

@@ -32,10 +32,11 @@ _LENGTH_MS = (0.6, 0.9)
 _LAGS = 3
 """Largest lag, in samples, at which they are compared. Chosen by hand."""
 _QUICK_LAGS, _LEAST_QUICK_COSINE = np.array([1, 3, 5]), 0.35
-"""Only events whose cosine with the unit at rest is higher, at one of a few lags, are compared in full. Chosen by
-hand: it is half of what is asked for, and motion and lags in between change the cosine by less."""
+"""Only events whose cosine with the unit at rest is higher, at one of a few lags, are compared in full.
+Chosen by hand: it is half of what is asked for, and motion and lags in between change the cosine by less."""
 _LEAST_OTHER_COSINE = 0.2
-"""Only vectors of other units are compared whose cosine with one of the unit's own is higher. Chosen by hand."""
+"""Only vectors of other units are compared whose cosine with one of the unit's own is higher. Chosen by
+hand."""
 _EVERY_LAG = np.arange(2 * _LAGS + 1)
 _EVENTS_AT_ONCE = 2000
 """Events that are compared together; it limits the memory only."""
