@@ -21,11 +21,15 @@ from spikewise.discovery.event_loops import align_events, describe_events
 from spikewise.discovery.held_traces import UNIT, HeldTraces
 from spikewise.discovery.neighbours import channels_within
 from spikewise.discovery.spike_shapes import SpikeShapes
-from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, similarity
+from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, shift_within, similarity
 
 # Chosen by hand on the scenes `plain` and `tetrode` of seed 1 (docs/discovery.md), all of the following.
 MIN_SIMILARITY = 0.75
 """Cosine of mean waveforms from which two clusters are compared."""
+MIN_LATER = 0.9
+"""The same for a shift that is larger than half of a spike."""
+MIN_SIZE_RATIO = 0.5
+"""Size of one mean waveform, relative to the other, from which a large shift is tried."""
 MAX_DISTANCE_UM = 110.0
 """Distance of main channels up to which two clusters are compared."""
 MAX_DIP = 2.0
@@ -128,9 +132,10 @@ class Merger:
             return 0
         units = self.align(clusters)
         rejected: set[tuple[int, int]] = set()
+        known: dict[tuple[int, int], tuple[float, int]] = {}
         num_merged = 0
         for _ in range(MAX_ROUNDS):
-            pairs = [pair for pair in self._pairs(units, clusters) if pair[1:3] not in rejected]
+            pairs = [pair for pair in self._pairs(units, clusters, known) if pair[1:3] not in rejected]
             members = clusters.members(len(units))
             verdicts = results_in_order(partial(self._is_one, units, members, clusters.columns), pairs)
             taken: set[int] = set()
@@ -145,6 +150,7 @@ class Merger:
                     num_merged += 1
             if not taken:
                 break
+            known = {pair: found for pair, found in known.items() if not taken & set(pair)}
             units = self._measure_again(units, clusters, taken)
         clusters.compact()
         return num_merged
@@ -161,19 +167,52 @@ class Merger:
             for index, unit in enumerate(units)
         ]
 
-    def _pairs(self, units: list[UnitShape], clusters: Clusters) -> list[Pair]:
-        """Return pairs of like clusters, the most alike first."""
+    def _pairs(
+        self,
+        units: list[UnitShape],
+        clusters: Clusters,
+        known: dict[tuple[int, int], tuple[float, int]],
+    ) -> list[Pair]:
+        """Return pairs of like clusters, the most alike first; `known` keeps what was computed."""
         sizes = np.bincount(clusters.labels[clusters.labels >= 0], minlength=len(units))
         main = np.array([unit.main_channel for unit in units])
         near = np.triu(self._distance[main[:, None], main] <= MAX_DISTANCE_UM, 1)
         near &= (sizes > 0)[:, None] & (sizes > 0)[None]
-        pairs = []
-        for one, other in zip(*np.nonzero(near), strict=True):
-            larger, smaller = (one, other) if sizes[one] >= sizes[other] else (other, one)
-            cosine, lag = similarity(units[larger], units[smaller], self._shift)
-            if cosine > MIN_SIMILARITY:
-                pairs.append((cosine, int(larger), int(smaller), lag))
+        members = clusters.members(len(units))
+        ordered = [
+            (int(one), int(other)) if sizes[one] >= sizes[other] else (int(other), int(one))
+            for one, other in zip(*np.nonzero(near), strict=True)
+        ]
+        new = [pair for pair in ordered if pair not in known]
+
+        def compare(pair: tuple[int, int]) -> tuple[float, int]:
+            larger, smaller = (units[index] for index in pair)
+            found = similarity(larger, smaller, self._shift)
+            if found[0] < MIN_SIMILARITY or abs(found[1]) > self._align:
+                found = max(found, self._later(larger, smaller, clusters.columns[members[pair[1]]]))
+            return found
+
+        known.update(zip(new, results_in_order(compare, new), strict=True))
+        pairs = [
+            (known[pair][0], *pair, known[pair][1]) for pair in ordered if known[pair][0] > MIN_SIMILARITY
+        ]
         return sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))
+
+    def _later(self, one: UnitShape, other: UnitShape, columns: np.ndarray) -> tuple[float, int]:
+        """Return cosine and shift of two units as :func:`similarity` does, also for large shifts.
+
+        The event of a wide unit may lie on its early or on its late part, a millisecond apart. The windows
+        then share little of the waveform, so what comes before and after the other unit is looked at, too.
+        """
+        sizes = one.norm, other.norm
+        if min(sizes) < MIN_SIZE_RATIO * max(sizes):
+            return 0.0, 0
+        lag = shift_within(one, other, partial(self._meter.whole, columns), self._meter.tail)
+        if lag is None:
+            return 0.0, 0
+        moved = self._meter.measure(columns + lag, one.main_channel)
+        cosine, more = similarity(one, moved, self._align)
+        return (cosine, lag + more) if cosine > MIN_LATER else (0.0, 0)
 
     def _fire_independently(self, first: np.ndarray, second: np.ndarray) -> bool:
         """Return whether two trains ignore each other's refractory period."""
@@ -199,7 +238,8 @@ class Merger:
         theirs = other.waveform[_index_of(channels[known], other.channels)] * len(members[pair[2]])
         low, high = max(0, -lag), min(length, length - lag)
         total = mine.copy()
-        total[known, low:high] += theirs[:, low + lag : high + lag]
+        if low < high:
+            total[known, low:high] += theirs[:, low + lag : high + lag]
         return Template(channels, total)
 
     def _is_one(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ MOST_CHANNELS = 32  # on dense probes, evenly spread ones
 NUM_SPIKES = 100  # most spikes of a mean waveform, which is a median
 NUM_TAIL_SPIKES = 300  # most spikes of its tails, which are means
 TAIL_MS = 2.0  # length of what is measured before and after a mean waveform
+FEW_CHANNELS = 6  # channels on which a large shift is looked for
+MIN_FIT = 0.85  # smallest cosine of a waveform that lies within another
 MIN_TAIL_ENERGY = 2.0  # a tail with less than this times the energy of its noise is set to zero
 
 
@@ -87,14 +90,19 @@ class ShapeMeter:
         The filter of the traces spreads a large spike over milliseconds, and its tails look like weak
         spikes. Tails that do not stand out of the noise are zero.
         """
-        at = np.rint(_some(columns, NUM_TAIL_SPIKES)).astype(np.int64)
-        long = np.empty((len(unit.channels), self.length + 2 * self.tail), np.float32)
-        add_windows(self.held.values, at, unit.channels, self.before + self.tail, long)
-        long *= np.float32(UNIT / max(1, len(at)))
+        long = self.whole(columns, unit.channels)
         long[:, self.tail : self.tail + self.length] = 0
-        noise = MIN_TAIL_ENERGY * self.tail / max(1, len(at))
+        noise = MIN_TAIL_ENERGY * self.tail / max(1, min(len(columns), NUM_TAIL_SPIKES))
         for part in (slice(0, self.tail), slice(self.tail + self.length, None)):
             long[(long[:, part] ** 2).sum(axis=1) < noise, part] = 0
+        return long
+
+    def whole(self, columns: np.ndarray, channels: np.ndarray) -> np.ndarray:
+        """Return the mean waveform of spikes with what comes before and after: (channels, L + 2 * tail)."""
+        at = np.rint(_some(columns, NUM_TAIL_SPIKES)).astype(np.int64)
+        long = np.empty((len(channels), self.length + 2 * self.tail), np.float32)
+        add_windows(self.held.values, at, channels, self.before + self.tail, long)
+        long *= np.float32(UNIT / max(1, len(at)))
         return long
 
     def measure_all(self, columns: np.ndarray, labels: np.ndarray, channels: np.ndarray) -> list[UnitShape]:
@@ -121,6 +129,37 @@ def similarity(one: UnitShape, other: UnitShape, reach: int) -> tuple[float, int
     product, lag = best_lag(one.waveform[mine], other.waveform[others], reach)
     size = one.norm * other.norm
     return (float(product) / size if size > 0 else 0.0), int(lag)
+
+
+def shift_within(
+    one: UnitShape, other: UnitShape, measure: Callable[[np.ndarray], np.ndarray], tail: int
+) -> int | None:
+    """Return the shift at which a mean waveform lies within another that is known for longer.
+
+    Parameters
+    ----------
+    one, other : UnitShape
+    measure : callable
+        Takes channels, and returns what is around the other's spikes on them: (channels, L + 2 * tail).
+    tail : int
+        Samples that are known before and after the other's window.
+
+    Returns
+    -------
+    int or None
+        Samples that must be added to the other's columns; None if it fits nowhere.
+    """
+    largest = np.argsort(-(one.waveform**2).sum(axis=1), kind="stable")[:FEW_CHANNELS]
+    if not np.isin(one.channels[largest[:1]], other.channels).all():
+        return None
+    whole, waveform = measure(one.channels[largest]), one.waveform[largest]
+    energies = np.cumsum(np.pad((whole**2).sum(axis=0), (1, 0)))
+    length = waveform.shape[1]
+    energies = energies[length:] - energies[:-length]
+    products = sum(np.correlate(row, shape, "valid") for row, shape in zip(whole, waveform, strict=True))
+    cosines = products / np.sqrt(np.maximum(energies * (waveform**2).sum(), 1e-6))
+    best = int(np.argmax(cosines))
+    return best - tail if cosines[best] > MIN_FIT else None
 
 
 def _some(columns: np.ndarray, most: int) -> np.ndarray:
