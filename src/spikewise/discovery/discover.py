@@ -46,6 +46,8 @@ MIN_NORM = 7.0
 """Smallest norm of a mean waveform, in noise standard deviations."""
 MIN_AMPLITUDE = 0.85
 """Smallest median size of a unit's spikes relative to its mean waveform: others explain its spikes better."""
+MANY_MORE = 3.0
+"""A unit that explains so many times the spikes of its cluster is measured again."""
 MAX_UNEXPLAINED = 0.5
 """Largest energy that a unit leaves at its spikes, relative to its own."""
 MAX_FOLLOWED = 0.6
@@ -105,15 +107,24 @@ def discover_units(
 
 @dataclass(frozen=True)
 class Found:
-    """Units with their mean waveforms, and what comes before and after each."""
+    """Units with their mean waveforms, what comes before and after each, and the sizes of their clusters."""
 
     units: list[UnitShape]
     tails: list[np.ndarray]
+    sizes: list[int]
 
     def chosen(self, kept: Sequence[bool]) -> Found:
         """Return the units that are kept."""
         chosen = [index for index, is_kept in enumerate(kept) if is_kept]
-        return Found([self.units[index] for index in chosen], [self.tails[index] for index in chosen])
+        return Found(
+            [self.units[index] for index in chosen],
+            [self.tails[index] for index in chosen],
+            [self.sizes[index] for index in chosen],
+        )
+
+    def with_others(self, others: Found) -> Found:
+        """Return these units and others."""
+        return Found(self.units + others.units, self.tails + others.tails, self.sizes + others.sizes)
 
 
 class _Discovery:
@@ -163,9 +174,10 @@ class _Discovery:
         new = self._clusters(rest, "second ")
         peeler.restore()
         self._note("second peeling", num_unexplained=len(rest), num_new_clusters=len(new.units))
+        found = self._measured_again(found, first)
         supported = found.chosen(self._supported(first, found.units))
         events = _joined(events, first, left, second, rest)
-        trains = self._final(Found(supported.units + new.units, supported.tails + new.tails), events)
+        trains = self._final(supported.with_others(new), events)
         return Discovered(trains, self.held.spread(LEARNT_S), self.facts)
 
     def _clusters(self, events: Events, step: str) -> Found:
@@ -183,11 +195,31 @@ class _Discovery:
     def _measured(self, clusters: Clusters) -> Found:
         """Return the mean waveforms of clusters, without those that are too small."""
         if clusters.labels.max(initial=-1) < 0:
-            return Found([], [])
+            return Found([], [], [])
         units = self.merger.align(clusters)
-        pairs = zip(units, clusters.members(len(units)), strict=True)
-        tails = [self.meter.tails(unit, clusters.columns[events]) for unit, events in pairs]
-        return Found(units, tails).chosen([unit.norm >= MIN_NORM for unit in units])
+        members = clusters.members(len(units))
+        tails = [
+            self.meter.tails(unit, clusters.columns[events])
+            for unit, events in zip(units, members, strict=True)
+        ]
+        return Found(units, tails, [len(events) for events in members]).chosen(
+            [unit.norm >= MIN_NORM for unit in units]
+        )
+
+    def _measured_again(self, found: Found, explained: Explained) -> Found:
+        """Return units with the mean waveforms of the spikes that they explain, where these are others.
+
+        A small cluster may hold the largest spikes of a unit beside those of a larger one that looks like it.
+        """
+        units, tails = list(found.units), list(found.tails)
+        for index, unit in enumerate(units):
+            mine = explained.unit == index
+            if mine.sum() > MANY_MORE * found.sizes[index]:
+                columns = explained.column[mine]
+                units[index] = self.meter.measure(columns, unit.main_channel)
+                tails[index] = self.meter.tails(units[index], columns)
+                explained.amplitude[mine] *= unit.norm / units[index].norm
+        return Found(units, tails, found.sizes)
 
     def _peeler(self, found: Found) -> Peeler:
         return Peeler(self.held, self.distance, found.units, found.tails, self.shapes.before)

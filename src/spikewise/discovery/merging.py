@@ -26,7 +26,7 @@ from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, shift_within,
 # Chosen by hand on the scenes `plain` and `tetrode` of seed 1 (docs/discovery.md), all of the following.
 MIN_SIMILARITY = 0.75
 """Cosine of mean waveforms from which two clusters are compared."""
-MIN_LATER = 0.9
+MIN_LATER = 0.8
 """The same for a shift that is larger than half of a spike."""
 MIN_SIZE_RATIO = 0.5
 """Size of one mean waveform, relative to the other, from which a large shift is tried."""
