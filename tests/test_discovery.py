@@ -270,7 +270,10 @@ def test_noise_and_silence_hold_no_units(num_channels):
 
 
 def test_one_unit_on_one_channel_is_one_unit():
-    times = np.sort(np.random.default_rng(4).choice(np.arange(1000, 310000, 200), 300, replace=False))
+    random = np.random.default_rng(4)
+    times = np.sort(random.choice(np.arange(1000, 310000, 200), 300, replace=False)) + random.integers(
+        0, 60, 300
+    )
     traces = traces_with([(times, [9.0], shape_of(0))], seconds=10, num_channels=1)
     (train,) = discover_units(ArrayTraces(traces), np.zeros((1, 2)), 0).trains
     assert len(train) == pytest.approx(300, abs=6)

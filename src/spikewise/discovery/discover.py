@@ -233,6 +233,8 @@ class _Discovery:
 
     def _final(self, found: Found, events: Events) -> list[np.ndarray]:
         """Explain all events by all units, drop and join units, and return their spikes."""
+        if not found.units:
+            return []
         explained = self._explained(found, events)
         kept = self._supported(explained, found.units)
         labels = np.where(np.append(kept, False)[explained.unit], explained.unit, -1)
