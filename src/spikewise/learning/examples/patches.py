@@ -263,7 +263,7 @@ class DrawnPatches:
     def fill(self, first: int, patches: np.ndarray) -> None:
         """Make patches from place `first` of the slots on: (number, M, window_samples) float32, filled."""
         columns = self.begins[first : first + len(patches)]
-        fill_windows(self.stored.bits, columns, self.channels, patches, patches.view(np.int32))
+        fill_windows(self.stored.bits, columns, self.channels, patches)
         add_templates(self.additions, first, patches)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spikewise.core.threads import on_all_cores
 from spikewise.data.recordings.reader import Traces
-from spikewise.learning.examples.patch_loops import fill_windows
+from spikewise.learning.examples.patch_loops import fill_from_halves, fill_halves, fill_windows
 from spikewise.learning.examples.training_set import Block
 
 _CHANNELS_AT_ONCE = 32
@@ -67,11 +67,11 @@ class StoredTraces:
 
     def _keep(self, part: np.ndarray, column: int) -> None:
         """Store traces (num_samples, num_channels) from a column on."""
-        target = self.values[:, column : column + len(part)]
+        by_channel, target = part.T, self.bits[:, column : column + len(part)]
 
         def copy(first: int) -> None:
             channels = slice(first, first + _CHANNELS_AT_ONCE)
-            target[channels] = torch.tensor(part.T[channels])
+            fill_halves(by_channel[channels], target[channels])
 
         on_all_cores(copy, range(0, self.num_channels, _CHANNELS_AT_ONCE))
 
@@ -105,14 +105,14 @@ class StoredTraces:
         The samples of a channel lie side by side in memory.
         """
         offset = sum(self._lengths[:segment_index])
-        traces = np.zeros((self.num_channels, stop - start), dtype=np.float32).T
+        traces = np.zeros((self.num_channels, stop - start), dtype=np.float32)
         limits = offset + max(start, 0), offset + min(stop, self._lengths[segment_index])
         for first, last, column in zip(self._starts, self._stops, self._columns, strict=True):
             low, high = max(first, limits[0]), min(last, limits[1])
             if low < high:
-                part = self.values[:, column + low - first : column + high - first]
-                traces[low - offset - start : high - offset - start] = part.T.numpy()
-        return traces
+                part = self.bits[:, column + low - first : column + high - first]
+                fill_from_halves(part, traces[:, low - offset - start : high - offset - start])
+        return traces.T
 
     def is_usable(self, columns: np.ndarray) -> np.ndarray:
         """Return which columns are usable."""
@@ -140,7 +140,7 @@ class StoredTraces:
             channels = np.arange(self.num_channels)
         begins = np.asarray(columns, np.int64) - before
         windows = np.empty((len(begins), len(channels), length), np.float32)
-        fill_windows(self.bits, begins, np.asarray(channels, np.int64), windows, windows.view(np.int32))
+        fill_windows(self.bits, begins, np.asarray(channels, np.int64), windows)
         return torch.from_numpy(windows)
 
 
