@@ -345,7 +345,7 @@ class UnitLearner:
             return float("nan")
         none = [np.empty(0, np.int64)] * network.num_units
         own = [np.sort(held_out.columns_of(of_unit)[0]) for of_unit in labelled]
-        other = PatchMaker(held_out, maker.templates, maker.channel_index, none, own, self.shape)
+        other = maker.elsewhere(held_out, none, own)
         return float(
             np.mean(
                 evaluate_units(

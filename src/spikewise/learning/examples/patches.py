@@ -51,6 +51,9 @@ OTHERS_FRACTION = ((0.35, 0.7), (0.15, 0.25))
 """Fractions of the patches, with and without the unit at the centre, to which a first and a second template
 of another unit is added. Chosen by hand."""
 
+_TRIES = 4
+"""How often a column near a spike of the unit is drawn again. Chosen by hand."""
+
 
 @dataclass(frozen=True)
 class PatchShape:
@@ -109,6 +112,15 @@ class PatchMaker:
         self.columns = columns
         self.suspected = suspected
         self.shape = shape
+        self._others: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def elsewhere(
+        self, stored: StoredTraces, columns: Sequence[np.ndarray], suspected: Sequence[np.ndarray]
+    ) -> PatchMaker:
+        """Return a maker of patches of the same units at rest in other traces."""
+        maker = PatchMaker(stored, self.templates, self.channel_index, columns, suspected, self.shape)
+        maker._others = self._others
+        return maker
 
     def make(self, unit: int, count: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Make patches of one unit, in random order.
@@ -134,8 +146,7 @@ class PatchMaker:
         near = random.integers(-shape.label_radius, shape.label_radius + 1, count)
         lag = np.where(is_positive, near, self._off_centre(count, random))
         channels = self.channel_index[unit]
-        others, strength = self.templates.seen_by(unit, channels)
-        strength = strength * (1 + LIKENESS * self.templates.likeness(unit, others, channels) ** 4)
+        others, strength = self._others_of(unit)
         columns, is_real = self._choose_columns(unit, is_positive, lag, random)
         at_others = ~is_positive & ~is_real & (random.random(count) < NEIGHBOUR_FRACTION)
         self._move_to_spikes(columns, at_others, unit, others, strength, random)
@@ -154,7 +165,7 @@ class PatchMaker:
             draw.add(rows, which, lags, random)
         is_plain = ~is_positive & ~at_others & ~draw.is_changed()
         importance = np.where(is_plain, PLAIN_IMPORTANCE, 1.0)
-        slots = np.argsort(columns, kind="stable")  # neighbours in memory one after the other
+        slots = _in_order(columns)  # neighbours in memory one after the other
         return DrawnPatches(
             self.stored,
             columns[slots] - shape.left,
@@ -164,6 +175,15 @@ class PatchMaker:
             is_positive.astype(np.float32),
             importance.astype(np.float32),
         )
+
+    def _others_of(self, unit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the other units that a unit is shown with, and how often, relative to each other."""
+        if unit not in self._others:
+            channels = self.channel_index[unit]
+            others, strength = self.templates.seen_by(unit, channels)
+            likeness = self.templates.likeness(unit, others, channels)
+            self._others[unit] = others, strength * (1 + LIKENESS * likeness**4)
+        return self._others[unit]
 
     def _off_centre(self, count: int, random: np.random.Generator) -> np.ndarray:
         """Draw lags from a window's centre at which a spike does not count as at the centre."""
@@ -216,10 +236,14 @@ class PatchMaker:
         return self.shape.window_samples // 4
 
     def _background(self, unit: int, count: int, random: np.random.Generator) -> np.ndarray:
-        """Draw columns away from the unit's own spikes; anywhere if no such column is drawn."""
+        """Draw columns away from the unit's own spikes; anywhere if several tries find no such column."""
         usable = self.stored.usable
-        drawn = usable[random.integers(len(usable), size=2 * count)]
-        return np.concatenate([drawn[self._is_away(unit, drawn)], drawn])[:count]
+        drawn = usable[random.integers(len(usable), size=count)]
+        near = np.flatnonzero(~self._is_away(unit, drawn))
+        for _ in range(_TRIES):
+            drawn[near] = usable[random.integers(len(usable), size=len(near))]
+            near = near[~self._is_away(unit, drawn[near])]
+        return drawn
 
     def _is_away(self, unit: int, columns: np.ndarray) -> np.ndarray:
         """Return which columns are farther than a window from what may be spikes of the unit."""
@@ -265,6 +289,15 @@ class DrawnPatches:
         columns = self.begins[first : first + len(patches)]
         fill_windows(self.stored.bits, columns, self.channels, patches)
         add_templates(self.additions, first, patches)
+
+
+def _in_order(columns: np.ndarray) -> np.ndarray:
+    """Return the indices that sort columns; equal ones keep their order.
+
+    Sorting numbers that hold column and index is many times faster than NumPy's stable sort of indices.
+    """
+    bits = max(1, len(columns) - 1).bit_length()
+    return np.sort((columns << bits) | np.arange(len(columns))) & ((1 << bits) - 1)
 
 
 class _AdditionDraw:

@@ -37,6 +37,9 @@ Chosen by hand: it is half of what is asked for, and motion and lags in between 
 _LEAST_OTHER_COSINE = 0.2
 """Only vectors of other units are compared whose cosine with one of the unit's own is higher. Chosen by
 hand."""
+_COMPARED_HZ = 16_000.0
+"""At a higher sampling frequency, cosines are computed on every second sample, or fewer: spikes hold little
+above the half of it. Chosen by hand."""
 _EVERY_LAG = np.arange(2 * _LAGS + 1)
 _EVENTS_AT_ONCE = 2000
 """Events that are compared together; it limits the memory only."""
@@ -62,6 +65,7 @@ def resembling_columns(
     rate = stored.sampling_frequency
     before, after = (max(2, round(part * rate / 1000)) for part in _LENGTH_MS)
     versions = [templates.values, *moved]
+    step = max(1, round(rate / _COMPARED_HZ))
     core = slice(templates.centre - before, templates.centre + after)
 
     def search(unit: int) -> np.ndarray:
@@ -76,7 +80,7 @@ def resembling_columns(
         shapes = np.stack([version[units, near, core] for version in versions])  # versions, units, M, S
         offset = int(own[peak].argmin()) - before
         events = _troughs(stored, int(near[peak]), max(_LEAST_TROUGH, _OF_OWN_TROUGH * trough)) - offset
-        return _like(stored, events, near, shapes, before)
+        return _like(stored, events, near, shapes, (before, before + after, step))
 
     return list(results_in_order(search, range(len(channel_index))))
 
@@ -93,16 +97,25 @@ def _troughs(stored: StoredTraces, channel: int, depth: float) -> np.ndarray:
 
 
 def _like(
-    stored: StoredTraces, columns: np.ndarray, near: np.ndarray, shapes: np.ndarray, before: int
+    stored: StoredTraces,
+    columns: np.ndarray,
+    near: np.ndarray,
+    shapes: np.ndarray,
+    part_compared: tuple[int, int, int],
 ) -> np.ndarray:
-    """Return the columns at which, at some lag, the first unit of `shapes` fits better than any other."""
+    """Return the columns at which, at some lag, the first unit of `shapes` fits better than any other.
+
+    `part_compared` has the samples before a column, the samples in all, and the step from one to the next.
+    """
+    before, length, step = part_compared
+    shapes = shapes[..., ::step]
     own, others = (_unit_vectors(part) for part in (shapes[:, :1], shapes[:, 1:]))
-    others = others[:, _may_be_nearer(own, others, len(near))]
-    span = before + _LAGS, shapes.shape[3] + 2 * _LAGS
+    others = others[:, _may_be_nearer(own, others, len(near), step)]
+    span = before + _LAGS, -(-(length + 2 * _LAGS) // step) * step
     similar = []
     for first in range(0, len(columns), _EVENTS_AT_ONCE):
         part = columns[first : first + _EVENTS_AT_ONCE]
-        windows = stored.windows(part, *span, near).numpy()
+        windows = _by_phase(stored.windows(part, *span, near).numpy(), step)
         may_be_like = _best_cosines(windows, own[:, :1], _QUICK_LAGS) > _LEAST_QUICK_COSINE
         windows, part = windows[may_be_like], part[may_be_like]
         fit = _best_cosines(windows, own)
@@ -119,14 +132,20 @@ def _unit_vectors(shapes: np.ndarray) -> np.ndarray:
     return (flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)).T
 
 
-def _may_be_nearer(own: np.ndarray, others: np.ndarray, num_near: int) -> np.ndarray:
+def _by_phase(windows: np.ndarray, step: int) -> np.ndarray:
+    """Return windows (P, M, S) with every `step`-th sample side by side: (P, M, step, S / step)."""
+    return np.ascontiguousarray(windows.reshape(*windows.shape[:2], -1, step).swapaxes(2, 3))
+
+
+def _may_be_nearer(own: np.ndarray, others: np.ndarray, num_near: int, step: int) -> np.ndarray:
     """Return which vectors (M * S, num_vectors) an event that resembles `own` may resemble more.
 
     Vectors that form nearly a right angle with `own`, at any lag, are too far from it.
     """
     best = np.zeros(others.shape[1], np.float32)
     by_channel = own.reshape(num_near, -1, own.shape[1])
-    for lag in range(-2 * _LAGS, 2 * _LAGS + 1, 2):
+    most = -(-2 * _LAGS // step)
+    for lag in range(-most, most + 1, max(1, 2 // step)):
         moved = np.roll(by_channel, lag, axis=1).reshape(own.shape)
         best = np.maximum(best, (moved.T @ others).max(axis=0, initial=0))
     return best > _LEAST_OTHER_COSINE
@@ -138,7 +157,7 @@ def _best_cosines(windows: np.ndarray, vectors: np.ndarray, lags: np.ndarray = _
     Parameters
     ----------
     windows : ndarray
-        (num_events, M, S + 2 * _LAGS)
+        (num_events, M, step, more than S): sample s of a window is ``[s % step, s // step]``.
     vectors : ndarray
         (M * S, num_vectors)
     lags : ndarray of int64
@@ -172,7 +191,7 @@ def _fill_cosines(
 
     `events` (rows, M * S) and `products` (rows, panels * 16) are memory for one event at all lags.
     """
-    num_near, num_lags = windows.shape[1], len(lags)
+    num_near, step, num_lags = windows.shape[1], windows.shape[2], len(lags)
     length = events.shape[1] // num_near
     sources, targets = np.empty(len(events), np.int64), np.empty(len(events), np.int64)
     for row in range(len(events)):
@@ -182,7 +201,8 @@ def _fill_cosines(
         for lag in range(num_lags):
             for near in range(num_near):
                 target = events[lag, near * length : (near + 1) * length]
-                target[:] = windows[index, near, lags[lag] : lags[lag] + length]
+                begin = lags[lag] // step
+                target[:] = windows[index, near, lags[lag] % step, begin : begin + length]
         linear_layer(sources, targets, len(events), weight, no_bias)
         for lag in range(num_lags):
             largest = products[lag, 0]
@@ -197,13 +217,13 @@ def _fill_cosines_with_one(
     windows: np.ndarray, lags: np.ndarray, vector: np.ndarray, best: np.ndarray
 ) -> None:
     """Raise `best` (num_events,) to the cosines with one vector (M * S,)."""
-    num_near = windows.shape[1]
+    num_near, step = windows.shape[1:3]
     length = len(vector) // num_near
     for index in range(len(windows)):
         for lag in lags:
             total, energy = np.float32(0), np.float32(0)
             for near in range(num_near):
-                part = windows[index, near, lag : lag + length]
+                part = windows[index, near, lag % step, lag // step : lag // step + length]
                 total += product(part, vector[near * length : (near + 1) * length])
                 energy += product(part, part)
             best[index] = max(best[index], total / max(np.sqrt(energy), np.float32(1e-6)))

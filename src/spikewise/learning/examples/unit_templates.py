@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -66,9 +67,14 @@ class UnitTemplates:
         sizes = np.abs(self.values).max(axis=1)
         return np.where(sizes.max(axis=1) > _CLEAR_PEAK, sizes.argmax(axis=1) - self.centre, 0)
 
+    @cached_property
+    def _energies(self) -> np.ndarray:
+        """Sums of squares over the samples: (num_units, num_channels)."""
+        return np.einsum("ncs,ncs->nc", self.values, self.values)
+
     def seen_by(self, unit: int, channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the other units that the channels of a unit see, and how strong they are there."""
-        energy = (self.values[:, channels] ** 2).sum(axis=(1, 2))
+        energy = self._energies[:, channels].sum(axis=1)
         energy[unit] = 0
         others = np.flatnonzero(energy > _LEAST_ENERGY)
         return others, np.sqrt(energy[others])
