@@ -51,9 +51,6 @@ OTHERS_FRACTION = ((0.35, 0.7), (0.15, 0.25))
 """Fractions of the patches, with and without the unit at the centre, to which a first and a second template
 of another unit is added. Chosen by hand."""
 
-_TRIES = 4
-"""How often a column near a spike of the unit is drawn again. Chosen by hand."""
-
 
 @dataclass(frozen=True)
 class PatchShape:
@@ -236,14 +233,10 @@ class PatchMaker:
         return self.shape.window_samples // 4
 
     def _background(self, unit: int, count: int, random: np.random.Generator) -> np.ndarray:
-        """Draw columns away from the unit's own spikes; anywhere if several tries find no such column."""
+        """Draw columns away from the unit's own spikes; anywhere if no such column is drawn."""
         usable = self.stored.usable
-        drawn = usable[random.integers(len(usable), size=count)]
-        near = np.flatnonzero(~self._is_away(unit, drawn))
-        for _ in range(_TRIES):
-            drawn[near] = usable[random.integers(len(usable), size=len(near))]
-            near = near[~self._is_away(unit, drawn[near])]
-        return drawn
+        drawn = usable[random.integers(len(usable), size=2 * count)]
+        return np.concatenate([drawn[self._is_away(unit, drawn)], drawn])[:count]
 
     def _is_away(self, unit: int, columns: np.ndarray) -> np.ndarray:
         """Return which columns are farther than a window from what may be spikes of the unit."""
