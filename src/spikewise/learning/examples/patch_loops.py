@@ -36,7 +36,8 @@ def _write_widening(typing_context, halves, singles, count):  # type: ignore[no-
 
         def step(index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
             half = builder.load(
-                builder.inttoptr(vectors.after(builder, halves, index, 2 * LANES), narrow.as_pointer()), align=2
+                builder.inttoptr(vectors.after(builder, halves, index, 2 * LANES), narrow.as_pointer()),
+                align=2,
             )
             half = builder.zext(half, wide)
             sign = builder.shl(builder.and_(half, constant(0x8000)), constant(16))
@@ -121,7 +122,7 @@ def fill_halves(values: np.ndarray, halves: np.ndarray) -> None:
 
 @compiled()
 def fill_from_halves(halves: np.ndarray, values: np.ndarray) -> None:
-    """Turn traces in half precision, their bits (num_channels, num_samples), into float32: `values`, filled."""
+    """Fill `values` (num_channels, num_samples) with traces in half precision, given as their bits."""
     scaled = np.empty(_AT_ONCE, np.float32)
     bits = scaled.view(np.int32)
     for channel in range(len(halves)):
