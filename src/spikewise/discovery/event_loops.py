@@ -27,6 +27,16 @@ TILE = 32
 _TILE = ir.VectorType(vectors.FLOAT, TILE)
 
 
+@compiled()
+def fill_steps(traces, factor, steps):  # type: ignore[no-untyped-def]
+    """Fill int16 steps (C, samples): traces times a factor, rounded and cut off."""
+    largest = np.float32(32767)
+    for channel in range(len(traces)):
+        row, target = traces[channel], steps[channel]
+        for index in range(len(row)):
+            target[index] = np.int16(min(largest, max(-largest, np.rint(row[index] * factor))))
+
+
 @compiled(fastmath=FAST)
 def filter_channels(values, first, step, bank, filtered, num_outputs):  # type: ignore[no-untyped-def]
     """Fill (K, C, outputs): each channel filtered by each shape (K, taps), at every `step`-th column."""

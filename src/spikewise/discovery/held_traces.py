@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from spikewise.data.recordings.reader import Traces
+from spikewise.core.threads import on_all_cores
+from spikewise.data.recordings.reader import TraceReader, Traces
+from spikewise.discovery.event_loops import fill_steps
 
 MEMORY_BYTES = 2**31
 """Largest size of the traces: 2 GiB are 93 s of 384 channels, or 280 s of 128, at 30 kHz. Chosen by hand."""
+_CHANNELS_AT_ONCE = 16
+"""Channels that one thread keeps at a time."""
 STRETCH_S = 1.0
 """Length of a part; the reader prepares blocks of this length."""
 GAP_MS = 5.0
@@ -56,12 +60,23 @@ class HeldTraces:
         self._columns = np.array([part[4] for part in placed], np.int64)
         self._frames = np.array([part[3] for part in placed], np.int64)
         self._lengths = np.array([part[2] - part[1] for part in placed], np.int64)
-        for segment, start, stop, _, at in placed:
+        for index, (segment, start, stop, _, at) in enumerate(placed):
+            if index + 1 < len(placed) and isinstance(traces, TraceReader):
+                traces.read_ahead(*placed[index + 1][:3])
             block = traces.read(segment, start, stop).T
-            scaled = np.clip(np.rint(block * np.float32(1 / UNIT)), -32767, 32767)
-            self.values[:, at : at + stop - start] = scaled
+            self._keep(np.ascontiguousarray(block), at)
         self.seconds = float(self._lengths.sum()) / rate
         self.total_s = sum(traces.num_samples(index) for index in range(traces.num_segments)) / rate
+
+    def _keep(self, block: np.ndarray, column: int) -> None:
+        """Keep traces (num_channels, num_samples) from a column on."""
+        target = self.values[:, column : column + block.shape[1]]
+
+        def keep(first: int) -> None:
+            channels = slice(first, first + _CHANNELS_AT_ONCE)
+            fill_steps(block[channels], np.float32(1 / UNIT), target[channels])
+
+        on_all_cores(keep, range(0, len(block), _CHANNELS_AT_ONCE))
 
     @property
     def num_channels(self) -> int:
