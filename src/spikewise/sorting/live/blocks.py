@@ -1,0 +1,154 @@
+"""The network on the next blocks of a stream, where gates are open: one compiled loop over the units.
+
+It gives what :func:`spikewise.sorting.tiles.evaluate_tile` gives for the tiles of a recording, with the same
+compiled functions. A tile decides by first outputs which blocks are promising, and looks two blocks to either
+side, but not over the ends of the tile. So a block is decided two blocks later than its gates are known, and
+this loop knows where the tiles of the recording would end.
+
+Shapes: N units, B blocks of a call, with the two before them; Q outputs of a block.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from spikewise.core.compiling import compiled
+from spikewise.sorting.kernels import Samples, close_gates
+from spikewise.sorting.loops import block_extremes, open_gates
+from spikewise.sorting.tiles import Grid, Space, Weights, evaluate_outputs
+
+AHEAD = 2
+"""Blocks after a block that decide whether it is promising."""
+
+
+class Pending(NamedTuple):
+    """What is known of the last blocks, units in the order of the weights.
+
+    Attributes
+    ----------
+    is_seen : ndarray of bool
+        (N, 4) whether the first output of each of the last four blocks is promising.
+    is_open, is_known : ndarray of bool
+        (N, 2) gates of the last two blocks, and whether their first outputs are computed.
+    first : ndarray of float32
+        (N, 2) these first outputs.
+    """
+
+    is_seen: np.ndarray
+    is_open: np.ndarray
+    is_known: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def none(cls, num_units: int) -> Pending:
+        """Return what is known before the first block: nothing is open."""
+        return cls(
+            np.zeros((num_units, 4), np.bool_),
+            np.zeros((num_units, 2), np.bool_),
+            np.zeros((num_units, 2), np.bool_),
+            np.zeros((num_units, 2), np.float32),
+        )
+
+
+@compiled()
+def evaluate_blocks(
+    samples: Samples, weights: Weights, grid: Grid, place: tuple[int, int], pending: Pending, space: Space
+) -> None:
+    """Compute the gates of the next blocks, and the probabilities of the blocks that they decide.
+
+    Parameters
+    ----------
+    samples : Samples
+        They begin with the window of the first output of the first pending block, which is column 0 of the
+        space; the new blocks are the columns from 2 on.
+    weights : Weights
+    grid : Grid
+    place : (int, int)
+        Block of its tile that column 0 is, and the blocks of a tile.
+    pending : Pending
+        Of the two blocks before the new ones; updated to the last two of the new ones.
+    space : Space
+        For the blocks and the two before them. Filled: `is_open` and `probabilities` of the decided blocks,
+        which are all columns but the last two.
+    """
+    num_blocks = space.is_open.shape[1]
+    is_seen = np.zeros(num_blocks + AHEAD, np.bool_)  # from two blocks before column 0 on
+    space.is_seen[:] = False
+    for unit in range(len(pending.first)):
+        is_open, is_known, first = space.is_open[unit], space.is_known[0], space.probabilities[0, unit]
+        is_open[:2], is_known[:2] = pending.is_open[unit], pending.is_known[unit]
+        first[:2], is_seen[:4] = pending.first[unit], pending.is_seen[unit]
+        num_open = _open_new_blocks(samples, weights, grid, unit, space)
+        if num_open and grid.promising >= 0:
+            count = 0
+            for block in range(2, num_blocks):
+                if is_known[block]:
+                    space.outputs[count, 0], space.outputs[count, 1] = 0, block
+                    count += 1
+            evaluate_outputs(samples, weights, grid, unit, space.outputs[:count], space)
+        for block in range(2, num_blocks):
+            is_seen[block + 2] = is_known[block] and first[block] > grid.promising
+        pending.is_open[unit], pending.is_known[unit] = is_open[-2:], is_known[-2:]
+        pending.first[unit], pending.is_seen[unit] = first[-2:], is_seen[-4:]
+        is_open[-2:] = False
+        if grid.promising >= 0:
+            _close_decided_blocks(is_open, is_seen, place)
+        _compute_decided_blocks(samples, weights, grid, unit, space)
+
+
+@compiled()
+def _open_new_blocks(samples: Samples, weights: Weights, grid: Grid, unit: int, space: Space) -> int:
+    """Find in which new blocks the gates of a unit are open, and which first outputs are wanted."""
+    one, shift = slice(unit, unit + 1), 2 * grid.block
+    channels, is_open = weights.channel_index[one], space.is_open[one, 2:]
+    for channel in channels[0]:
+        if not space.is_seen[channel]:
+            space.is_seen[channel] = True
+            values = samples.values[channel * samples.step + shift :]
+            extremes = space.extremes[channel : channel + 1]
+            block_extremes(values, samples.step, grid.begin, grid.block, extremes)
+    weight, level = weights.gate
+    open_gates(space.extremes, channels, weight[one], level[one], is_open)
+    num_open = 0
+    for index in range(is_open.shape[1]):
+        num_open += is_open[0, index]
+        space.is_known[0, 2 + index] = grid.promising >= 0 and is_open[0, index]
+    if num_open and grid.promising >= 0:
+        weight, level = weights.closer_gate
+        new = Samples(samples.values[shift:], samples.step)
+        is_known = space.is_known[:, 2:]
+        close_gates(new, grid.block, channels, weight[one], grid.window, level[one], is_known)
+    return num_open
+
+
+@compiled()
+def _close_decided_blocks(is_open: np.ndarray, is_seen: np.ndarray, place: tuple[int, int]) -> None:
+    """Close the blocks that are not promising; :func:`spikewise.sorting.loops.keep_promising` has the rule.
+
+    The first and the last block of a tile count as promising.
+    """
+    first, num_blocks = place
+    for block in range(len(is_open) - 2):
+        if not is_open[block]:
+            continue
+        at = (first + block) % num_blocks
+        is_promising = at <= AHEAD or at >= num_blocks - 1 - AHEAD
+        for index in range(block, block + 2 * AHEAD + 1):
+            is_promising |= is_seen[index]
+        is_open[block] = is_promising
+
+
+@compiled()
+def _compute_decided_blocks(samples: Samples, weights: Weights, grid: Grid, unit: int, space: Space) -> None:
+    """Compute the missing outputs of the open blocks of a unit."""
+    count = 0
+    for block in range(space.is_open.shape[1]):
+        if space.is_open[unit, block]:
+            for output in range(space.probabilities.shape[0]):
+                if output or not space.is_known[0, block]:
+                    space.outputs[count, 0], space.outputs[count, 1] = output, block
+                    count += 1
+    if count:
+        evaluate_outputs(samples, weights, grid, unit, space.outputs[:count], space)
