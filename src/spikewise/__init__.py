@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from spikewise.single_channel.snippets import Snippets, load_snippets
     from spikewise.single_channel.sorting import ChannelResult, sort_channel
+    from spikewise.sorting.live.stream_sorter import StreamSorter
 
 _MODULES = {
     "AnalyzerConfig": "output.export.config",
@@ -56,6 +57,7 @@ _MODULES = {
     "SortingResult": "api",
     "SpikeDetectionConfig": "single_channel.config",
     "SpikewiseError": "core.errors",
+    "StreamSorter": "sorting.live.stream_sorter",
     "WaveClusConfig": "single_channel.config",
     "WaveformClassifier": "single_channel.classifier",
     "WaveformTrainingConfig": "single_channel.config",
@@ -99,6 +101,7 @@ __all__ = [
     "SortingResult",
     "SpikeDetectionConfig",
     "SpikewiseError",
+    "StreamSorter",
     "WaveClusConfig",
     "WaveformClassifier",
     "WaveformTrainingConfig",

@@ -8,8 +8,8 @@ A spike is certain as soon as no later sample can change it. It depends on
 - and the two blocks after the block of the last of these, whose first outputs decide whether that block is
   computed, with the blocks that their gates look at.
 
-So a spike is certain :attr:`GroupStream.look_ahead` samples after it, or up to a block earlier, since blocks are
-decided as a whole.
+So a spike is certain :attr:`GroupStream.look_ahead` samples after it, or up to a block earlier, since blocks
+are decided as a whole.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class GroupStream:
         return self._certain_spikes(self._known_peaks())
 
     def end(self) -> Spikes:
-        """Return the rest of the spikes; after the last sample, traces are zero. Nothing can be pushed then."""
+        """Return the rest of the spikes, with traces of zero after the last sample; push nothing then."""
         count = self.look_ahead + self._detector.block
         self._make_room(count)
         self._traces[:, self._length : self._length + count] = 0

@@ -114,7 +114,7 @@ class StreamSorter:
         self.num_columns = len(self._names)
         self._columns = _columns_of_groups(self.model, self._names, channel_ids is None)
         self._used = np.unique(
-            np.concatenate([_used(*pair) for pair in zip(self.model.groups, self._columns)])
+            np.concatenate([_used(*pair) for pair in zip(self.model.groups, self._columns, strict=True)])
         )
         self._gain_to_uV = gain_to_uV
         self._detectors = [_detector(group, self.model, threshold) for group in self.model.groups]
@@ -205,7 +205,7 @@ class StreamSorter:
             for name, value in stream.state().items()
         }
         with replacing(Path(path)) as partial, open(partial, "wb") as file:
-            np.savez(file, start=np.array(self._start), made_for=self._made_for(), **arrays)
+            np.savez(file, allow_pickle=False, start=self._start, made_for=self._made_for(), **arrays)
 
     def load_state(self, path: str | Path) -> None:
         """Go on from a file of :meth:`save_state`: the next block is the one that would have followed there.
@@ -220,11 +220,11 @@ class StreamSorter:
             arrays = load_npz(path)
             if str(arrays["made_for"]) != str(self._made_for()):
                 raise ValueError("it belongs to another model, or to other settings")
-            start = int(arrays["start"])
-            self._begin_stretch(start)
-            for index, stream in enumerate(self._streams):
+            streams = self._new_streams()
+            for index, stream in enumerate(streams):
                 prefix = f"{index}."
                 stream.restore({n.removeprefix(prefix): v for n, v in arrays.items() if n.startswith(prefix)})
+            self._start, self._streams = int(arrays["start"]), streams
 
     def _made_for(self) -> np.ndarray:
         """Return what a state belongs to, as text."""
@@ -234,12 +234,12 @@ class StreamSorter:
 
     def _begin_stretch(self, start: int) -> None:
         """Begin anew at a sample."""
-        self._start = start
-        self._streams = [
-            GroupStream(detector, self._conditioner(group, columns))
-            for detector, group, columns in zip(
-                self._detectors, self.model.groups, self._columns, strict=True
-            )
+        self._start, self._streams = start, self._new_streams()
+
+    def _new_streams(self) -> list[GroupStream]:
+        parts = zip(self._detectors, self.model.groups, self._columns, strict=True)
+        return [
+            GroupStream(detector, self._conditioner(group, columns)) for detector, group, columns in parts
         ]
 
     def _conditioner(self, group: GroupModel, columns: np.ndarray) -> LiveConditioner:
