@@ -132,6 +132,12 @@ class StreamSorter:
         """Samples so far, missing ones included: the index of the next sample."""
         return self._start + self._streams[0].num_samples
 
+    def warm_up(self, dtype: str) -> None:
+        """Compile all that :meth:`push` needs for a type of samples, which takes seconds the first time."""
+        for stream in self._new_streams():
+            stream.push(np.zeros((1000, self.num_columns), dtype))
+            stream.end()
+
     def push(self, block: np.ndarray) -> np.ndarray:
         """Take the next samples; return the spikes that are certain now.
 
