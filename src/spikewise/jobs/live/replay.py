@@ -18,7 +18,7 @@ from spikewise.jobs.live.source import MOST_BYTES, POLL_S, Chunk, StreamFacts
 
 _READ_S = 1.0
 """Seconds of a recording that are read at once; chosen by hand."""
-_SPIN_S = 0.0005
+_SPIN_S = 0.0001
 """The last part of a wait is not slept, since the system wakes a sleeper late; chosen by hand."""
 
 
@@ -66,7 +66,7 @@ class Replay:
             for samples in self._blocks(segment_index, block):
                 sent += len(samples)
                 if is_paced:
-                    _wait_until(begin + sent / rate)
+                    wait_until(begin + sent / rate)
                     yield Chunk(samples, gap, begin + sent / rate)
                 else:
                     yield Chunk(samples, gap)
@@ -140,7 +140,8 @@ class StandardInput:
         return Chunk(np.frombuffer(content, self._dtype).reshape(-1, self._num_channels))
 
 
-def _wait_until(when_s: float) -> None:
+def wait_until(when_s: float) -> None:
+    """Wait until :func:`time.perf_counter` reaches a time."""
     while (rest := when_s - time.perf_counter()) > 0:
         if rest > _SPIN_S:
             time.sleep(rest - _SPIN_S)
