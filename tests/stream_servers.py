@@ -1,5 +1,8 @@
 """Programs that send samples as acquisition systems do, on the loopback address, for the tests of sources."""
 
+import re
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -30,8 +33,6 @@ def falcon_message(samples: np.ndarray, number: int, rate: int, stream: str = "p
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
@@ -73,5 +74,87 @@ def falcon_sender(port: int, blocks: list[tuple[int, np.ndarray]], rate: float) 
             socket.send(falcon_message(samples, number, round(rate)))
             time.sleep(0.0005)
         socket.close()
+
+    return Sender(run)
+
+
+def listener(port: int) -> socket.socket:
+    server = socket.socket()
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    server.bind(("127.0.0.1", port))
+    server.listen(1)
+    server.settimeout(20)
+    return server
+
+
+def intan_server(port: int, names: list[str], samples: np.ndarray, rate: float, first: int = 0) -> Sender:
+    """RHX with int16 samples of the named channels; it sends them once, when it is told to run."""
+    servers = listener(port), listener(port + 1)
+
+    def run():
+        commands, _ = servers[0].accept()
+        commands.settimeout(20)
+        enabled, waveforms, mode, rest = [], None, "Stop", ""
+        while mode == "Stop":
+            rest += commands.recv(4096).decode()
+            *lines, rest = rest.split(";")
+            for line in lines:
+                if line == "get SampleRateHertz":
+                    commands.sendall(f"Return: SampleRateHertz {round(rate)}".encode())
+                elif line == "get RunMode":
+                    commands.sendall(f"Return: RunMode {mode}".encode())
+                elif line == "execute ClearAllDataOutputs":
+                    enabled = []
+                elif match := re.fullmatch(r"set ([A-H]-\d{3}).TCPDataOutputEnabled true", line):
+                    enabled.append(match[1])
+                elif line == "set RunMode Run":
+                    mode = "Run"
+                else:
+                    assert line == "set TCPNumberDataBlocksPerWrite 1", line
+        waveforms, _ = servers[1].accept()
+        columns = [names.index(name) for name in sorted(enabled)]  # RHX sends in its own order
+        values = (samples[:, columns].astype(np.int32) + 32768).astype("<u2")
+        for begin in range(0, len(values) - 127, 128):
+            block = struct.pack("<I", 0x2EF07A08)
+            for index in range(begin, begin + 128):
+                block += struct.pack("<i", first + index) + values[index].tobytes()
+            waveforms.sendall(block)
+        for one in (waveforms, commands, *servers):
+            one.close()
+
+    return Sender(run)
+
+
+def spikeglx_server(port: int, samples: np.ndarray, rate: float) -> Sender:
+    """SpikeGLX whose sample count grows at every question; it drops the connection once, at the middle."""
+    server = listener(port)
+
+    def serve(connection: socket.socket, state: dict) -> None:
+        file = connection.makefile("rwb")
+        for line in file:
+            words = line.decode().split()
+            if words[0] == "GETSTREAMSAMPLERATE":
+                file.write(f"{rate:.6f}\nOK\n".encode())
+            elif words[0] == "GETSTREAMSAMPLECOUNT":
+                file.write(f"{state['count']}\nOK\n".encode())
+                state["count"] = min(len(samples), state["count"] + 700)
+            elif words[0] == "FETCH":
+                assert words[1:3] == ["2", "1"]
+                start, most = int(words[3]), int(words[4])
+                part = samples[start : min(start + most, state["count"]), list(map(int, words[5].split("#")))]
+                header = f"BINARY_DATA {part.shape[1]} {len(part)} uint64({start})\n"
+                file.write(header.encode() + part.astype("<i2").tobytes() + b"OK\n")
+            file.flush()
+            if state["count"] > len(samples) // 2 and not state["dropped"]:
+                state["dropped"] = True
+                return
+
+    def run():
+        state = {"count": 0, "dropped": False}
+        for _ in range(2):
+            connection, _ = server.accept()
+            with connection:
+                serve(connection, state)
+        server.close()
 
     return Sender(run)

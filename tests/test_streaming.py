@@ -1,5 +1,6 @@
 """Sources and sinks of live streams, each with the real protocol on the loopback address."""
 
+import contextlib
 import json
 import os
 import socket
@@ -14,8 +15,16 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_servers import Sender, falcon_message, falcon_sender, free_port
-from streams import RATE, live_model, noise, offline, pairs, recording_of, saved
+from stream_servers import (
+    Sender,
+    falcon_message,
+    falcon_sender,
+    free_port,
+    intan_server,
+    listener,
+    spikeglx_server,
+)
+from streams import RATE, SILENT, live_model, noise, offline, pairs, recording_of, saved
 
 import spikewise
 from spikewise.cli import main as cli
@@ -225,6 +234,81 @@ def test_an_lsl_stream_is_sorted_and_its_spikes_come_as_markers(model, samples, 
     assert result.num_missing == 0
     assert found_in(tmp_path / "result") == expected
     assert [marker for marker, _ in markers] == [model.unit_ids[unit] for _, unit in expected]
+
+
+def with_names(model, names):
+    group = replace(model.groups[0], channel_ids=tuple(names), silenced_channel_ids=(names[SILENT],))
+    return replace(model, groups=(group,))
+
+
+def test_intan_rhx_is_sorted_in_the_order_of_the_model(model, samples, tmp_path):
+    whole = len(samples) // 128 * 128
+    names = ["A-003", "A-001", "B-000", "A-010", "A-000", "C-127"]  # of the columns of the model
+    group = replace(model.groups[0], noise=ChannelNoise(model.groups[0].noise.levels, np.full(6, 0.195)))
+    intan = with_names(replace(model, groups=(group,)), names)
+    expected = offline(intan, samples[:whole])[0]
+    port = free_port()
+    server = intan_server(port, names, samples[:whole], RATE)
+    source = f"intan://127.0.0.1:{port}"
+    spikewise.stream(source, model=intan, sinks=tmp_path / "result", wait_s=0.5)
+    server.finish()
+    assert found_in(tmp_path / "result") == expected
+    with pytest.raises(StreamError, match="named as in RHX"):
+        spikewise.stream(source, model=model, sinks=tmp_path / "other")
+
+
+def test_intan_rhx_that_is_started_again_is_connected_again(model, samples, tmp_path):
+    names, port = [f"A-{channel:03}" for channel in range(6)], free_port()
+    intan = with_names(model, names)
+
+    def run():
+        for begin in (0, 128 * 100):
+            intan_server(port, names, samples[begin : begin + 128 * 100], RATE).finish()
+            time.sleep(0.2)
+
+    sender = Sender(run)
+    source = f"intan://127.0.0.1:{port}"
+    result = spikewise.stream(source, model=intan, sinks=tmp_path / "result", wait_s=2.0)
+    sender.finish()
+    ((start, length),) = result.gaps
+    assert start == 12_800
+    assert result.num_samples == 25_600 + length
+
+
+def test_spikeglx_is_fetched_and_a_broken_connection_loses_nothing(model, samples, expected, tmp_path):
+    port = free_port()
+    server = spikeglx_server(port, np.column_stack([samples, samples[:, 0]]), RATE)
+    source = f"spikeglx://127.0.0.1:{port}/1"
+    result = spikewise.stream(source, model=model, sinks=tmp_path / "result", wait_s=1.0)
+    server.finish()
+    assert result.num_gaps == 0
+    assert found_in(tmp_path / "result") == expected
+
+
+@pytest.mark.parametrize("kind", ["intan", "spikeglx"])
+def test_servers_that_speak_nonsense_are_refused(model, tmp_path, kind):
+    port, random = free_port(), np.random.default_rng(0)
+    names = [f"A-{channel:03}" for channel in range(6)]
+    for _ in range(5):
+        server = listener(port)
+
+        def run(server=server):
+            connection, _ = server.accept()
+            connection.settimeout(1)
+            with connection, contextlib.suppress(OSError):
+                connection.recv(100)
+                connection.sendall(random.bytes(200) + b"\nReturn: x\n")
+                connection.recv(100)
+            server.close()
+
+        sender = Sender(run)
+        with pytest.raises(StreamError):
+            spikewise.stream(
+                f"{kind}://127.0.0.1:{port}", model=with_names(model, names), sinks=tmp_path / "a", wait_s=0.5
+            )
+        sender.finish()
+    with pytest.raises(StreamError, match="cannot be reached"):
+        spikewise.stream(f"{kind}://127.0.0.1:{port}", model=with_names(model, names), sinks=tmp_path / "a")
 
 
 @settings(max_examples=200, deadline=None)

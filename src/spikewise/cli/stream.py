@@ -31,7 +31,7 @@ def stream(
     ----------
     source
         What is sorted: a recording, which is replayed; - for raw samples on standard input; or an address:
-        falcon://HOST:PORT, lsl://NAME.
+        falcon://HOST:PORT (Open Ephys), lsl://NAME, intan://HOST:PORT, spikeglx://HOST:PORT/PROBE.
     model
         The model: a file from `spikewise train --filter live`, or a result.
     sink

@@ -12,14 +12,18 @@ from spikeinterface.core import BaseRecording
 from spikewise.core.config import RecordingConfig, StreamConfig
 from spikewise.core.errors import SettingError
 from spikewise.jobs.live.falcon import FalconSource
+from spikewise.jobs.live.intan import IntanSource
 from spikewise.jobs.live.lsl import LslSource
 from spikewise.jobs.live.replay import Replay, StandardInput
 from spikewise.jobs.live.source import Source
+from spikewise.jobs.live.spikeglx import SpikeglxSource
 from spikewise.models.checkpoint import Model
 
 SOURCES: dict[str, Callable[[SplitResult, Model, StreamConfig], Source]] = {
     "falcon": FalconSource,
     "lsl": LslSource,
+    "intan": IntanSource,
+    "spikeglx": SpikeglxSource,
 }
 """Sources by the beginning of their names; all other names are recordings, and ``-`` is standard input."""
 
