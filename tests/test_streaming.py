@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -30,6 +31,7 @@ import spikewise
 from spikewise.cli import main as cli
 from spikewise.core.errors import CheckpointError, SettingError
 from spikewise.data.labels.label_files import load_labels
+from spikewise.data.recordings.preprocessing import preprocess_recording
 from spikewise.jobs.live.falcon import read_message
 from spikewise.jobs.live.latency import Delays
 from spikewise.jobs.live.source import Chunk, StreamError, StreamFacts
@@ -261,10 +263,12 @@ def test_intan_rhx_that_is_started_again_is_connected_again(model, samples, tmp_
     names, port = [f"A-{channel:03}" for channel in range(6)], free_port()
     intan = with_names(model, names)
 
+    first = intan_server(port, names, samples[: 128 * 100], RATE)
+
     def run():
-        for begin in (0, 128 * 100):
-            intan_server(port, names, samples[begin : begin + 128 * 100], RATE).finish()
-            time.sleep(0.2)
+        first.finish()
+        time.sleep(0.2)
+        intan_server(port, names, samples[128 * 100 : 128 * 200], RATE).finish()
 
     sender = Sender(run)
     source = f"intan://127.0.0.1:{port}"
@@ -351,6 +355,18 @@ def test_the_command_reports_what_cannot_be_used(model, tmp_path, capsys):
     arguments = ["stream", str(tmp_path / "missing"), "--model", str(file), "--sink", str(tmp_path / "out")]
     assert cli.main(arguments) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_samples_in_another_unit_are_noticed(model, samples, tmp_path, caplog):
+    whole = [Chunk(samples[first : first + 900]) for first in range(0, NUM, 900)]
+    filtered = preprocess_recording(recording_of(model, samples), model.preprocessing_config).noise_levels
+    group = replace(model.groups[0], noise=ChannelNoise(filtered, np.ones(6)))
+    measured = replace(model, groups=(group,))
+    spikewise.stream(ListSource(whole), model=measured, sinks=tmp_path / "right")
+    assert "times that of the training" not in caplog.text
+    spikewise.stream(ListSource(whole), model=measured, sinks=tmp_path / "wrong", gain_to_uV=0.1)
+    (ratio,) = re.findall(r"is ([\d.]+) times that of the training", caplog.text)
+    assert float(ratio) == pytest.approx(0.1, rel=0.15)
 
 
 def test_after_an_error_what_was_found_is_kept(model, samples, tmp_path):

@@ -31,6 +31,10 @@ _PROGRESS_S = 0.5
 """Time between two reports of progress; chosen by hand."""
 _MOST_GAPS = 10_000
 """Most gaps that are listed; all are counted. Chosen by hand."""
+_NOISE_AT_S = 0.5
+"""When the noise of a stream is compared with that of the training; chosen by hand."""
+_ODD_NOISE = 2.0
+"""A noise that differs by a larger factor is told; chosen by hand."""
 _LATE_S = 1.0
 """If a stream of its own rate is later than this, a warning says so."""
 
@@ -154,7 +158,7 @@ class _Run:
         self._rate = sorter.model.sampling_frequency
         self._result = StreamResult()
         self._reported_s = 0.0
-        self._is_late = False
+        self._is_late = self._has_noise = False
 
     def all(self, source: Source, facts: StreamFacts, name: str) -> StreamResult:
         """Work through all chunks, then end the sinks."""
@@ -201,6 +205,9 @@ class _Run:
         spikes = self._sorter.push(chunk.samples)
         result.num_samples = self._sorter.num_samples
         self._emit(spikes, chunk)
+        if not self._has_noise and result.num_samples > _NOISE_AT_S * self._rate:
+            self._has_noise = True
+            self._check_noise()
         ended = time.perf_counter()
         result.busy_s += ended - started
         late_s = ended - chunk.received_s
@@ -217,6 +224,16 @@ class _Run:
             seconds = result.num_samples / self._rate
             note = f"{result.num_spikes} spikes, {result.num_gaps} gaps, {1000 * late_s:.1f} ms late"
             self._progress("stream", seconds, self._config.duration_s or seconds, note)
+
+    def _check_noise(self) -> None:
+        """Warn if the samples seem to have another unit than those of the training."""
+        ratio = self._sorter.noise()
+        if ratio > _ODD_NOISE or ratio < 1 / _ODD_NOISE:
+            logger.warning(
+                "the noise of the stream is %.3g times that of the training: if the samples have another "
+                "unit, give --gain-to-uv; otherwise train a model on what is recorded now",
+                ratio,
+            )
 
     def _emit(self, spikes: Any, chunk: Chunk | None) -> None:
         """Send spikes to all sinks; with a chunk, their delays are counted."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from spikewise.data.recordings.channels import MAD_TO_SD
 from spikewise.data.recordings.conditioning_loops import LANES
 from spikewise.data.recordings.live_conditioning import LiveConditioner
 from spikewise.sorting import tiles
@@ -28,6 +29,8 @@ from spikewise.sorting.spikes import Spikes
 
 _MOST_BLOCKS = 64
 """Most blocks that are evaluated at once; chosen by hand."""
+_NOISE_SAMPLES = 512
+"""Samples of which the noise is measured; chosen by hand."""
 _GATE_REACH = 2
 """Blocks after a block at which its gates look."""
 
@@ -92,6 +95,16 @@ class GroupStream:
         self._length += count
         self._evaluate()
         return self._certain_spikes(self.num_samples)
+
+    def noise(self, channels: np.ndarray) -> float:
+        """Return the median noise of some channels over the last samples: 1 where it is that of the training.
+
+        NaN where there are not enough samples yet.
+        """
+        last = self._traces[channels, max(0, self._length - _NOISE_SAMPLES) : self._length]
+        if self.num_samples < _NOISE_SAMPLES or not last.size:
+            return float("nan")
+        return float(np.median(np.median(np.abs(last), axis=1)) * MAD_TO_SD)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return copies of all that the next spikes depend on."""

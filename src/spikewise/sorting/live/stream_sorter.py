@@ -26,6 +26,8 @@ from spikewise.sorting.spikes import Spikes
 SPIKE = np.dtype([("sample_index", np.int64), ("unit_index", np.int64), ("response", np.float32)])
 """A spike of a stream."""
 STATE_VERSION = 1
+_NOISE_CHANNELS = 32
+"""Most channels of which the noise is measured; chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,18 @@ class StreamSorter:
         rest = self._joined([stream.end() for stream in self._streams])
         self._begin_stretch(self.num_samples)
         return rest
+
+    def noise(self) -> float:
+        """Return the noise of the last samples as a multiple of that of the training; NaN if it is not known.
+
+        It is the median over at most 32 channels. A value far from 1 is a sign of samples in another unit.
+        """
+        ratios = []
+        for stream, group in zip(self._streams, self.model.groups, strict=True):
+            used = np.flatnonzero(~np.isin(group.channel_ids, group.silenced_channel_ids))
+            step = -(-len(used) * len(self._streams) // _NOISE_CHANNELS)
+            ratios.append(stream.noise(used[:: max(1, step)]))
+        return float(np.median(ratios))
 
     def save_state(self, path: str | Path) -> None:
         """Write all that the next spikes depend on into a file (.npz), so that another process can go on.
