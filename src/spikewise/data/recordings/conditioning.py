@@ -41,8 +41,9 @@ FILTER_ORDER = 5
 MARGIN_PERIODS = 5
 """Margin on either side of a request, in periods of the lower edge; effects of the ends have faded there.
 SpikeInterface's default."""
-LIVE_FILTER_ORDER = 2
-"""Order of the live filter. A higher order delays the parts of a spike more (docs/live.md)."""
+LIVE_FILTER_ORDER = 1
+"""Order of the live filter. A higher order shifts the phases of a spike more, and units are told apart less
+well (docs/live.md)."""
 _LIVE_RUN_S = 1.0
 """The live filter begins anew after so many seconds; chosen by hand."""
 _SAMPLES_AT_ONCE = 2048
