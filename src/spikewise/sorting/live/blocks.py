@@ -73,54 +73,62 @@ def evaluate_blocks(
         For the blocks and the two before them. Filled: `is_open` and `probabilities` of the decided blocks,
         which are all columns but the last two.
     """
-    num_blocks = space.is_open.shape[1]
+    num_units, num_blocks = space.is_open.shape
+    shift = 2 * grid.block  # the new blocks begin there
+    new = Samples(samples.values[shift:], samples.step)
+    weight, level = weights.gate
+    block_extremes(new.values, new.step, grid.begin, grid.block, space.extremes)
+    open_gates(space.extremes, weights.channel_index, weight, level, space.is_open[:, 2:])
     is_seen = np.zeros(num_blocks + AHEAD, np.bool_)  # from two blocks before column 0 on
-    space.is_seen[:] = False
-    for unit in range(len(pending.first)):
-        is_open, is_known, first = space.is_open[unit], space.is_known[0], space.probabilities[0, unit]
-        is_open[:2], is_known[:2] = pending.is_open[unit], pending.is_known[unit]
-        first[:2], is_seen[:4] = pending.first[unit], pending.is_seen[unit]
-        num_open = _open_new_blocks(samples, weights, grid, unit, space)
-        if num_open and grid.promising >= 0:
-            count = 0
-            for block in range(2, num_blocks):
-                if is_known[block]:
-                    space.outputs[count, 0], space.outputs[count, 1] = 0, block
-                    count += 1
-            evaluate_outputs(samples, weights, grid, unit, space.outputs[:count], space)
+    for unit in range(num_units):
+        is_any = False
+        for block in range(2):
+            space.is_open[unit, block] = pending.is_open[unit, block]
+            space.is_known[0, block] = pending.is_known[unit, block]
+            space.probabilities[0, unit, block] = pending.first[unit, block]
+            is_any |= pending.is_open[unit, block]
+        for block in range(4):
+            is_seen[block] = pending.is_seen[unit, block]
+        num_open = 0
         for block in range(2, num_blocks):
-            is_seen[block + 2] = is_known[block] and first[block] > grid.promising
-        pending.is_open[unit], pending.is_known[unit] = is_open[-2:], is_known[-2:]
-        pending.first[unit], pending.is_seen[unit] = first[-2:], is_seen[-4:]
-        is_open[-2:] = False
-        if grid.promising >= 0:
-            _close_decided_blocks(is_open, is_seen, place)
-        _compute_decided_blocks(samples, weights, grid, unit, space)
+            is_open = space.is_open[unit, block]
+            num_open += is_open
+            space.is_known[0, block] = is_open and grid.promising >= 0
+        if num_open and grid.promising >= 0:
+            _compute_first_outputs(new, samples, weights, grid, unit, space)
+        for block in range(2, num_blocks):
+            first = space.probabilities[0, unit, block]
+            is_seen[block + 2] = space.is_known[0, block] and first > grid.promising
+        for block in range(2):
+            last = num_blocks - 2 + block
+            pending.is_open[unit, block] = space.is_open[unit, last]
+            pending.is_known[unit, block] = space.is_known[0, last]
+            pending.first[unit, block] = space.probabilities[0, unit, last]
+            space.is_open[unit, last] = False
+        for block in range(4):
+            pending.is_seen[unit, block] = is_seen[num_blocks - 2 + block]
+        if num_open or is_any:
+            if grid.promising >= 0:
+                _close_decided_blocks(space.is_open[unit], is_seen, place)
+            _compute_decided_blocks(samples, weights, grid, unit, space)
 
 
 @compiled()
-def _open_new_blocks(samples: Samples, weights: Weights, grid: Grid, unit: int, space: Space) -> int:
-    """Find in which new blocks the gates of a unit are open, and which first outputs are wanted."""
-    one, shift = slice(unit, unit + 1), 2 * grid.block
-    channels, is_open = weights.channel_index[one], space.is_open[one, 2:]
-    for channel in channels[0]:
-        if not space.is_seen[channel]:
-            space.is_seen[channel] = True
-            values = samples.values[channel * samples.step + shift :]
-            extremes = space.extremes[channel : channel + 1]
-            block_extremes(values, samples.step, grid.begin, grid.block, extremes)
-    weight, level = weights.gate
-    open_gates(space.extremes, channels, weight[one], level[one], is_open)
-    num_open = 0
-    for index in range(is_open.shape[1]):
-        num_open += is_open[0, index]
-        space.is_known[0, 2 + index] = grid.promising >= 0 and is_open[0, index]
-    if num_open and grid.promising >= 0:
-        weight, level = weights.closer_gate
-        new = Samples(samples.values[shift:], samples.step)
-        is_known = space.is_known[:, 2:]
-        close_gates(new, grid.block, channels, weight[one], grid.window, level[one], is_known)
-    return num_open
+def _compute_first_outputs(
+    new: Samples, samples: Samples, weights: Weights, grid: Grid, unit: int, space: Space
+) -> None:
+    """Compute the first outputs of the new blocks of a unit whose second gates are open, too."""
+    one = slice(unit, unit + 1)
+    weight, level = weights.closer_gate
+    channels, is_known = weights.channel_index[one], space.is_known[:, 2:]
+    close_gates(new, grid.block, channels, weight[one], grid.window, level[one], is_known)
+    count = 0
+    for block in range(2, space.is_known.shape[1]):
+        if space.is_known[0, block]:
+            space.outputs[count, 0], space.outputs[count, 1] = 0, block
+            count += 1
+    if count:
+        evaluate_outputs(samples, weights, grid, unit, space.outputs[:count], space)
 
 
 @compiled()
