@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import spikeinterface
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +34,7 @@ from spikewise.core.errors import CheckpointError, SettingError
 from spikewise.data.labels.label_files import load_labels
 from spikewise.data.recordings.preprocessing import preprocess_recording
 from spikewise.jobs.live.falcon import read_message
+from spikewise.jobs.live.keeping import KeptSource
 from spikewise.jobs.live.latency import Delays
 from spikewise.jobs.live.source import Chunk, StreamError, StreamFacts
 from spikewise.models.checkpoint import ChannelNoise
@@ -355,6 +357,76 @@ def test_the_command_reports_what_cannot_be_used(model, tmp_path, capsys):
     arguments = ["stream", str(tmp_path / "missing"), "--model", str(file), "--sink", str(tmp_path / "out")]
     assert cli.main(arguments) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+class Paced(ListSource):
+    """Chunks that come faster than in reality, but not at once."""
+
+    def chunks(self):
+        for chunk in self.given:
+            yield chunk
+            time.sleep(0.002)
+
+
+def test_a_kept_stream_is_caught_up_with_and_then_read_directly():
+    samples = np.arange(2 * 400 * 100).reshape(-1, 2).astype("int32")
+    chunks = [
+        Chunk(samples[first : first + 100], 7 if first == 5000 else None) for first in range(0, 40_000, 100)
+    ]
+    source = Paced(chunks, num_channels=2, dtype="int32")
+    kept = KeptSource(source, source.open(), 20_000.0)
+    first = kept.wait_for(0.5, 5.0)  # which takes 0.2 s of the 0.8 s of all chunks
+    assert np.array_equal(first.get_traces(), samples[:10_000])
+    found, gaps, places = [], [], []
+    for chunk in kept.chunks():
+        if chunk.gap is not None:
+            gaps.append((sum(map(len, found)), chunk.gap))
+        found.append(chunk.samples)
+        places.append(kept._file.exists())
+    assert np.array_equal(np.concatenate(found), samples)
+    assert gaps == [(5000, 7)]
+    assert places[0]
+    assert not places[-1]
+    kept.close()
+    assert source.is_closed
+
+
+@pytest.mark.slow
+def test_units_are_learnt_from_a_stream_and_nothing_is_lost(tetrode, tmp_path):
+    traces = tetrode.traces
+    half = len(traces) // 2
+    chunks = [Chunk(traces[first : first + 300]) for first in range(0, half, 300)]
+    chunks += [
+        Chunk(traces[first : first + 300], None if first > half else 500)
+        for first in range(half, 240_000, 300)
+    ]
+    source = Paced(chunks, num_channels=4, dtype=str(traces.dtype))
+    options = {"learn_s": 7.0, "probe": "tetrode", "wait_s": 5.0}
+    result = spikewise.stream(source, sinks=tmp_path / "result", **options)
+    assert result.gaps == [(half, 500)]
+    assert result.num_samples == len(traces) + 500
+    assert source.is_closed
+    stored = load_result(tmp_path / "result")
+    assert len(stored.model.unit_ids) >= 2
+    assert stored.model.preprocessing_config.filter == "live"
+    recording = spikeinterface.load(tetrode.recording)
+    parts = [recording.frame_slice(0, half), recording.frame_slice(half, len(traces))]
+    first, second = (
+        pairs(spikewise.sort(part, model=stored.model, report=False).sorting.to_spike_vector())
+        for part in parts
+    )
+    assert found_in(tmp_path / "result") == first + [(sample + half + 500, unit) for sample, unit in second]
+
+
+def test_learning_from_a_stream_needs_enough_of_it(samples, tmp_path):
+    source = ListSource([Chunk(samples[:3000, :4])], num_channels=4)
+    with pytest.raises(StreamError, match="0.1 s of samples"):
+        spikewise.stream(source, sinks=tmp_path / "a", learn_s=7.0, probe="tetrode")
+    assert source.is_closed
+    with pytest.raises(SettingError, match="with --probe"):
+        spikewise.stream(source, sinks=tmp_path / "a", learn_s=7.0)
+    with pytest.raises(SettingError, match="Neither a model nor learn_s"):
+        spikewise.stream(source, sinks=tmp_path / "a")
 
 
 def test_samples_in_another_unit_are_noticed(model, samples, tmp_path, caplog):

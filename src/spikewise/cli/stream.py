@@ -19,8 +19,8 @@ _Names = Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)]  # or 
 def stream(
     source: _Name,
     *,
-    model: Path,
     sink: _Names,
+    model: Path | None = None,
     overwrite: Overwrite = False,
     json: AsJson = False,
     config: Annotated[StreamConfig, flat("Stream")] = StreamConfig(),
@@ -33,7 +33,7 @@ def stream(
         What is sorted: a recording, which is replayed; - for raw samples on standard input; or an address:
         falcon://HOST:PORT (Open Ephys), lsl://NAME, intan://HOST:PORT, spikeglx://HOST:PORT/PROBE.
     model
-        The model: a file from `spikewise train --filter live`, or a result.
+        The model: a file from `spikewise train --filter live`, or a result. Without it, give --learn-s.
     sink
         Where the spikes go, each once: a folder for a result; - for lines on standard output; or an address:
         zmq://HOST:PORT, udp://HOST:PORT, lsl://NAME.

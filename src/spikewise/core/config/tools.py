@@ -50,6 +50,14 @@ class StreamConfig(Settings):
         "recording of the training",
         minimum=1e-12,
     )
+    learn_s: float | None = setting(
+        None,
+        "Without a model: learn the units from so many seconds of the stream, which is kept meanwhile, and "
+        "catch up with it",
+        unit="s",
+        minimum=2.0,
+    )
+    probe: str | None = setting(None, "Probe of the stream, as for a recording; for learn_s")
     stream: str | None = setting(None, "Name of the stream, where a source has several")
     threshold: float | None = setting(
         None, "One threshold for all units; default: those of the model", minimum=0.01, maximum=0.99

@@ -10,7 +10,7 @@ uint64, sample_rate uint32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult
@@ -31,7 +31,6 @@ from spikewise.jobs.live.source import (
     address_of,
     not_a_message,
 )
-from spikewise.models.checkpoint import Model
 
 PORT = 3335
 """Usual port of the plugin."""
@@ -67,7 +66,7 @@ class FalconMessage:
 class FalconSource:
     """Messages of the Falcon Output; with the setting `stream` only those of one stream."""
 
-    def __init__(self, url: SplitResult, model: Model, config: StreamConfig):
+    def __init__(self, url: SplitResult, channel_ids: Sequence[str], config: StreamConfig):
         host, port = address_of(url, PORT)
         self._address, self._stream = f"tcp://{host}:{port}", config.stream
         self._socket: Any = None

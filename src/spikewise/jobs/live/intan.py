@@ -15,7 +15,7 @@ import contextlib
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from urllib.parse import SplitResult
 
 import numpy as np
@@ -33,7 +33,6 @@ from spikewise.jobs.live.source import (
     not_a_message,
     receive_exactly,
 )
-from spikewise.models.checkpoint import Model
 
 PORT = 5000
 """Usual port of the commands; that of the waveforms is the next one."""
@@ -48,10 +47,10 @@ _MOST_ANSWER = 2**16
 class IntanSource:
     """Waveforms of RHX; the channels are those of the model, by the native names of RHX, such as A-000."""
 
-    def __init__(self, url: SplitResult, model: Model, config: StreamConfig):
+    def __init__(self, url: SplitResult, channel_ids: Sequence[str], config: StreamConfig):
         host, port = address_of(url, PORT)
         self._commands_at, self._waveforms_at = (host, port), (host, port + 1)
-        self._names = [name for group in model.groups for name in group.channel_ids]
+        self._names = list(channel_ids)
         self._commands: socket.socket | None = None
         self._waveforms: socket.socket | None = None
         self._is_known = False

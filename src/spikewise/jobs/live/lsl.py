@@ -7,7 +7,7 @@ than :data:`_JUMP_S` is a gap; a shorter one can be jitter of the sender.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import SplitResult, unquote
 
@@ -16,7 +16,6 @@ import numpy as np
 from spikewise.core.config import StreamConfig
 from spikewise.core.errors import MissingExtraError, SettingError
 from spikewise.jobs.live.source import POLL_S, Chunk, StreamError, StreamFacts
-from spikewise.models.checkpoint import Model
 
 _JUMP_S = 0.05
 """Chosen by hand."""
@@ -40,10 +39,10 @@ def import_lsl(what: str) -> Any:
 class LslSource:
     """The LSL stream of a name; without a name, the only one that has the model's channels and rate."""
 
-    def __init__(self, url: SplitResult, model: Model, config: StreamConfig):
+    def __init__(self, url: SplitResult, channel_ids: Sequence[str], config: StreamConfig):
         self._lsl = import_lsl("an LSL source")
         self._name = unquote(url.netloc) or config.stream
-        self._num_channels = sum(len(group.channel_ids) for group in model.groups)
+        self._num_channels = len(channel_ids)
         self._inlet: Any = None
         self._last_s = 0.0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -17,9 +17,8 @@ from spikewise.jobs.live.lsl import LslSource
 from spikewise.jobs.live.replay import Replay, StandardInput
 from spikewise.jobs.live.source import Source
 from spikewise.jobs.live.spikeglx import SpikeglxSource
-from spikewise.models.checkpoint import Model
 
-SOURCES: dict[str, Callable[[SplitResult, Model, StreamConfig], Source]] = {
+SOURCES: dict[str, Callable[[SplitResult, Sequence[str], StreamConfig], Source]] = {
     "falcon": FalconSource,
     "lsl": LslSource,
     "intan": IntanSource,
@@ -28,8 +27,10 @@ SOURCES: dict[str, Callable[[SplitResult, Model, StreamConfig], Source]] = {
 """Sources by the beginning of their names; all other names are recordings, and ``-`` is standard input."""
 
 
-def open_source(source: Any, model: Model, config: StreamConfig, reading: RecordingConfig | None) -> Source:
-    """Return the source of a name; a source itself comes back as it is.
+def open_source(
+    source: Any, channel_ids: Sequence[str], config: StreamConfig, reading: RecordingConfig | None
+) -> Source:
+    """Return the source of a name, for the channels of a model; a source itself comes back as it is.
 
     Raises
     ------
@@ -42,8 +43,7 @@ def open_source(source: Any, model: Model, config: StreamConfig, reading: Record
         return source
     name = str(source)
     if name == "-":
-        num_channels = sum(len(group.channel_ids) for group in model.groups)
-        return StandardInput(num_channels, config)
+        return StandardInput(len(channel_ids), config)
     if "://" not in name:
         return Replay(Path(name), config, reading)
     url = urlsplit(name)
@@ -53,4 +53,4 @@ def open_source(source: Any, model: Model, config: StreamConfig, reading: Record
             f"a recording, -, or {', '.join(f'{kind}://...' for kind in SOURCES)}",
             "correct it",
         )
-    return SOURCES[url.scheme](url, model, config)
+    return SOURCES[url.scheme](url, channel_ids, config)

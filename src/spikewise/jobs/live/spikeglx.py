@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from urllib.parse import SplitResult
 
 import numpy as np
@@ -31,7 +31,6 @@ from spikewise.jobs.live.source import (
     not_a_message,
     receive_exactly,
 )
-from spikewise.models.checkpoint import Model
 
 PORT = 4142
 _IMEC = 2
@@ -46,7 +45,7 @@ _LONGEST_LINE = 4096
 class SpikeglxSource:
     """Samples that are fetched from SpikeGLX: the first channels of a probe, as many as the model has."""
 
-    def __init__(self, url: SplitResult, model: Model, config: StreamConfig):
+    def __init__(self, url: SplitResult, channel_ids: Sequence[str], config: StreamConfig):
         self._address = address_of(url, PORT)
         probe = url.path.strip("/") or "0"
         if not probe.isdigit():
@@ -56,7 +55,7 @@ class SpikeglxSource:
                 "correct it",
             )
         self._probe = int(probe)
-        self._num_channels = sum(len(group.channel_ids) for group in model.groups)
+        self._num_channels = len(channel_ids)
         self._connection: socket.socket | None = None
         self._rest = b""
 

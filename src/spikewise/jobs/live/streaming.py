@@ -17,11 +17,14 @@ from spikewise.core.devices import describe_device
 from spikewise.core.errors import SettingError
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.core.version import __version__
+from spikewise.data.recordings.probes import load_probe
+from spikewise.jobs.live.keeping import KeptSource
 from spikewise.jobs.live.latency import Delays
 from spikewise.jobs.live.registry import open_source
 from spikewise.jobs.live.sinks import Emission, Sink, open_sinks
 from spikewise.jobs.live.source import Chunk, Source, StreamFacts, check_fits
 from spikewise.jobs.provenance import PACKAGES, package_versions
+from spikewise.jobs.sort import train
 from spikewise.models.checkpoint import Model, load_model
 from spikewise.sorting.live.stream_sorter import StreamSorter
 
@@ -89,7 +92,7 @@ class StreamResult:
 def stream(
     source: str | Path | BaseRecording | Source,
     *,
-    model: Model | str | Path,
+    model: Model | str | Path | None = None,
     sinks: str | Path | Sequence[str | Path],
     overwrite: bool = False,
     config: StreamConfig | None = None,
@@ -103,8 +106,8 @@ def stream(
     ----------
     source : str, Path, BaseRecording or Source
         A recording to replay, ``-`` for standard input, or an address such as ``falcon://127.0.0.1:3335``.
-    model : Model, str or Path
-        A model of the live filter, or its path.
+    model : Model, str, Path or None
+        A model of the live filter, or its path. None: one is learnt from the stream; see ``learn_s``.
     sinks : str, Path or sequence of these
         Where the spikes go: folders, ``-`` for standard output, addresses such as ``zmq://127.0.0.1:5560``.
     overwrite : bool
@@ -128,15 +131,28 @@ def stream(
     if config is not None and options:
         raise SettingError("both config and options are given", "one of them", "leave one out")
     config = config or StreamConfig.from_dict(options)
-    model = model if isinstance(model, Model) else load_model(model)
     names = [str(name) for name in ([sinks] if isinstance(sinks, str | Path) else sinks)]
     if not names:
         raise SettingError("no sink is given", "a folder, - or an address", "name one")
-    opened = open_source(source, model, config, reading)
+    if (model is None) == (config.learn_s is None):
+        raise SettingError(
+            "neither a model nor learn_s is given" if model is None else "a model and learn_s are given",
+            "a model, or the seconds from which one is learnt",
+            "give one of them",
+        )
+    if isinstance(model, str | Path):
+        model = load_model(model)
+    channel_ids = (
+        _channels_of_probe(config)
+        if model is None
+        else [i for group in model.groups for i in group.channel_ids]
+    )
+    opened = open_source(source, channel_ids, config, reading)
     try:
         facts = opened.open()
-        num_channels = sum(len(group.channel_ids) for group in model.groups)
-        check_fits(facts, num_channels, model.sampling_frequency)
+        if model is None:
+            opened, model = _learn(opened, facts, config, reading, progress)
+        check_fits(facts, len(channel_ids), model.sampling_frequency)
         gain = config.gain_to_uV if config.gain_to_uV is not None else facts.gain_to_uV
         sorter = StreamSorter(
             model, channel_ids=facts.channel_ids, gain_to_uV=gain, threshold=config.threshold
@@ -146,6 +162,38 @@ def stream(
         return run.all(opened, facts, str(source))
     finally:
         opened.close()
+
+
+def _channels_of_probe(config: StreamConfig) -> list[str]:
+    """Return the names of the channels of a stream from which a model is learnt."""
+    if config.probe is None:
+        raise SettingError(
+            "learn_s is given without a probe", "the probe of the stream", "name it with --probe"
+        )
+    return [str(index) for index in range(load_probe(config.probe).get_contact_count())]
+
+
+def _learn(
+    source: Source,
+    facts: StreamFacts,
+    config: StreamConfig,
+    reading: RecordingConfig | None,
+    progress: ProgressCallback,
+) -> tuple[KeptSource, Model]:
+    """Learn a model from the first seconds of a stream; return it, and the stream from its beginning."""
+    rate = facts.sampling_frequency or (reading or RecordingConfig()).sampling_frequency
+    if rate is None:
+        raise SettingError(
+            "the source does not tell its sampling frequency", "the frequency in Hz", "use another source"
+        )
+    kept = KeptSource(source, facts, rate)
+    try:
+        recording = kept.wait_for(config.learn_s or 0.0, config.wait_s)
+        learning = Config.from_options(filter="live", probe=config.probe, device="cpu", damage="keep")
+        return kept, train(recording, config=learning, progress=progress)
+    except BaseException:
+        kept.close()
+        raise
 
 
 class _Run:
