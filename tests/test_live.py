@@ -14,7 +14,12 @@ from streams import RATE, live_model, noise, offline, pairs, saved, streamed
 import spikewise
 from spikewise.core.config import PreprocessingConfig
 from spikewise.core.errors import CheckpointError, RecordingError, SettingError
-from spikewise.data.recordings.conditioning import LIVE_FILTER_ORDER, ConditionedRecording, LiveBand
+from spikewise.data.recordings.conditioning import (
+    LIVE_EDGE,
+    LIVE_FILTER_ORDER,
+    ConditionedRecording,
+    LiveBand,
+)
 from spikewise.data.recordings.live_conditioning import LiveConditioner
 from spikewise.data.recordings.preprocessing import preprocess_recording
 from spikewise.models.checkpoint import ChannelNoise
@@ -46,7 +51,8 @@ def expected(model, samples):
 def test_the_live_filter_is_a_butterworth_filter_that_runs_forward():
     traces = noise(40_000, 3, dtype="float64")
     found = ConditionedRecording(NumpyRecording([traces], RATE), BAND, is_live=True).get_traces()
-    sections = scipy.signal.butter(LIVE_FILTER_ORDER, BAND, "bandpass", output="sos", fs=RATE)
+    edges = LIVE_EDGE * BAND[0], BAND[1]
+    sections = scipy.signal.butter(LIVE_FILTER_ORDER, edges, "bandpass", output="sos", fs=RATE)
     expected = scipy.signal.sosfilt(sections, traces - traces[0], axis=0)
     # It begins anew after a second, where what was before the lead-in has faded.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-3)

@@ -44,6 +44,8 @@ SpikeInterface's default."""
 LIVE_FILTER_ORDER = 1
 """Order of the live filter. A higher order shifts the phases of a spike more, and units are told apart less
 well (docs/live.md)."""
+LIVE_EDGE = 0.5
+"""Lower edge of the live filter, as a fraction of that of the usual filter, which is steeper (docs/live.md)."""
 _LIVE_RUN_S = 1.0
 """The live filter begins anew after so many seconds; chosen by hand."""
 _SAMPLES_AT_ONCE = 2048
@@ -152,11 +154,12 @@ class LiveBand:
 
     @classmethod
     def of(cls, band_hz: tuple[float, float], sampling_frequency: float) -> LiveBand:
-        """Return the live band-pass of a band in Hz."""
+        """Return the live band-pass for the band of the usual filter in Hz."""
+        edges_hz = LIVE_EDGE * band_hz[0], band_hz[1]
         sections = scipy.signal.butter(
-            LIVE_FILTER_ORDER, band_hz, "bandpass", output="sos", fs=sampling_frequency
+            LIVE_FILTER_ORDER, edges_hz, "bandpass", output="sos", fs=sampling_frequency
         )
-        lead_in = int(MARGIN_PERIODS * sampling_frequency / band_hz[0])
+        lead_in = int(MARGIN_PERIODS * sampling_frequency / edges_hz[0])
         return cls(_pad_sections(sections)[0], max(round(_LIVE_RUN_S * sampling_frequency), lead_in), lead_in)
 
 
