@@ -159,6 +159,7 @@ def test_zmq_and_udp_sinks_send_json(model, samples, expected):
         found = []
         while len(found) < len(wanted):
             message = json.loads(receive())
+            assert message["number"] == len(found)
             found += [(spike["sample_index"], spike["unit_id"]) for spike in message["spikes"]]
         assert found == wanted
     subscriber.close()
@@ -420,7 +421,7 @@ def test_units_are_learnt_from_a_stream_and_nothing_is_lost(tetrode, tmp_path):
 
 def test_learning_from_a_stream_needs_enough_of_it(samples, tmp_path):
     source = ListSource([Chunk(samples[:3000, :4])], num_channels=4)
-    with pytest.raises(StreamError, match="0.1 s of samples"):
+    with pytest.raises(StreamError, match=r"0\.1 s of samples"):
         spikewise.stream(source, sinks=tmp_path / "a", learn_s=7.0, probe="tetrode")
     assert source.is_closed
     with pytest.raises(SettingError, match="with --probe"):

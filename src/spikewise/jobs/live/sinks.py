@@ -1,7 +1,8 @@
 """Where the spikes of a stream go: a growing result, ZeroMQ, UDP, markers of LSL, standard output.
 
-A message is one JSON object: ``sampling_frequency``, ``sent_s`` (seconds since 1970), and ``spikes``, a list
-of objects with ``sample_index``, ``unit_id`` and ``response``.
+A message is one JSON object: ``sampling_frequency``, ``sent_s`` (seconds since 1970), ``number`` (of the
+spikes before these, so that a receiver notices lost messages), and ``spikes``, a list of objects with
+``sample_index``, ``unit_id`` and ``response``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from spikewise.output.store import (
 _SPIKES_IN_DATAGRAM = 12
 """Spikes of a UDP datagram, which then fits into one Ethernet frame."""
 _MOST_WAITING = 100_000
-"""Most messages that wait for a slow receiver of ZeroMQ; older ones are dropped and counted."""
+"""Most messages that wait for a slow receiver of ZeroMQ; it misses later ones, and their numbers tell it."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,20 @@ class _Messages:
 
     def __init__(self, model: Model):
         self._unit_ids, self._rate = model.unit_ids, model.sampling_frequency
+        self._number = 0
 
     def of(self, spikes: np.ndarray) -> bytes:
         listed = [
             {"sample_index": sample, "unit_id": self._unit_ids[unit], "response": round(response, 4)}
             for sample, unit, response in spikes.tolist()
         ]
-        message = {"sampling_frequency": self._rate, "sent_s": time.time(), "spikes": listed}
+        message = {
+            "sampling_frequency": self._rate,
+            "sent_s": time.time(),
+            "number": self._number,
+            "spikes": listed,
+        }
+        self._number += len(listed)
         return json.dumps(message).encode()
 
 
