@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 _LOWEST_S, _STEP, _NUM_BINS = 1e-6, 1.01, 2100
 """Bins grow by one percent, from a microsecond to 20 minutes."""
+_LOG_STEP = math.log(_STEP)
 
 
 class Delays:
@@ -17,12 +20,10 @@ class Delays:
 
     def add(self, delays_s: np.ndarray | float, count: int = 1) -> None:
         """Count delays, each `count` times."""
-        delays = np.atleast_1d(np.asarray(delays_s, float))
-        if not len(delays):
-            return
-        bins = np.ceil(np.log(np.maximum(delays, _LOWEST_S) / _LOWEST_S) / np.log(_STEP)).astype(np.int64)
-        np.add.at(self._counts, np.minimum(bins, _NUM_BINS - 1), count)
-        self.largest_s = max(self.largest_s, float(delays.max()))
+        for delay_s in np.ravel(delays_s).tolist():
+            place = math.ceil(math.log(max(delay_s, _LOWEST_S) / _LOWEST_S) / _LOG_STEP)
+            self._counts[min(place, _NUM_BINS - 1)] += count
+            self.largest_s = max(self.largest_s, delay_s)
 
     def __len__(self) -> int:
         """Return how many delays were counted."""

@@ -160,3 +160,49 @@ def _compute_decided_blocks(samples: Samples, weights: Weights, grid: Grid, unit
                     count += 1
     if count:
         evaluate_outputs(samples, weights, grid, unit, space.outputs[:count], space)
+
+
+@compiled()
+def join_blocks(
+    old: tuple[np.ndarray, np.ndarray, np.ndarray],
+    new: tuple[np.ndarray, np.ndarray, np.ndarray],
+    first_block: int,
+    num_units: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Join the evaluated blocks of two stretches that follow one another, from a block on.
+
+    Parameters
+    ----------
+    old, new : (ndarray, ndarray, ndarray)
+        Unit (count,), number of the block (count,) and probabilities (count, Q), by unit, then block.
+    first_block : int
+        Old blocks before this one are left out.
+    num_units : int
+
+    Returns
+    -------
+    unit_index, block, probabilities : ndarray
+        Likewise.
+    first_entry : ndarray
+        (num_units + 1,) the entries of unit `n` are ``first_entry[n]`` to ``first_entry[n + 1]``.
+    """
+    most = len(old[0]) + len(new[0])
+    unit_index, block = np.empty(most, np.int64), np.empty(most, np.int64)
+    probabilities = np.empty((most, new[2].shape[1]), np.float32)
+    first_entry = np.empty(num_units + 1, np.int64)
+    count, of_old, of_new = 0, 0, 0
+    for unit in range(num_units):
+        first_entry[unit] = count
+        while of_old < len(old[0]) and old[0][of_old] == unit:
+            if old[1][of_old] >= first_block:
+                unit_index[count], block[count] = unit, old[1][of_old]
+                probabilities[count] = old[2][of_old]
+                count += 1
+            of_old += 1
+        while of_new < len(new[0]) and new[0][of_new] == unit:
+            unit_index[count], block[count] = unit, new[1][of_new]
+            probabilities[count] = new[2][of_new]
+            count += 1
+            of_new += 1
+    first_entry[num_units] = count
+    return unit_index[:count], block[:count], probabilities[:count], first_entry

@@ -21,7 +21,7 @@ from spikewise.data.recordings.conditioning_loops import LANES
 from spikewise.data.recordings.live_conditioning import LiveConditioner
 from spikewise.sorting import tiles
 from spikewise.sorting.kernels import Samples
-from spikewise.sorting.live.blocks import AHEAD, Pending, evaluate_blocks
+from spikewise.sorting.live.blocks import AHEAD, Pending, evaluate_blocks, join_blocks
 from spikewise.sorting.loops import peaks_of_units
 from spikewise.sorting.sparse import Evaluated
 from spikewise.sorting.sparse_detector import SparseDetector
@@ -74,7 +74,7 @@ class GroupStream:
         self._pending = Pending.none(network.num_units)
         self._spaces: dict[int, tiles.Space] = {}
         self._found = _none_found(detector.sparse.num_outputs)
-        self._every_unit = np.arange(network.num_units + 1)
+        self._first_entry = np.zeros(network.num_units + 1, np.int64)
 
     def push(self, raw: np.ndarray) -> Spikes:
         """Take the next samples (num_samples, num_columns); return the spikes that are certain now."""
@@ -135,7 +135,7 @@ class GroupStream:
         counts = {len(state[name]) for name in ("found_unit", "found_block", "found")}
         units = state["found_unit"]
         is_sound = first <= window_start and first + length == num_samples and 0 <= certain <= num_samples
-        if not is_sound or len(counts) > 1 or not ((units >= 0) & (units < len(self._every_unit) - 1)).all():
+        if not is_sound or len(counts) > 1 or not ((units >= 0) & (units < len(self._first_entry) - 1)).all():
             raise ValueError("its numbers contradict each other")
         self._conditioner.restore({name: state[f"filter_{name}"] for name in self._conditioner.state()})
         self._first, self._length, self._next_block = first, length, next_block
@@ -143,6 +143,7 @@ class GroupStream:
         self._traces[:, :length] = state["traces"]
         self._pending = Pending(*(state[name].copy() for name in Pending._fields))
         self._found = Evaluated(state["found_unit"], state["found_block"], state["found"])
+        self._add(_none_found(self._detector.sparse.num_outputs))
 
     def _samples_needed(self, sample: int) -> int:
         """Return how many samples after a sample must be known for its spikes, at most over all places."""
@@ -180,13 +181,22 @@ class GroupStream:
         by_gates = end // block - _GATE_REACH
         by_window = (end - 1 - detector.network.right_margin) // block + 1
         stop = min(by_gates, by_window)
-        parts = [self._found]
         while self._next_block < stop:
             count = min(_MOST_BLOCKS, stop - self._next_block)
-            parts.append(self._evaluate_blocks(count))
+            self._add(self._evaluate_blocks(count))
             self._next_block += count
-        if len(parts) > 1:
-            self._found = _join(parts)
+
+    def _add(self, new: Evaluated) -> None:
+        """Add blocks, and drop those that no later spike depends on."""
+        first = (self.certain - self._detector.context) // self._detector.block - 1
+        old = self._found
+        units, blocks, found, self._first_entry = join_blocks(
+            (old.unit_index, old.block, old.probabilities),
+            (new.unit_index, new.block, new.probabilities),
+            first,
+            self._detector.network.num_units,
+        )
+        self._found = Evaluated(units, blocks, found)
 
     def _evaluate_blocks(self, count: int) -> Evaluated:
         detector, sparse = self._detector, self._detector.sparse
@@ -202,19 +212,21 @@ class GroupStream:
         return Evaluated(units, blocks + first_block, found)
 
     def _certain_spikes(self, stop: int) -> Spikes:
-        """Return the spikes from those returned before up to a sample, and drop the blocks behind them."""
+        """Return the spikes from those returned before up to a sample."""
         start, detector, found = self.certain, self._detector, self._found
         if stop <= start:
             return Spikes.concatenate([])
-        first_entry = np.searchsorted(found.unit_index, self._every_unit)
         sample_index, unit_index, response = peaks_of_units(
-            first_entry, found.block, found.probabilities, detector.thresholds, (start, stop), detector.rule
+            self._first_entry,
+            found.block,
+            found.probabilities,
+            detector.thresholds,
+            (start, stop),
+            detector.rule,
         )
         self.certain = stop
-        is_needed = found.block >= (stop - detector.context) // detector.block - 1
-        self._found = Evaluated(
-            found.unit_index[is_needed], found.block[is_needed], found.probabilities[is_needed]
-        )
+        if len(sample_index) < 2:
+            return Spikes(sample_index, unit_index, response)
         order = np.lexsort((unit_index, sample_index))
         return Spikes(sample_index[order], unit_index[order], response[order])
 
@@ -227,14 +239,3 @@ def _space(detector: SparseDetector, count: int) -> tiles.Space:
 
 def _none_found(num_outputs: int) -> Evaluated:
     return Evaluated(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, num_outputs), np.float32))
-
-
-def _join(parts: list[Evaluated]) -> Evaluated:
-    """Join blocks that follow one another, in the order of unit, then block."""
-    parts = [part for part in parts if len(part.block)] or parts[:1]
-    if len(parts) == 1:
-        return parts[0]
-    unit_index = np.concatenate([part.unit_index for part in parts])
-    order = np.argsort(unit_index, kind="stable")
-    block = np.concatenate([part.block for part in parts])[order]
-    return Evaluated(unit_index[order], block, np.concatenate([part.probabilities for part in parts])[order])
