@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 import time
@@ -211,10 +212,13 @@ class _Run:
     def all(self, source: Source, facts: StreamFacts, name: str) -> StreamResult:
         """Work through all chunks, then end the sinks."""
         provenance = None
+        gc.collect()
+        gc.freeze()  # later collections, which stop everything, skip all that is there already
         try:
             self._work(source)
             provenance = self._provenance(facts, name)
         finally:
+            gc.unfreeze()
             for sink in self._sinks:
                 sink.close(provenance)
         return self._result
