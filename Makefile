@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null; then \
 	  $(BIN)/pip install --quiet "$(TORCH_CPU)" 2> /dev/null || \
 	  $(BIN)/pip install --quiet "$(TORCH_CPU)" --index-url $(TORCH_CPU_INDEX); fi
-	$(BIN)/pip install --quiet --editable ".[simulate,nwb,cluster,gui,papers,docs,dev]"
+	$(BIN)/pip install --quiet --editable ".[simulate,nwb,cluster,live,gui,papers,docs,dev]"
 	touch $(STAMP)
 
 demo: setup

@@ -28,8 +28,9 @@ ROOMS = [
 ]
 FOLDERS = {
     "data": ["recordings", "labels", "simulation", ""],
+    "sorting": ["", "live"],
     "output": ["", "report", "export"],
-    "jobs": ["state", ""],
+    "jobs": ["state", "", "live"],
     "papers": ["", "cnn1d", "esort", "speed", "cli"],
 }
 """The order of the folders within a room; "" are the files beside them."""

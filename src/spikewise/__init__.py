@@ -13,10 +13,11 @@ from spikewise.jobs.registration import register_sorter
 
 if TYPE_CHECKING:
     from spikewise.api import SortingResult, evaluate, load_recording, report, simulate, sort, train
-    from spikewise.core.config import Config, EvaluationConfig, RecordingConfig
+    from spikewise.core.config import Config, EvaluationConfig, RecordingConfig, StreamConfig
     from spikewise.core.errors import SpikewiseError
     from spikewise.data.simulation.saving import save_simulation
     from spikewise.data.simulation.simulate import Simulation
+    from spikewise.jobs.live.streaming import StreamResult, stream
     from spikewise.models.checkpoint import Model, load_model, save_model
     from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
     from spikewise.output.export.exporting import analyze, export_nwb, export_phy
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     )
     from spikewise.single_channel.snippets import Snippets, load_snippets
     from spikewise.single_channel.sorting import ChannelResult, sort_channel
+    from spikewise.sorting.live.stream_sorter import StreamSorter
 
 _MODULES = {
     "AnalyzerConfig": "output.export.config",
@@ -56,6 +58,9 @@ _MODULES = {
     "SortingResult": "api",
     "SpikeDetectionConfig": "single_channel.config",
     "SpikewiseError": "core.errors",
+    "StreamConfig": "core.config",
+    "StreamResult": "jobs.live.streaming",
+    "StreamSorter": "sorting.live.stream_sorter",
     "WaveClusConfig": "single_channel.config",
     "WaveformClassifier": "single_channel.classifier",
     "WaveformTrainingConfig": "single_channel.config",
@@ -77,6 +82,7 @@ _MODULES = {
     "simulate_channel": "single_channel.api",
     "sort": "api",
     "sort_channel": "single_channel.sorting",
+    "stream": "jobs.live.streaming",
     "train": "api",
     "train_waveforms": "single_channel.api",
 }
@@ -99,6 +105,9 @@ __all__ = [
     "SortingResult",
     "SpikeDetectionConfig",
     "SpikewiseError",
+    "StreamConfig",
+    "StreamResult",
+    "StreamSorter",
     "WaveClusConfig",
     "WaveformClassifier",
     "WaveformTrainingConfig",
@@ -121,6 +130,7 @@ __all__ = [
     "simulate_channel",
     "sort",
     "sort_channel",
+    "stream",
     "train",
     "train_waveforms",
 ]

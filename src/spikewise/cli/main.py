@@ -20,6 +20,7 @@ from spikewise.cli.many import sort_many
 from spikewise.cli.recordings import info, simulate
 from spikewise.cli.results import evaluate, report
 from spikewise.cli.sorting import pretrain, sort, train
+from spikewise.cli.stream import stream
 from spikewise.cli.waveforms import waveforms
 from spikewise.core.errors import Interrupted, SpikewiseError
 from spikewise.core.version import __version__
@@ -36,7 +37,7 @@ app = App(
 )
 
 # In the order of the reference pages.
-for command in (sort, train, pretrain, evaluate, report, simulate, info, sort_many, gui, waveforms):
+for command in (sort, train, pretrain, evaluate, report, simulate, info, sort_many, stream, gui, waveforms):
     app.command(command)
 # By name, so that the package does not depend on them and loads them only when they are called.
 app.command(

@@ -44,7 +44,7 @@ def describe_sort(
     recorded_s = inputs.recording.get_total_duration()
     groups = split_groups(inputs.recording, model.preprocessing_config.group_by)
     channel_ids = {part.name: groups[part.name].channel_ids for part in model.groups}
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = package_versions(PACKAGES)
     processor = platform.processor() or platform.machine()
     facts = {
         "spikewise_version": __version__,
@@ -74,6 +74,11 @@ def describe_sort(
     if config.sorting.refresh_min is not None:
         facts["refreshed"] = found.refreshed
     return facts
+
+
+def package_versions(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of installed packages."""
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def describe_recording(recording: BaseRecording, path: str | None) -> dict[str, Any]:

@@ -27,12 +27,12 @@ from spikewise.learning.rounds import UnitLearner
 from spikewise.learning.settings import LearningSettings
 from spikewise.learning.thresholds import DEFAULT_THRESHOLD, choose_thresholds, lowest_thresholds
 from spikewise.learning.training_loop import Start
-from spikewise.models.checkpoint import GroupModel
+from spikewise.models.checkpoint import ChannelNoise, GroupModel
 from spikewise.models.esort import window_samples
 from spikewise.models.neighbourhood import Backbone
 from spikewise.models.windowed import WindowedNetwork
 from spikewise.sorting.detectors import make_detector
-from spikewise.sorting.groups import Group
+from spikewise.sorting.groups import Group, known_gains
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def learn_group(
         silenced_channel_ids=group.preprocessed.silenced_channel_ids,
         unit_ids=tuple(_plain(unit_id) for unit_id in spikes.unit_ids),
         thresholds=thresholds,
+        noise=_noise_of(group) if group.is_live else None,
     )
     return model, {
         "name": group.name,
@@ -109,6 +110,11 @@ def learn_group(
         "thresholds_s": round(time.perf_counter() - learnt, 3),
         **facts,
     }
+
+
+def _noise_of(group: Group) -> ChannelNoise:
+    """Return the noise by which the traces of a group were divided."""
+    return ChannelNoise(np.nan_to_num(group.preprocessed.noise_levels), known_gains(group.recording))
 
 
 def _learn_units(

@@ -6,16 +6,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from spikeinterface.core import BaseRecording
 
 from spikewise.core.config import Config, NetworkConfig, PreprocessingConfig, SortingConfig
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import RecordingError
 from spikewise.data.recordings.channels import check_channel_names, ids_of
+from spikewise.data.recordings.conditioning import ConditionedRecording
 from spikewise.data.recordings.device_reader import make_reader
 from spikewise.data.recordings.preprocessing import Preprocessed, preprocess_recording, split_groups
 from spikewise.data.recordings.reader import TraceReader
-from spikewise.models.checkpoint import Model
+from spikewise.models.checkpoint import ChannelNoise, Model
 from spikewise.models.esort import window_samples
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,12 @@ class Group:
     preprocessed: Preprocessed
     reader: TraceReader
 
+    @property
+    def is_live(self) -> bool:
+        """Whether the traces are those of the live filter."""
+        recording = self.preprocessed.recording
+        return isinstance(recording, ConditionedRecording) and recording.is_live
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -57,6 +65,8 @@ class Preparation:
     silenced : dict of str to tuple of int, or None
         With a model: the indices of the silenced channels of each of its groups, since another recording
         may name its channels otherwise. Other groups are left out.
+    noise : dict of str to ChannelNoise, or None
+        With a model of the live filter: the noise of each of its groups, by which channels are divided.
     """
 
     preprocessing: PreprocessingConfig
@@ -64,6 +74,7 @@ class Preparation:
     sorting: SortingConfig
     seed: int
     silenced: Mapping[str, tuple[int, ...]] | None = None
+    noise: Mapping[str, ChannelNoise] | None = None
 
     @classmethod
     def of(cls, config: Config, model: Model | None = None) -> Preparation:
@@ -79,7 +90,8 @@ class Preparation:
             group.name: tuple(group.channel_ids.index(name) for name in group.silenced_channel_ids)
             for group in model.groups
         }
-        return cls(model.preprocessing_config, model.network_config, sorting, seed, silenced)
+        noise = {group.name: group.noise for group in model.groups if group.noise is not None}
+        return cls(model.preprocessing_config, model.network_config, sorting, seed, silenced, noise)
 
 
 def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[Group]:
@@ -106,12 +118,14 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
         if silenced is None and len(parts) > 1 and _is_excluded(part, config.exclude_channels):
             logger.warning("all channels of group %s are excluded: it is not sorted", name)
             continue
+        noise = (preparation.noise or {}).get(name)
         preprocessed = preprocess_recording(
             part,
             config,
             silenced_channel_ids=None if silenced is None else part.channel_ids[list(silenced[name])],
             seed=preparation.seed,
             damage=preparation.sorting,
+            noise_levels=None if noise is None else noise.in_units_of(known_gains(part)),
         )
         for step in preprocessed.steps:
             logger.info("group %s: %s", name, step)
@@ -124,6 +138,14 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
             "exclude fewer channels",
         )
     return groups
+
+
+def known_gains(recording: BaseRecording) -> np.ndarray | None:
+    """Return the microvolts (num_channels,) for each step of the channels; None if they are not known."""
+    gains = recording.get_property("gain_to_uV")
+    if gains is None or not np.isfinite(gains.astype(float)).all() or not (gains > 0).all():
+        return None
+    return np.asarray(gains, float)
 
 
 def _is_excluded(part: BaseRecording, names: Sequence[str]) -> bool:

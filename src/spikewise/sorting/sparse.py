@@ -96,6 +96,14 @@ class SparseNetwork:
         Samples for which the probability of a spike is high.
     tile_samples : int
         Samples of a tile: whole blocks.
+
+    Attributes
+    ----------
+    weights : tiles.Weights
+        Units in the order in which they are computed.
+    grid : tiles.Grid
+    row_of_unit : ndarray
+        (num_units,) place of each unit in that order.
     """
 
     def __init__(
@@ -112,10 +120,10 @@ class SparseNetwork:
         window = network.window_samples
         first_output_suffices = stride < block <= plateau and window >= kernels.SUM_LANES
         promising = np.float32(_PROMISING if first_output_suffices else -1)
-        self._grid = tiles.Grid(network.left_margin - 2 * block, block, stride, window, promising)
+        self.grid = tiles.Grid(network.left_margin - 2 * block, block, stride, window, promising)
         order = _side_by_side(_array(network.channel_index), network.num_channels)
-        self._row_of_unit = np.argsort(order)
-        self._weights = _weights_of(network, order)
+        self.row_of_unit = np.argsort(order)
+        self.weights = _weights_of(network, order)
         self._size = network.num_channels, network.num_units
         self._spare: list[tiles.Space] = []
 
@@ -128,18 +136,18 @@ class SparseNetwork:
         ndarray
             (4,) counts: see :data:`spikewise.sorting.tiles.OPENED`.
         """
-        space = self._spare.pop() if self._spare else self._new_space()
+        space = self._spare.pop() if self._spare else self.new_space(self.num_blocks)
         space.counts[:] = 0
-        loop(kernels.Samples(tile.values, tile.step), self._weights, self._grid, space)
-        evaluated = Evaluated(*tiles.evaluated_of(space.is_open, space.probabilities, self._row_of_unit))
+        loop(kernels.Samples(tile.values, tile.step), self.weights, self.grid, space)
+        evaluated = Evaluated(*tiles.evaluated_of(space.is_open, space.probabilities, self.row_of_unit))
         counts = space.counts.copy()
         self._spare.append(space)
         return evaluated, counts
 
-    def _new_space(self) -> tiles.Space:
-        """Return memory for the results of a tile."""
+    def new_space(self, num_blocks: int) -> tiles.Space:
+        """Return memory for the results of a tile, or of other blocks that follow one another."""
         num_channels, num_units = self._size
-        weights, num_blocks, at_once = self._weights, self.num_blocks, tiles.AT_ONCE
+        weights, at_once = self.weights, tiles.AT_ONCE
         num_near = weights.channel_index.shape[1]
         return tiles.Space(
             extremes=np.empty((num_channels, 2, num_blocks + 4), np.float32),

@@ -40,6 +40,13 @@ class SparseDetector(Detector):
         Trained network, with room for its gates: see :func:`network_with_gates`.
     thresholds, sampling_frequency, config
         See :class:`spikewise.sorting.detector.Detector`.
+
+    Attributes
+    ----------
+    block, tile_samples : int
+        Samples of a block and of a tile.
+    sparse : SparseNetwork
+    rule : PeakRule
     """
 
     network: NeighbourhoodNetwork
@@ -56,8 +63,8 @@ class SparseDetector(Detector):
         wanted = tile_samples(network.num_channels, _TILE_VALUES, _TILE_SAMPLES)
         self.tile_samples = max(1, wanted // self.block) * self.block
         plateau = 2 * self.label_radius + 1
-        self._sparse = SparseNetwork(self.network, self.block, self.stride, plateau, self.tile_samples)
-        self._rule = PeakRule(
+        self.sparse = SparseNetwork(self.network, self.block, self.stride, plateau, self.tile_samples)
+        self.rule = PeakRule(
             self.block, LEVELS, self.label_radius, triangle_radius(self.label_radius), self.merge_radius
         )
 
@@ -67,7 +74,7 @@ class SparseDetector(Detector):
 
     def evaluate(self, tile: Tile) -> Evaluated:
         """Return the probabilities of a tile where gates are open; several threads may call it at once."""
-        return self._sparse.evaluate(tile)[0]
+        return self.sparse.evaluate(tile)[0]
 
     def read_tile(self, traces: Traces, segment_index: int, number: int) -> Tile:
         """Read the samples of a tile, with the network's margins."""
@@ -78,10 +85,10 @@ class SparseDetector(Detector):
 
     def peaks(self, tiles: dict[int, Evaluated], start: int, stop: int) -> Spikes:
         """Return the spikes of a stretch from the evaluated tiles that it needs, by their numbers."""
-        joined = join({number: tiles[number] for number in sorted(tiles)}, self._sparse.num_blocks)
+        joined = join({number: tiles[number] for number in sorted(tiles)}, self.sparse.num_blocks)
         first_entry = np.searchsorted(joined.unit_index, np.arange(self.network.num_units + 1))
         sample_index, unit_index, response = peaks_of_units(
-            first_entry, joined.block, joined.probabilities, self.thresholds, (start, stop), self._rule
+            first_entry, joined.block, joined.probabilities, self.thresholds, (start, stop), self.rule
         )
         order = np.lexsort((unit_index, sample_index))
         return Spikes(sample_index[order], unit_index[order], response[order])
@@ -107,7 +114,8 @@ class _SparseSearch:
         """Find the spikes with ``start <= sample_index < stop``."""
         detector = self._detector
         first = (start - detector.context) // detector.tile_samples
-        last = (stop + detector.context - 1) // detector.tile_samples
+        # The samples up to the next output are interpolated from it; it may be the first of the next tile.
+        last = (stop + detector.context + detector.stride - 2) // detector.tile_samples
         self._evaluated = {
             number: tile for number, tile in self._evaluated.items() if first <= number <= last
         }

@@ -15,7 +15,7 @@ from spikewise.core.config.inputs import (
 from spikewise.core.config.learning import NetworkConfig, TransferConfig, UnitsConfig
 from spikewise.core.config.simulation import SimulationConfig
 from spikewise.core.config.sorting import DetectionConfig, Device, SortingConfig
-from spikewise.core.config.tools import EvaluationConfig, GuiConfig
+from spikewise.core.config.tools import EvaluationConfig, GuiConfig, StreamConfig
 from spikewise.core.config.training import TRAINING_PRESETS, TrainingConfig, given
 from spikewise.core.config.whole import Config
 
@@ -37,6 +37,7 @@ __all__ = [
     "RecordingConfig",
     "SimulationConfig",
     "SortingConfig",
+    "StreamConfig",
     "TrainingConfig",
     "TransferConfig",
     "UnitsConfig",

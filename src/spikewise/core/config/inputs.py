@@ -42,6 +42,12 @@ class PreprocessingConfig(Settings):
     freq_max_hz: float = setting(
         6000.0, "Upper edge of the band-pass; at most 0.45 of the sampling frequency is used", unit="Hz"
     )
+    filter: Literal["zero-phase", "live"] = setting(
+        "zero-phase",
+        "How the band-pass runs. zero-phase: forward and backward, so it needs later samples. live: forward "
+        "only, for models that sort a running stream (spikewise stream); damage is not bridged, and the "
+        "noise by which channels are divided is the one that the model learnt",
+    )
     common_reference: Literal["auto", "median", "none"] = setting(
         "auto",
         "Subtract the median over the channels. auto: only if a group has 16 channels or more, "
@@ -65,6 +71,12 @@ class PreprocessingConfig(Settings):
                 f"the band-pass goes from {self.freq_min_hz:g} to {self.freq_max_hz:g} Hz",
                 "the upper edge must lie above the lower",
                 "change freq_min_hz or freq_max_hz",
+            )
+        if self.filter == "live" and not self.bandpass:
+            raise SettingError(
+                "the filter is live, and the band-pass is switched off",
+                "the live filter is a band-pass",
+                "leave out filter, or switch the band-pass on",
             )
 
 

@@ -6,6 +6,10 @@ sections and double precision. It is a recursion over time, so it processes seve
 processor's registers. The median is found by counting, without sorting. The loops release Python's lock, so
 plain threads run them; the value of a sample does not depend on the number of threads.
 
+The live filter runs forward only, since a running stream has no later samples. It begins anew at whole
+multiples of a fixed length, with some samples before as a lead-in. So a sample has the same value however a
+recording is cut: :mod:`spikewise.data.recordings.live_conditioning` gives the same numbers for a stream.
+
 Shapes: traces are (num_samples, num_channels); a panel (num_rows, LANES) has the samples of LANES channels.
 """
 
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +31,7 @@ from spikewise.data.recordings.conditioning_loops import (
     SECTIONS,
     bandpass_panel,
     fill_panel,
+    live_bandpass_panel,
     medians_of_rows,
     reference_and_scale_panels,
 )
@@ -35,6 +41,13 @@ FILTER_ORDER = 5
 MARGIN_PERIODS = 5
 """Margin on either side of a request, in periods of the lower edge; effects of the ends have faded there.
 SpikeInterface's default."""
+LIVE_FILTER_ORDER = 1
+"""Order of the live filter. A higher order shifts the phases of a spike more, and units are told apart less
+well (docs/live.md)."""
+LIVE_EDGE = 0.5
+"""Lower edge of the live filter, as a fraction of that of the usual filter, which is steeper (docs/live.md)."""
+_LIVE_RUN_S = 1.0
+"""The live filter begins anew after so many seconds; chosen by hand."""
 _SAMPLES_AT_ONCE = 2048
 """Samples that one call of a thread references and scales; chosen by hand."""
 _ROWS_AT_ONCE = 64
@@ -53,6 +66,8 @@ class ConditionedRecording(BasePreprocessor):
         (num_channels,) channels of the common median, which is subtracted; None for no median.
     gains, offsets : ndarray, optional
         (num_channels,) applied last: ``traces * gains + offsets``.
+    is_live : bool
+        Whether the band-pass runs forward only; then a band is needed.
     """
 
     def __init__(
@@ -62,12 +77,13 @@ class ConditionedRecording(BasePreprocessor):
         reference: np.ndarray | None = None,
         gains: np.ndarray | None = None,
         offsets: np.ndarray | None = None,
+        is_live: bool = False,
     ):
         super().__init__(recording, dtype="float32")
+        rate = recording.get_sampling_frequency()
         sections = None
         margin = 0
-        if band_hz is not None:
-            rate = recording.get_sampling_frequency()
+        if band_hz is not None and not is_live:
             sections = scipy.signal.butter(FILTER_ORDER, band_hz, "bandpass", output="sos", fs=rate)
             margin = int(MARGIN_PERIODS * rate / band_hz[0])
         num_channels = recording.get_num_channels()
@@ -77,7 +93,12 @@ class ConditionedRecording(BasePreprocessor):
         )
         averaged = np.empty(0, np.int64) if reference is None else np.flatnonzero(reference)
         for segment in recording.segments:
-            self.add_recording_segment(_ConditionedSegment(segment, sections, margin, averaged, scaling))
+            self.add_recording_segment(
+                _LiveSegment(segment, LiveBand.of(band_hz, rate), averaged, scaling)
+                if is_live and band_hz is not None
+                else _ConditionedSegment(segment, sections, margin, averaged, scaling)
+            )
+        self.is_live = is_live
         self.annotate(is_filtered=True)
         self._kwargs = {
             "recording": recording,
@@ -85,6 +106,7 @@ class ConditionedRecording(BasePreprocessor):
             "reference": reference,
             "gains": gains,
             "offsets": offsets,
+            "is_live": is_live,
         }
 
 
@@ -109,6 +131,57 @@ class _ConditionedSegment(BasePreprocessorSegment):
             self.parent_recording_segment, start_frame, end_frame, slice(None), self.margin
         )
         traces = _condition(raw, self.sections, (left, right), self.averaged, *self.scaling)
+        return traces if channel_indices is None else traces[:, channel_indices]
+
+
+@dataclass(frozen=True)
+class LiveBand:
+    """The live band-pass: a Butterworth filter that runs forward, anew in each run.
+
+    Attributes
+    ----------
+    coefficients : ndarray of float64
+        (SECTIONS, 5): b0, b1, b2, -a1, -a2 of each section.
+    run : int
+        Samples of a run; run k begins at sample ``k * run`` of a segment.
+    lead_in : int
+        Samples before a run from which on its filter runs; no more than `run`.
+    """
+
+    coefficients: np.ndarray
+    run: int
+    lead_in: int
+
+    @classmethod
+    def of(cls, band_hz: tuple[float, float], sampling_frequency: float) -> LiveBand:
+        """Return the live band-pass for the band of the usual filter in Hz."""
+        edges_hz = LIVE_EDGE * band_hz[0], band_hz[1]
+        sections = scipy.signal.butter(
+            LIVE_FILTER_ORDER, edges_hz, "bandpass", output="sos", fs=sampling_frequency
+        )
+        lead_in = int(MARGIN_PERIODS * sampling_frequency / edges_hz[0])
+        return cls(_pad_sections(sections)[0], max(round(_LIVE_RUN_S * sampling_frequency), lead_in), lead_in)
+
+
+class _LiveSegment(BasePreprocessorSegment):
+    def __init__(
+        self, parent: Any, band: LiveBand, averaged: np.ndarray, scaling: tuple[np.ndarray, np.ndarray]
+    ):
+        super().__init__(parent)
+        self.band, self.averaged, self.scaling = band, averaged, scaling
+
+    def get_traces(self, start_frame: int, end_frame: int, channel_indices: Any) -> np.ndarray:
+        """Return the traces (num_samples, num_channels) of the given channels."""
+        run = self.band.run
+        parts = []
+        for number in range(start_frame // run, -(-end_frame // run)):
+            begin, end = max(start_frame, number * run), min(end_frame, (number + 1) * run)
+            low = max(0, number * run - self.band.lead_in)
+            raw = self.parent_recording_segment.get_traces(low, end, slice(None))
+            parts.append(_condition(raw, self.band, (begin - low, 0), self.averaged, *self.scaling))
+        if not parts:
+            return np.empty((0, len(self.scaling[0])), np.float32)[:, channel_indices or slice(None)]
+        traces = parts[0] if len(parts) == 1 else np.concatenate([part.T for part in parts], axis=1).T
         return traces if channel_indices is None else traces[:, channel_indices]
 
 
@@ -154,7 +227,7 @@ def reference_and_scale(
 
 def _condition(
     traces: np.ndarray,
-    sections: np.ndarray | None,
+    sections: np.ndarray | LiveBand | None,
     margins: tuple[int, int],
     averaged: np.ndarray,
     gains: np.ndarray,
@@ -188,13 +261,13 @@ _spare_panels: deque[np.ndarray] = deque(maxlen=1)
 """Panels to use again: the system fills new memory with zeros, which takes time."""
 
 
-def _panels(traces: np.ndarray, sections: np.ndarray | None) -> tuple[np.ndarray, int]:
+def _panels(traces: np.ndarray, sections: np.ndarray | LiveBand | None) -> tuple[np.ndarray, int]:
     """Return panels (num_panels, num_rows, LANES) of filtered channels, and the row of the first sample."""
     num_samples, num_channels = traces.shape
     if traces.dtype.byteorder not in ("=", "|") or not traces.dtype.isnative:
         traces = traces.astype(traces.dtype.newbyteorder("="))
     padding = 0
-    if sections is not None:
+    if isinstance(sections, np.ndarray):
         # The number of samples that sosfiltfilt mirrors at either end, if there are so many.
         length = 3 * (2 * len(sections) + 1 - min((sections[:, 2] == 0).sum(), (sections[:, 5] == 0).sum()))
         padding = int(min(length, num_samples - 1))
@@ -205,7 +278,10 @@ def _panels(traces: np.ndarray, sections: np.ndarray | None) -> tuple[np.ndarray
 
     def run(index: int) -> None:
         fill_panel(traces, index * LANES, padding, sections is not None, panels[index])
-        if sections is not None:
+        if isinstance(sections, LiveBand):
+            state = np.zeros((2 * SECTIONS, LANES))
+            live_bandpass_panel(panels[index], num_rows, sections.coefficients, state)
+        elif sections is not None:
             bandpass_panel(panels[index], num_rows, *factors)
 
     on_all_cores(run, range(len(panels)))

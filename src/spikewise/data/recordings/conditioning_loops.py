@@ -55,18 +55,7 @@ def _write_run_sections(  # type: ignore[no-untyped-def]
 
         def step(index: ir.Value, state: list[ir.Value]) -> list[ir.Value]:
             address = builder.add(rows, builder.mul(index, row_step))
-            value = builder.fpext(vectors.load(builder, address, _VECTOR), _LONG_VECTOR)
-            following = []
-            for section in range(SECTIONS):
-                first, second = state[2 * section : 2 * section + 2]
-                b0, b1, b2, a1, a2 = (factor(coefficients, 5 * section + index) for index in range(5))
-                output = vectors.multiply_add(builder, b0, value, first)
-                first = vectors.multiply_add(builder, b1, value, second)
-                following.append(vectors.multiply_add(builder, a1, output, first))
-                following.append(vectors.multiply_add(builder, a2, output, builder.fmul(b2, value)))
-                value = output
-            vectors.store(builder, builder.fptrunc(value, _VECTOR), address)
-            return following
+            return _sections(builder, address, coefficients, state)
 
         beginning = builder.fpext(vectors.load(builder, rows, _VECTOR), _LONG_VECTOR)
         state = [builder.fmul(factor(settled, index), beginning) for index in range(2 * SECTIONS)]
@@ -74,6 +63,55 @@ def _write_run_sections(  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return signature, write
+
+
+def _write_run_sections_on(  # type: ignore[no-untyped-def]
+    typing_context, rows, num_rows, coefficients, state
+):
+    """Run rows of LANES float32 through SECTIONS sections, in place, from a state on, which is updated.
+
+    The arithmetic is that of :func:`_write_run_sections`. `state` (2 * SECTIONS, LANES) is float64; all but
+    `num_rows` are addresses.
+    """
+    signature = types.void(*[types.int64] * 4)
+
+    def write(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+        rows, num_rows, coefficients, state = arguments
+        addresses = [vectors.after(builder, state, index, 8 * LANES) for index in range(2 * SECTIONS)]
+        before = [vectors.load(builder, address, _LONG_VECTOR) for address in addresses]
+
+        def step(index: ir.Value, state: list[ir.Value]) -> list[ir.Value]:
+            return _sections(builder, vectors.after(builder, rows, index, 4 * LANES), coefficients, state)
+
+        following = vectors.count_up(builder, num_rows, before, step)
+        for address, value in zip(addresses, following, strict=True):
+            vectors.store(builder, value, address)
+        return context.get_dummy_value()
+
+    return signature, write
+
+
+def _sections(
+    builder: ir.IRBuilder, address: ir.Value, coefficients: ir.Value, state: list[ir.Value]
+) -> list[ir.Value]:
+    """Filter one row of LANES float32 in place; return the state after it."""
+
+    def factor(index: int) -> ir.Value:
+        value = vectors.load(builder, vectors.after(builder, coefficients, index, 8), vectors.DOUBLE)
+        return vectors.spread(builder, value, LANES)
+
+    value = builder.fpext(vectors.load(builder, address, _VECTOR), _LONG_VECTOR)
+    following = []
+    for section in range(SECTIONS):
+        first, second = state[2 * section : 2 * section + 2]
+        b0, b1, b2, a1, a2 = (factor(5 * section + index) for index in range(5))
+        output = vectors.multiply_add(builder, b0, value, first)
+        first = vectors.multiply_add(builder, b1, value, second)
+        following.append(vectors.multiply_add(builder, a1, output, first))
+        following.append(vectors.multiply_add(builder, a2, output, builder.fmul(b2, value)))
+        value = output
+    vectors.store(builder, builder.fptrunc(value, _VECTOR), address)
+    return following
 
 
 def _write_count_below(typing_context, values, num_vectors, limit):  # type: ignore[no-untyped-def]
@@ -156,6 +194,7 @@ def _write_transpose_and_scale(  # type: ignore[no-untyped-def]
 
 
 _run_sections: Any = intrinsic(_write_run_sections)
+_run_sections_on: Any = intrinsic(_write_run_sections_on)
 _count_below: Any = intrinsic(_write_count_below)
 _nearest: Any = intrinsic(_write_nearest)
 _transpose_and_scale: Any = intrinsic(_write_transpose_and_scale)
@@ -218,6 +257,23 @@ def bandpass_panel(panel: np.ndarray, num_rows: int, coefficients: np.ndarray, s
     factors, state = np.int64(coefficients.ctypes.data), np.int64(settled.ctypes.data)
     _run_sections(begin, count, step, factors, state)
     _run_sections(begin + step * (count - 1), count, -step, factors, state)
+
+
+@compiled()
+def live_bandpass_panel(
+    panel: np.ndarray, num_rows: int, coefficients: np.ndarray, state: np.ndarray
+) -> None:
+    """Filter the first rows, at least one, of a panel (num_rows or more, LANES) forward only, in place.
+
+    `coefficients` as for :func:`bandpass_panel`; `state` (2 * SECTIONS, LANES) float64 is updated, so that
+    the next call goes on with the following rows.
+    """
+    _run_sections_on(
+        np.int64(panel.ctypes.data),
+        np.int64(num_rows),
+        np.int64(coefficients.ctypes.data),
+        np.int64(state.ctypes.data),
+    )
 
 
 @compiled()

@@ -262,8 +262,10 @@ def make_reader(
     repaired : RepairedRecording, optional
         The source of `recording`.
     """
-    fits = isinstance(recording, ConditionedRecording) and (
-        recording.get_parent().get_dtype().newbyteorder("=") in NUMBERS
+    fits = (
+        isinstance(recording, ConditionedRecording)
+        and not recording.is_live
+        and recording.get_parent().get_dtype().newbyteorder("=") in NUMBERS
     )
     if device.type == "cpu" or not fits:
         return TraceReader(recording, repaired=repaired)

@@ -22,7 +22,6 @@ from spikewise.core.constants import MIN_ARRAY_CHANNELS
 from spikewise.core.errors import RecordingError, SettingError
 from spikewise.data.recordings.channels import (
     SilencedRecording,
-    Usable,
     check_channel_names,
     find_bad,
     find_unusable,
@@ -122,6 +121,7 @@ def preprocess_recording(
     silenced_channel_ids: Iterable[str] | None = None,
     seed: int = 0,
     damage: SortingConfig | None = None,
+    noise_levels: np.ndarray | None = None,
 ) -> Preprocessed:
     """Filter, reference and scale a recording, and silence its bad channels.
 
@@ -137,7 +137,9 @@ def preprocess_recording(
     seed : int
         Seed of the chunks that are read to measure the recording.
     damage : SortingConfig, optional
-        Its settings for damaged stretches are used.
+        Its settings for damaged stretches are used. With the live filter, damage is kept.
+    noise_levels : ndarray, optional
+        (num_channels,) noise to divide by instead of the measured one, in raw units.
 
     Returns
     -------
@@ -154,17 +156,26 @@ def preprocess_recording(
     freq_max = _check_filter(recording, config) if config.bandpass else None
     silenced = _choose_silenced(recording, config, silenced_channel_ids, seed)
     silent_input = SilencedRecording(as_signed(recording), ids_of(recording, silenced))
-    repaired = _repair(silent_input, damage or SortingConfig(), seed)
+    is_live = config.filter == "live"
+    repaired = None if is_live else _repair(silent_input, damage or SortingConfig(), seed)
     source, usable = (silent_input, None) if repaired is None else (repaired, repaired.is_usable)
     band_hz = None if freq_max is None else (config.freq_min_hz, freq_max)
-    steps = [] if band_hz is None else [f"band-pass {band_hz[0]:g}-{band_hz[1]:g} Hz"]
+    steps = (
+        [] if band_hz is None else [f"band-pass {band_hz[0]:g}-{band_hz[1]:g} Hz" + ", live filter" * is_live]
+    )
     if silenced_channel_ids is None and config.bad_channels == "detect":
-        bad, note = find_bad(ConditionedRecording(source, band_hz), silenced, seed, usable)
+        bad, note = find_bad(ConditionedRecording(source, band_hz, is_live=is_live), silenced, seed, usable)
         silenced |= bad
         steps += [note] if note else []
-    reference, step = _reference(recording, config.common_reference, silenced)
-    steps += step
-    scaled, noise_levels, step = _scale_to_noise(source, band_hz, reference, silenced, seed, usable)
+    good = ~np.isin(recording.channel_ids.astype(str), list(silenced))
+    reference = referenced_channels(good, config.common_reference)
+    steps += _describe_reference(good, config.common_reference)
+    view = _View(source, band_hz, reference, is_live)
+    if noise_levels is None:
+        noise_levels, medians = measure_noise(view.conditioned(), seed, usable)
+    else:
+        noise_levels, medians = np.array(noise_levels, np.float64), np.zeros(len(good))
+    scaled, noise_levels, step = _scale_to_noise(view, good, noise_levels, medians)
     steps += step
     if silenced:
         plural = "s" if len(silenced) > 1 else ""
@@ -249,32 +260,63 @@ def as_signed(recording: BaseRecording) -> BaseRecording:
     return spre.unsigned_to_signed(recording)
 
 
-def _reference(
-    recording: BaseRecording, mode: str, silenced: Iterable[str]
-) -> tuple[np.ndarray | None, list[str]]:
-    """Return the mask of the channels of the common median, those not silenced; None for no median."""
-    num_channels = recording.get_num_channels()
-    if mode == "none" or (mode == "auto" and num_channels < MIN_ARRAY_CHANNELS):
-        return None, []
-    good = ~np.isin(recording.channel_ids.astype(str), list(silenced))
-    if good.sum() == 1:
-        return None, ["common median reference left out: it would erase the only channel"]
-    return good, [f"common median reference over {good.sum()} of {num_channels} channels"]
+def referenced_channels(is_good: np.ndarray, mode: str) -> np.ndarray | None:
+    """Return which channels are averaged to the common median: those that are not silenced.
+
+    Parameters
+    ----------
+    is_good : ndarray of bool
+        (num_channels,) which channels are not silenced.
+    mode : {"auto", "median", "none"}
+
+    Returns
+    -------
+    ndarray of bool or None
+        None for no median.
+    """
+    return is_good if _wants_reference(is_good, mode) and is_good.sum() != 1 else None
+
+
+def _wants_reference(is_good: np.ndarray, mode: str) -> bool:
+    return mode == "median" or (mode == "auto" and len(is_good) >= MIN_ARRAY_CHANNELS)
+
+
+def _describe_reference(is_good: np.ndarray, mode: str) -> list[str]:
+    """Return the step of the common median, if it is wanted."""
+    if not _wants_reference(is_good, mode):
+        return []
+    if is_good.sum() == 1:
+        return ["common median reference left out: it would erase the only channel"]
+    return [f"common median reference over {is_good.sum()} of {len(is_good)} channels"]
+
+
+def gains_of_noise(noise_levels: np.ndarray, is_good: np.ndarray) -> np.ndarray:
+    """Return the factor (num_channels,) of each channel: one divided by its noise, 0 if it is silenced."""
+    return np.divide(1.0, noise_levels, out=np.zeros_like(noise_levels), where=is_good)
+
+
+@dataclass(frozen=True)
+class _View:
+    """What makes a conditioned view of a recording, but for the scaling."""
+
+    recording: BaseRecording
+    band_hz: tuple[float, float] | None
+    reference: np.ndarray | None
+    is_live: bool
+
+    def conditioned(
+        self, gains: np.ndarray | None = None, offsets: np.ndarray | None = None
+    ) -> ConditionedRecording:
+        return ConditionedRecording(
+            self.recording, self.band_hz, self.reference, gains, offsets, self.is_live
+        )
 
 
 def _scale_to_noise(
-    recording: BaseRecording,
-    band_hz: tuple[float, float] | None,
-    reference: np.ndarray | None,
-    silenced: Iterable[str],
-    seed: int,
-    usable: Usable | None,
+    view: _View, good: np.ndarray, noise_levels: np.ndarray, medians: np.ndarray
 ) -> tuple[BaseRecording, np.ndarray, list[str]]:
-    """Filter, reference, and divide each channel by its noise; silenced channels become 0."""
-    referenced = ConditionedRecording(recording, band_hz, reference)
-    good = ~np.isin(referenced.channel_ids.astype(str), list(silenced))
-    noise_levels, medians = measure_noise(referenced, seed, usable)
-    without = {str(i): "" for i in referenced.channel_ids[good & ~(noise_levels > 0)]}
+    """Filter, reference, and divide each channel by its noise; channels that are not good become 0."""
+    without = {str(i): "" for i in view.recording.channel_ids[good & ~(noise_levels > 0)]}
     if without:
         raise RecordingError(
             f"the noise of {len(without)} channels is zero or NaN after filter and reference: "
@@ -282,15 +324,15 @@ def _scale_to_noise(
             "each channel is divided by its noise, which must be above 0",
             "leave them out with --exclude-channels",
         )
-    gains = np.divide(1.0, noise_levels, out=np.zeros_like(noise_levels), where=good)
-    center = band_hz is None
+    gains = gains_of_noise(noise_levels, good)
+    center = view.band_hz is None
     offsets = -medians * gains if center else np.zeros_like(gains)
     noise_levels[~good] = np.nan
     steps = ["subtracted the median of each channel"] if center else []
     steps.append(
         f"divided each channel by its noise, in the median {np.nanmedian(noise_levels):.4g} raw units"
     )
-    scaled = ConditionedRecording(recording, band_hz, reference, gains, offsets)
+    scaled = view.conditioned(gains, offsets)
     for name in {"gain_to_uV", "offset_to_uV"} & set(scaled.get_property_keys()):
         scaled.delete_property(name)  # these belong to the raw units
     return scaled, noise_levels, steps

@@ -107,7 +107,7 @@ class TimedDetector(SparseDetector):
         """Return the probabilities of a tile where gates are open."""
         ticks = np.zeros(3, np.int64)
         started = time.perf_counter()
-        evaluated, counts = self._sparse.evaluate(tile, functools.partial(evaluate_tile_timed, ticks))
+        evaluated, counts = self.sparse.evaluate(tile, functools.partial(evaluate_tile_timed, ticks))
         seconds = time.perf_counter() - started
         with self._lock:
             self.clock.seconds["network"] += seconds
@@ -150,11 +150,11 @@ class TimedDetector(SparseDetector):
     def evaluated(self) -> dict[str, Any]:
         """Return how much of what the dense path computes was computed so far."""
         counts = self.counts
-        blocks = counts["tiles"] * self._sparse.num_blocks
-        outputs = blocks * self._sparse.num_outputs
+        blocks = counts["tiles"] * self.sparse.num_blocks
+        outputs = blocks * self.sparse.num_outputs
         return {
             "block_samples": self.block,
-            "stride_samples": self._sparse.stride,
+            "stride_samples": self.sparse.stride,
             "open_blocks": counts["open blocks"],
             "open_blocks_share": counts["open blocks"] / (blocks * self.network.num_units),
             "unit_outputs": counts["unit outputs"],
@@ -170,7 +170,7 @@ class TimedDetector(SparseDetector):
         first, second = network.backbone.filter1.out_features, network.backbone.num_features
         hidden = network.units.hidden_bias.shape[2]
         weights = sum(part.numel() for part in network.units.parameters())
-        blocks, stride = counts["tiles"] * self._sparse.num_blocks, self._sparse.stride
+        blocks, stride = counts["tiles"] * self.sparse.num_blocks, self.sparse.stride
         # A gate is a weighted sum of extremes, each of which is a comparison for each sample.
         extremes = 2 * blocks * self.block * network.num_channels
         gates = 2 * blocks * network.gate_weight.numel()

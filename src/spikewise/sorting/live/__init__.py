@@ -1,0 +1,1 @@
+"""Sorting a running stream: the network block by block, and the spikes that are certain."""
