@@ -45,7 +45,7 @@ LIVE_FILTER_ORDER = 1
 """Order of the live filter. A higher order shifts the phases of a spike more, and units are told apart less
 well (docs/live.md)."""
 LIVE_EDGE = 0.5
-"""Lower edge of the live filter, as a fraction of that of the usual filter, which is steeper (docs/live.md)."""
+"""Lower edge of the live filter, as a fraction of that of the usual filter (docs/live.md)."""
 _LIVE_RUN_S = 1.0
 """The live filter begins anew after so many seconds; chosen by hand."""
 _SAMPLES_AT_ONCE = 2048
