@@ -10,15 +10,15 @@ from spikeinterface.core import NumpyRecording, generate_ground_truth_recording
 
 import spikewise
 from spikewise.core.errors import BootstrapError
-from spikewise.discovery.discover import discover_units
-from spikewise.discovery.event_loops import best_lag, find_peaks
-from spikewise.discovery.event_search import EventSearch
+from spikewise.discovery.discover import discover_units, is_periodic
+from spikewise.discovery.event_loops import BLOCK, best_lag, find_peaks, largest_responses
+from spikewise.discovery.event_search import EventSearch, UnitSearch
 from spikewise.discovery.held_traces import UNIT, HeldTraces
 from spikewise.discovery.merging import Clusters, Merger
 from spikewise.discovery.neighbours import channels_within, distances
 from spikewise.discovery.peeling import Peeler
 from spikewise.discovery.spike_shapes import load_shapes
-from spikewise.discovery.unit_shapes import ShapeMeter, similarity
+from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, shift_within, similarity
 
 RATE = 32000.0
 SHAPES = load_shapes(RATE)
@@ -120,6 +120,42 @@ def test_peaks_are_the_largest_of_their_neighbourhood():
     ]
 
 
+def test_responses_are_the_largest_of_the_scaled_sums_over_near_channels():
+    random = np.random.default_rng(0)
+    filtered = random.normal(size=(2, 4, BLOCK)).astype(np.float32)
+    near = np.array([[0, 1, 2, 3], [1, 0, 2, 0], [2, 1, 3, 0], [3, 2, 0, 0]])
+    counts = np.array([[2, 4], [1, 3], [3, 4], [1, 2]])
+    weights = random.uniform(0.1, 1, size=(4, 4, 3)).astype(np.float32)
+    for channel, (of_all, in_last) in enumerate(counts):
+        weights[channel, of_all:, :2] = 0
+        weights[channel, in_last:] = 0
+    scale = random.uniform(0.5, 2, size=(4, 2, 3)).astype(np.float32)
+    best = np.full((4, BLOCK), np.nan, np.float32)
+    largest_responses(filtered, near, counts, weights, scale, best, BLOCK - 30)
+    sums = np.einsum("kcpt,cpw->ckwt", filtered[:, near], weights) * scale[..., None]
+    np.testing.assert_allclose(best[:, :-30], sums.max(axis=(1, 2))[:, :-30], atol=1e-5)
+    assert np.isnan(best[:, -30:]).all()
+
+
+def test_a_spike_of_a_known_unit_is_found_by_its_own_waveform_where_no_shape_of_the_bank_fits():
+    """The unit goes up on one channel and down on the next: the bank sees only one of them."""
+    times = np.arange(1000, 120000, 700)
+    sizes = np.array([0, 2.8, -2.8, 2.8, -2.8, 0])
+    held, distance, meter = steps_of(traces_with([(times, sizes, shape_of(1))]))
+    shift = int(np.flatnonzero(held.frames_of(np.arange(held.num_columns))[1])[0])
+    channels = meter.near[2][meter.near[2] >= 0]
+    unit = UnitShape(2, channels, np.outer(sizes, shape_of(1))[channels].astype(np.float32), 0)
+    tails = np.zeros((len(channels), LENGTH + 2 * meter.tail), np.float32)
+    packed = Peeler(held, distance, [unit], [tails], SHAPES.before).units
+    found = {}
+    searches = {"bank": EventSearch(held, distance, SHAPES), "unit": UnitSearch(held, distance, packed)}
+    for name, search in searches.items():
+        columns = search.find(5.0).column - shift
+        found[name] = np.mean(np.abs(columns[:, None] - times[None]).min(axis=0) <= 3)
+    assert found["unit"] > 0.95
+    assert found["bank"] < 0.8
+
+
 # Waveforms, merging, peeling
 
 
@@ -146,6 +182,17 @@ def test_mean_waveforms_are_those_of_the_unit():
     assert not meter.tails(unit, columns.astype(float)).any()
 
 
+def test_a_waveform_is_found_within_what_is_around_the_spikes_of_another():
+    random = np.random.default_rng(0)
+    channels, tail = np.arange(4), 60
+    whole = random.normal(size=(4, LENGTH + 2 * tail)).astype(np.float32)
+    later = UnitShape(0, channels, whole[:, tail + 35 : tail + 35 + LENGTH], 0)
+    other = UnitShape(0, channels, whole[:, tail : tail + LENGTH], 0)
+    unlike = UnitShape(0, channels, random.normal(size=(4, LENGTH)).astype(np.float32), 0)
+    assert shift_within(later, other, lambda asked: whole[asked], tail) == 35
+    assert shift_within(unlike, other, lambda asked: whole[asked], tail) is None
+
+
 def clusters_of(held, *trains):
     """Clusters of spikes at global frames of a recording of one segment."""
     shift = int(np.flatnonzero(held.frames_of(np.arange(held.num_columns))[1])[0])
@@ -170,6 +217,18 @@ def test_halves_of_a_unit_are_joined_and_other_units_are_not():
     assert sorted(len(train) for train in members) == [238, 238]
     joined = next(train for train in members if np.abs(train - times).max() < 20)
     assert np.abs(joined - times).max() <= 1
+
+
+def test_a_unit_that_was_found_twice_a_millisecond_apart_is_joined():
+    """A large trough on one channel, and one as large on the next, 30 samples later."""
+    times = np.arange(1000, 120000, 500) + np.random.default_rng(1).integers(0, 60, 238)
+    early, late = (times, [0, 3, 8, 0, 0, 0], shape_of(1)), (times + 30, [0, 0, 0, 8, 3, 0], shape_of(1))
+    held, distance, meter = steps_of(traces_with([early, late]))
+    clusters = clusters_of(held, times[::2], times[1::2] + 30)
+    assert Merger(held, distance, SHAPES, meter).merge(clusters) == 1
+    shift = clusters_of(held, times[:1]).columns[0] - times[0]
+    moved = np.sort(clusters.columns) - shift - times
+    assert np.ptp(moved) <= 2
 
 
 def test_like_units_that_fire_within_each_others_refractory_period_stay_two():
@@ -216,6 +275,17 @@ def test_overlapping_spikes_are_both_explained_and_restoring_gives_the_same_trac
     assert held.values[:, shift : shift + 120000].std() * UNIT < 1.05
     peeler.restore()
     assert np.array_equal(held.values, before)
+
+
+def test_what_repeats_with_one_period_is_no_neuron():
+    random = np.random.default_rng(0)
+    pulses = 640.0 * np.flatnonzero(random.random(300) < 0.6)
+    assert is_periodic(pulses, RATE)
+    assert is_periodic(np.concatenate([pulses, random.uniform(0, 190000, 30)]), RATE)
+    assert not is_periodic(np.cumsum(random.uniform(100, 1200, 300)), RATE)
+    steady = np.cumsum(random.normal(640, 64, 300))  # a neuron that keeps time well
+    assert not is_periodic(steady, RATE)
+    assert not is_periodic(pulses[:5], RATE)
 
 
 # Whole recordings
