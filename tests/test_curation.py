@@ -173,9 +173,9 @@ def test_the_browser_saves_a_curation_where_train_reads_it(tetrode, copied):
     ids = load(copied / "sorting").unit_ids.tolist()
     file.write_text(json.dumps(curation(ids, merges=[{"unit_ids": ids[:2]}])))
     port = free_port()
-    process = start("gui", copied, {"--recording": tetrode.recording, "--port": port}, "--no-show")
-    try:
-        with chromium() as browser:
+    with chromium() as browser:
+        process = start("gui", copied, {"--recording": tetrode.recording, "--port": port}, "--no-show")
+        try:
             wait_for_server(f"http://localhost:{port}/", process)
             file.unlink()
             browser.get(f"http://localhost:{port}/")
@@ -184,9 +184,9 @@ def test_the_browser_saves_a_curation_where_train_reads_it(tetrode, copied):
             end = time.monotonic() + 60
             while not file.exists() and time.monotonic() < end:
                 time.sleep(0.2)
-    finally:
-        process.send_signal(signal.SIGINT)
-        outcome = finish(process, timeout_s=60)
+        finally:
+            process.send_signal(signal.SIGINT)
+            outcome = finish(process, timeout_s=60)
     assert f"http://localhost:{port}/" in outcome.out
     saved = json.loads(file.read_text())
     assert [sorted(merge["unit_ids"]) for merge in saved["merges"]] == [ids[:2]]

@@ -13,7 +13,7 @@ import spikewise
 from spikewise.jobs.refreshing import _with_units
 from spikewise.models.checkpoint import load_model
 
-QUICK_UNITS = {"patches_per_unit": 400, "unit_steps": 60}
+QUICK_UNITS = {"patches_per_unit": 600, "unit_steps": 90}
 EVERY = {"refresh_min": 0.1, "shard_s": 2.0, "label_interval": (0.0, 6.0)}
 
 
