@@ -16,6 +16,7 @@ from spikeinterface.core import NumpyRecording
 from spikewise.core.compiling import compiled, keep_compiled
 from spikewise.data.recordings import conditioning
 from spikewise.data.recordings.conditioning import ConditionedRecording, bandpass, medians
+from spikewise.data.recordings.conditioning_loops import are_finite
 
 RATE = 32000.0
 BAND = (300.0, 6000.0)
@@ -173,3 +174,16 @@ def test_memory_is_used_again_only_when_nobody_looks_into_it():
     del kept, part
     again = [view.get_traces(0, 2000, 3000) for _ in range(3)]
     assert place in [one.__array_interface__["data"][0] for one in again]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_values_that_are_not_finite_are_seen_in_any_layout(dtype):
+    traces = np.random.default_rng(0).normal(size=(900, 7)).astype(dtype)
+    largest = np.full((5, 3), np.finfo(dtype).max, dtype)  # their sum is not finite
+    for view in (traces, traces.T, traces[::2], traces[:, ::3], np.zeros((0, 4), dtype), largest):
+        assert are_finite(view)
+    for value in (np.nan, np.inf, -np.inf):
+        broken = traces.copy()
+        broken[777, 5] = value
+        assert not are_finite(broken)
+        assert not are_finite(broken.T)

@@ -34,6 +34,26 @@ _LONG_VECTOR = ir.VectorType(vectors.DOUBLE, LANES)
 _COUNTS = ir.VectorType(ir.IntType(32), LANES)
 
 
+@compiled(fastmath={"reassoc"}, error_model="numpy")
+def _sum_of_nothing(values: np.ndarray) -> np.ndarray:
+    """Return the sum of each row times 0: NaN where a value is NaN or infinite."""
+    sums = np.zeros(len(values), values.dtype)
+    for row in range(len(values)):
+        total = sums[row]
+        for index in range(values.shape[1]):
+            total += values[row, index] * values.dtype.type(0)
+        sums[row] = total
+    return sums
+
+
+def are_finite(traces: np.ndarray) -> bool:
+    """Return whether no value of traces (num_samples, num_channels) is NaN or infinite."""
+    if traces.dtype not in (np.float32, np.float64):
+        return bool(np.isfinite(traces).all())
+    rows = traces if abs(traces.strides[0]) > abs(traces.strides[1]) else traces.T
+    return bool((_sum_of_nothing(rows) == 0).all())
+
+
 def _write_run_sections(  # type: ignore[no-untyped-def]
     typing_context, rows, num_rows, row_step, coefficients, settled
 ):

@@ -26,6 +26,7 @@ from spikewise.core.compiling import compiled
 from spikewise.data.recordings.channels import draw_chunks
 from spikewise.data.recordings.clock import find_jumps
 from spikewise.data.recordings.conditioning import medians
+from spikewise.data.recordings.conditioning_loops import are_finite
 from spikewise.data.recordings.formats import reading_errors
 
 KINDS = ("not finite", "zeros", "constant", "saturated", "artefact", "time jump", "glitch")
@@ -132,7 +133,7 @@ def measure_limits(recording: BaseRecording, artefact_noise: float | None, seed:
     for segment_index, start, stop in draw_chunks(recording, _MEASURED_S, seed):
         with reading_errors("the recording"):
             traces = recording.get_traces(segment_index, start, stop).astype(np.float32)
-        if not np.isfinite(traces.sum()):
+        if not are_finite(traces):
             traces[~np.isfinite(traces)] = np.nan
         centers.append(_median(traces))
         if len(traces) > lag:
@@ -234,7 +235,7 @@ def _stretches(
 
 
 def _not_finite(traces: np.ndarray, sampling_frequency: float) -> np.ndarray:
-    if traces.dtype.kind != "f" or np.isfinite(traces.sum(dtype=np.float64)):
+    if traces.dtype.kind != "f" or are_finite(traces):
         return np.empty(0, STRETCH)
     bad = ~np.isfinite(traces)
     margin = _margin("flat", sampling_frequency)

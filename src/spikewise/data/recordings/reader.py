@@ -14,6 +14,7 @@ from spikewise.core.errors import RecordingError, SettingError
 from spikewise.core.threads import num_threads
 from spikewise.data.recordings.channels import SilencedRecording, list_channels
 from spikewise.data.recordings.conditioning import ConditionedRecording
+from spikewise.data.recordings.conditioning_loops import are_finite
 from spikewise.data.recordings.damage import STRETCH, clip_stretches
 from spikewise.data.recordings.formats import reading_errors
 from spikewise.data.recordings.preprocessing import READ_LOCK
@@ -187,8 +188,7 @@ class TraceReader:
         stop = min(start + self._block, self.num_samples(segment_index))
         with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
             traces = self._recording.get_traces(segment_index, start, stop).astype(np.float32, copy=False)
-        # The sum is the faster test; it may overflow although all values are finite.
-        if self._may_be_not_finite and not np.isfinite(traces.sum()) and not np.isfinite(traces).all():
+        if self._may_be_not_finite and not are_finite(traces):
             raise self._not_finite_error(segment_index, start, stop, traces)
         if self._repaired is not None:
             self._damage_of(segment_index, block_index)
