@@ -18,7 +18,7 @@ from spikewise.discovery.merging import Clusters, Merger
 from spikewise.discovery.neighbours import channels_within, distances
 from spikewise.discovery.peeling import Peeler
 from spikewise.discovery.spike_shapes import load_shapes
-from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, shift_within, similarity
+from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, similarity
 
 RATE = 32000.0
 SHAPES = load_shapes(RATE)
@@ -182,17 +182,6 @@ def test_mean_waveforms_are_those_of_the_unit():
     assert not meter.tails(unit, columns.astype(float)).any()
 
 
-def test_a_waveform_is_found_within_what_is_around_the_spikes_of_another():
-    random = np.random.default_rng(0)
-    channels, tail = np.arange(4), 60
-    whole = random.normal(size=(4, LENGTH + 2 * tail)).astype(np.float32)
-    later = UnitShape(0, channels, whole[:, tail + 35 : tail + 35 + LENGTH], 0)
-    other = UnitShape(0, channels, whole[:, tail : tail + LENGTH], 0)
-    unlike = UnitShape(0, channels, random.normal(size=(4, LENGTH)).astype(np.float32), 0)
-    assert shift_within(later, other, lambda asked: whole[asked], tail) == 35
-    assert shift_within(unlike, other, lambda asked: whole[asked], tail) is None
-
-
 def clusters_of(held, *trains):
     """Clusters of spikes at global frames of a recording of one segment."""
     shift = int(np.flatnonzero(held.frames_of(np.arange(held.num_columns))[1])[0])
@@ -217,18 +206,6 @@ def test_halves_of_a_unit_are_joined_and_other_units_are_not():
     assert sorted(len(train) for train in members) == [238, 238]
     joined = next(train for train in members if np.abs(train - times).max() < 20)
     assert np.abs(joined - times).max() <= 1
-
-
-def test_a_unit_that_was_found_twice_a_millisecond_apart_is_joined():
-    """A large trough on one channel, and one as large on the next, 30 samples later."""
-    times = np.arange(1000, 120000, 500) + np.random.default_rng(1).integers(0, 60, 238)
-    early, late = (times, [0, 3, 8, 0, 0, 0], shape_of(1)), (times + 30, [0, 0, 0, 8, 3, 0], shape_of(1))
-    held, distance, meter = steps_of(traces_with([early, late]))
-    clusters = clusters_of(held, times[::2], times[1::2] + 30)
-    assert Merger(held, distance, SHAPES, meter).merge(clusters) == 1
-    shift = clusters_of(held, times[:1]).columns[0] - times[0]
-    moved = np.sort(clusters.columns) - shift - times
-    assert np.ptp(moved) <= 2
 
 
 def test_like_units_that_fire_within_each_others_refractory_period_stay_two():

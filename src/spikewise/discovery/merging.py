@@ -21,15 +21,11 @@ from spikewise.discovery.event_loops import align_events, describe_events
 from spikewise.discovery.held_traces import UNIT, HeldTraces
 from spikewise.discovery.neighbours import channels_within
 from spikewise.discovery.spike_shapes import SpikeShapes
-from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, shift_within, similarity
+from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, similarity
 
 # Chosen by hand on the scenes `plain` and `tetrode` of seed 1 (docs/discovery.md), all of the following.
 MIN_SIMILARITY = 0.75
 """Cosine of mean waveforms from which two clusters are compared."""
-MIN_LATER = 0.8
-"""The same for a shift that is larger than half of a spike."""
-MIN_SIZE_RATIO = 0.5
-"""Size of one mean waveform, relative to the other, from which a large shift is tried."""
 MAX_DISTANCE_UM = 110.0
 """Distance of main channels up to which two clusters are compared."""
 MAX_DIP = 2.0
@@ -178,7 +174,6 @@ class Merger:
         main = np.array([unit.main_channel for unit in units])
         near = np.triu(self._distance[main[:, None], main] <= MAX_DISTANCE_UM, 1)
         near &= (sizes > 0)[:, None] & (sizes > 0)[None]
-        members = clusters.members(len(units))
         ordered = [
             (int(one), int(other)) if sizes[one] >= sizes[other] else (int(other), int(one))
             for one, other in zip(*np.nonzero(near), strict=True)
@@ -187,32 +182,13 @@ class Merger:
 
         def compare(pair: tuple[int, int]) -> tuple[float, int]:
             larger, smaller = (units[index] for index in pair)
-            found = similarity(larger, smaller, self._shift)
-            if found[0] < MIN_SIMILARITY or abs(found[1]) > self._align:
-                found = max(found, self._later(larger, smaller, clusters.columns[members[pair[1]]]))
-            return found
+            return similarity(larger, smaller, self._shift)
 
         known.update(zip(new, results_in_order(compare, new), strict=True))
         pairs = [
             (known[pair][0], *pair, known[pair][1]) for pair in ordered if known[pair][0] > MIN_SIMILARITY
         ]
         return sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))
-
-    def _later(self, one: UnitShape, other: UnitShape, columns: np.ndarray) -> tuple[float, int]:
-        """Return cosine and shift of two units as :func:`similarity` does, also for large shifts.
-
-        The event of a wide unit may lie on its early or on its late part, a millisecond apart. The windows
-        then share little of the waveform, so what comes before and after the other unit is looked at, too.
-        """
-        sizes = one.norm, other.norm
-        if min(sizes) < MIN_SIZE_RATIO * max(sizes):
-            return 0.0, 0
-        lag = shift_within(one, other, partial(self._meter.whole, columns), self._meter.tail)
-        if lag is None:
-            return 0.0, 0
-        moved = self._meter.measure(columns + lag, one.main_channel)
-        cosine, more = similarity(one, moved, self._align)
-        return (cosine, lag + more) if cosine > MIN_LATER else (0.0, 0)
 
     def _fire_independently(self, first: np.ndarray, second: np.ndarray) -> bool:
         """Return whether two trains ignore each other's refractory period."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +18,6 @@ MOST_CHANNELS = 32  # on dense probes, evenly spread ones
 NUM_SPIKES = 100  # most spikes of a mean waveform, which is a median
 NUM_TAIL_SPIKES = 300  # most spikes of its tails, which are means
 TAIL_MS = 2.0  # length of what is measured before and after a mean waveform
-FEW_CHANNELS = 6  # channels on which a large shift is looked for
-MIN_FIT = 0.85  # smallest cosine of a waveform that lies within another
 MIN_TAIL_ENERGY = 2.0  # a tail with less than this times the energy of its noise is set to zero
 
 
@@ -129,37 +126,6 @@ def similarity(one: UnitShape, other: UnitShape, reach: int) -> tuple[float, int
     product, lag = best_lag(one.waveform[mine], other.waveform[others], reach)
     size = one.norm * other.norm
     return (float(product) / size if size > 0 else 0.0), int(lag)
-
-
-def shift_within(
-    one: UnitShape, other: UnitShape, measure: Callable[[np.ndarray], np.ndarray], tail: int
-) -> int | None:
-    """Return the shift at which a mean waveform lies within another that is known for longer.
-
-    Parameters
-    ----------
-    one, other : UnitShape
-    measure : callable
-        Takes channels, and returns what is around the other's spikes on them: (channels, L + 2 * tail).
-    tail : int
-        Samples that are known before and after the other's window.
-
-    Returns
-    -------
-    int or None
-        Samples that must be added to the other's columns; None if it fits nowhere.
-    """
-    largest = np.argsort(-(one.waveform**2).sum(axis=1), kind="stable")[:FEW_CHANNELS]
-    if not np.isin(one.channels[largest[:1]], other.channels).all():
-        return None
-    whole, waveform = measure(one.channels[largest]), one.waveform[largest]
-    energies = np.cumsum(np.pad((whole**2).sum(axis=0), (1, 0)))
-    length = waveform.shape[1]
-    energies = energies[length:] - energies[:-length]
-    products = sum(np.correlate(row, shape, "valid") for row, shape in zip(whole, waveform, strict=True))
-    cosines = products / np.sqrt(np.maximum(energies * (waveform**2).sum(), 1e-6))
-    best = int(np.argmax(cosines))
-    return best - tail if cosines[best] > MIN_FIT else None
 
 
 def _some(columns: np.ndarray, most: int) -> np.ndarray:
