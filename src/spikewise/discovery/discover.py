@@ -7,6 +7,7 @@
    (:mod:`peeling`). What is left is searched again: overlapped spikes, and units that were missed.
 4. All events are explained by all units. Units that nothing supports are dropped, and one unit that was
    found in parts is joined.
+5. Spikes that are still missing are searched with the units' own mean waveforms.
 
 Nothing is drawn at random but the start of k-means within ISO-SPLIT, which has a seed.
 """
