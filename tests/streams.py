@@ -8,7 +8,8 @@ from test_sparse import make_network
 
 import spikewise
 from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
-from spikewise.models.checkpoint import ChannelNoise, GroupModel, Model
+from spikewise.models.channel_noise import ChannelNoise
+from spikewise.models.checkpoint import GroupModel, Model
 from spikewise.sorting.live.stream_sorter import StreamSorter
 
 RATE = 30000.0

@@ -29,8 +29,9 @@ ROOMS = [
 FOLDERS = {
     "data": ["recordings", "labels", "simulation", ""],
     "sorting": ["", "live"],
-    "output": ["", "report", "export"],
+    "output": ["", "report", "export", "results"],
     "jobs": ["state", "", "live"],
+    "single_channel": ["", "live"],
     "papers": ["", "cnn1d", "esort", "speed", "cli"],
 }
 """The order of the folders within a room; "" are the files beside them."""

@@ -22,7 +22,7 @@ from spikewise.data.recordings.conditioning import (
 )
 from spikewise.data.recordings.live_conditioning import LiveConditioner
 from spikewise.data.recordings.preprocessing import preprocess_recording
-from spikewise.models.checkpoint import ChannelNoise
+from spikewise.models.channel_noise import ChannelNoise
 from spikewise.sorting.live.stream_sorter import StreamSorter
 
 BAND = (300.0, 6000.0)
@@ -99,7 +99,9 @@ def test_with_the_live_filter_damage_is_kept_and_the_noise_can_be_given():
     made = preprocess_recording(recording, config)
     assert made.repaired is None
     assert "live filter" in made.steps[0]
-    given_noise = preprocess_recording(recording, config, noise_levels=np.array([1.0, 2.0, 4.0, 8.0]))
+    given_noise = preprocess_recording(
+        recording, config, scale_of=lambda measured: np.array([1.0, 2.0, 4.0, 8.0])
+    )
     both = [one.recording.get_traces(end_frame=50).T for one in (made, given_noise)]
     for channel, (measured, given_one) in enumerate(zip(*both, strict=True)):
         np.testing.assert_allclose(given_one * 2**channel, measured * made.noise_levels[channel], rtol=1e-5)
@@ -216,6 +218,8 @@ def test_samples_in_microvolts_are_scaled_to_the_noise_of_the_model(model, sampl
     in_uV = streamed(StreamSorter(other, gain_to_uV=1.0), samples[:20_000] * np.float32(0.25), [])
     assert same == expected
     assert in_uV == expected  # a power of two: exact
+    inverted = streamed(StreamSorter(other, gain_to_uV=-1.0), samples[:20_000] * np.float32(-0.25), [])
+    assert inverted == expected
 
 
 def test_a_model_of_the_live_filter_is_saved_with_its_noise(model, tmp_path, samples, expected):

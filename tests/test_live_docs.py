@@ -20,7 +20,7 @@ import spikewise
 from spikewise.cli import main as cli
 from spikewise.cli.main import app
 from spikewise.jobs.live.source import Chunk, StreamFacts
-from spikewise.models.checkpoint import ChannelNoise
+from spikewise.models.channel_noise import ChannelNoise
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "live.md").read_text(encoding="utf-8")
 

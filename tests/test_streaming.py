@@ -37,7 +37,7 @@ from spikewise.jobs.live.falcon import read_message
 from spikewise.jobs.live.keeping import KeptSource
 from spikewise.jobs.live.latency import Delays
 from spikewise.jobs.live.source import Chunk, StreamError, StreamFacts
-from spikewise.models.checkpoint import ChannelNoise
+from spikewise.models.channel_noise import ChannelNoise
 from spikewise.output.result import load_result
 
 NUM = 45_000

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from spikewise.learning.transfer import open_pretrained
 from spikewise.models.checkpoint import Model, check_model_fits, load_model, save_model
 from spikewise.output.report.reporting import report_of_sort
 from spikewise.output.result import StoredResult, load_result
+from spikewise.output.results.sorting_result import SortingResult
 from spikewise.output.store import (
     MODEL_FILE,
     PROVENANCE_FILE,
@@ -52,28 +53,6 @@ from spikewise.sorting.damaged import summarise_damage
 from spikewise.sorting.groups import Preparation, prepare_groups
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SortingResult:
-    """The result of a sort.
-
-    Attributes
-    ----------
-    sorting : BaseSorting
-        The spikes; unit ids are those of the labels.
-    model : Model
-        The model that found them.
-    provenance : dict
-        Settings, versions, hashes, seeds and timings; JSON types only.
-    folder : Path or None
-        The output folder, if there is one.
-    """
-
-    sorting: BaseSorting
-    model: Model
-    provenance: dict[str, Any]
-    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +97,9 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     started = time.perf_counter()
     groups = prepare_groups(inputs.recording, Preparation.of(config, request.model))
     prepare_s = time.perf_counter() - started
+    for group in groups:
+        if group.note:
+            logger.warning("%s%s", f"group {group.name}: " if len(groups) > 1 else "", group.note)
 
     model = request.model or kept_model(state)
     if model is None:
@@ -139,6 +121,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         **describe_sort(inputs, config, model, request.model is not None, found, sorting, seconds),
         "job": request.job,
         "preprocessing": {group.name: list(group.preprocessed.steps) for group in groups},
+        "noise_ratio": {group.name: round(group.noise_ratio, 4) for group in groups},
     }
     if note := summarise_damage(provenance["damage"]):
         logger.warning(note)
@@ -148,7 +131,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         if config.sorting.report:
             readers = {group.name: group.reader for group in groups}
             report_of_sort(StoredResult(sorting, model, provenance), readers, folder, progress)
-    return SortingResult(sorting, model, provenance)
+    return SortingResult(sorting, model, provenance, folder, inputs.recording)
 
 
 def sort(
@@ -206,15 +189,15 @@ def sort(
         check_output(output, overwrite, resume)
     request = _open_request(recording, labels, model, config, progress)
     if is_finished:
-        return _finished(Path(output or ""), request.job)
+        return _finished(Path(output or ""), request)
     if output is None:
         with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
             result = run_sort(request, Unfinished(Path(folder)), None)
-            return SortingResult(in_memory(result.sorting), result.model, result.provenance)
+            return replace(result, sorting=in_memory(result.sorting))
     with _unfinished_in(Path(output), overwrite, resume, request.job) as state:
         result = run_sort(request, state, state.output)
     Unfinished(Path(output)).remove()
-    return SortingResult(load_sorting_folder(Path(output)), result.model, result.provenance, Path(output))
+    return replace(result, sorting=load_sorting_folder(Path(output)), folder=Path(output))
 
 
 def train(
@@ -313,11 +296,12 @@ def _unfinished_in(output: Path, overwrite: bool, resume: bool, job: dict[str, A
             yield state
 
 
-def _finished(folder: Path, job: dict[str, Any]) -> SortingResult:
+def _finished(folder: Path, request: SortRequest) -> SortingResult:
     """Return the finished result in a folder; raise if it is of another job."""
     stored = load_result(folder)
-    check_same_job(stored.provenance.get("job"), job, folder)
+    check_same_job(stored.provenance.get("job"), request.job, folder)
     if (folder / UNFINISHED_FOLDER).exists():  # left by a process that was ended during the removal
         Unfinished(folder).remove()
     logger.warning("%s is finished already", folder)
-    return SortingResult(stored.sorting, stored.model, stored.provenance, folder)
+    recording = request.inputs.recording
+    return SortingResult(stored.sorting, stored.model, stored.provenance, folder, recording)

@@ -19,6 +19,7 @@ from spikewise.data.labels.label_set import (
     LabelSet,
     kept_spikes,
 )
+from spikewise.data.recordings.preprocessing import known_gains
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.learning.dense_learning import learn_dense, losses_as_json
 from spikewise.learning.examples.damaged_labels import drop_damaged_labels
@@ -27,12 +28,13 @@ from spikewise.learning.rounds import UnitLearner
 from spikewise.learning.settings import LearningSettings
 from spikewise.learning.thresholds import DEFAULT_THRESHOLD, choose_thresholds, lowest_thresholds
 from spikewise.learning.training_loop import Start
-from spikewise.models.checkpoint import ChannelNoise, GroupModel
+from spikewise.models.channel_noise import ChannelNoise
+from spikewise.models.checkpoint import GroupModel
 from spikewise.models.esort import window_samples
 from spikewise.models.neighbourhood import Backbone
 from spikewise.models.windowed import WindowedNetwork
 from spikewise.sorting.detectors import make_detector
-from spikewise.sorting.groups import Group, known_gains
+from spikewise.sorting.groups import Group
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +98,7 @@ def learn_group(
         silenced_channel_ids=group.preprocessed.silenced_channel_ids,
         unit_ids=tuple(_plain(unit_id) for unit_id in spikes.unit_ids),
         thresholds=thresholds,
-        noise=_noise_of(group) if group.is_live else None,
+        noise=_noise_of(group),
     )
     return model, {
         "name": group.name,

@@ -22,6 +22,7 @@ from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingC
 from spikewise.core.errors import CheckpointError, SettingError
 from spikewise.core.rates import is_same_rate, show_rate
 from spikewise.core.untrusted import parsing
+from spikewise.models.channel_noise import ChannelNoise
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.models.tensor_file import damaged, fill, read_tensors, write_tensors
@@ -30,32 +31,6 @@ from spikewise.models.windowed import WindowedNetwork
 FORMAT_VERSION = 1
 _POSITION_TOLERANCE_UM = 1.0
 """Largest difference between the channel positions of model and recording. Chosen by hand."""
-
-
-@dataclass(frozen=True)
-class ChannelNoise:
-    """The noise of channels, by which a model of the live filter divides them.
-
-    Attributes
-    ----------
-    levels : ndarray of float64
-        (num_channels,) standard deviations in the raw units of the recording; 0 for silenced channels.
-    gains_to_uV : ndarray of float64 or None
-        (num_channels,) microvolts for one raw unit, if they are known.
-    """
-
-    levels: np.ndarray
-    gains_to_uV: np.ndarray | None
-
-    def in_units_of(self, gains_to_uV: np.ndarray | None) -> np.ndarray:
-        """Return the levels in the raw units of another recording, of which the gains are given.
-
-        Where one of both gains is not known, both recordings are taken to have the same raw units.
-        """
-        if gains_to_uV is None or self.gains_to_uV is None:
-            return self.levels
-        ratio = self.gains_to_uV / gains_to_uV
-        return np.where(ratio == 1, self.levels, self.levels * ratio)
 
 
 @dataclass(frozen=True)
@@ -78,7 +53,8 @@ class GroupModel:
     thresholds : ndarray
         (num_units,) lowest response of a spike, as a fraction of the response to a perfect spike.
     noise : ChannelNoise or None
-        The noise by which the channels are divided, if the filter is live.
+        The noise by which the channels are divided; None for a model of an earlier version, which divides the
+        channels of each recording by their own noise.
     """
 
     name: str
@@ -231,37 +207,12 @@ def _describe(model: Model) -> dict[str, Any]:
                 "channel_positions_um": np.asarray(group.channel_positions_um, float).tolist(),
                 "silenced_channel_ids": list(group.silenced_channel_ids),
                 "unit_ids": list(group.unit_ids),
-                **_describe_noise(group.noise),
+                **({} if group.noise is None else group.noise.to_dict()),
             }
             for group in model.groups
         ],
         "facts": model.facts,
     }
-
-
-def _describe_noise(noise: ChannelNoise | None) -> dict[str, Any]:
-    if noise is None:
-        return {}
-    gains = None if noise.gains_to_uV is None else noise.gains_to_uV.tolist()
-    return {"noise_levels": noise.levels.tolist(), "gains_to_uV": gains}
-
-
-def _noise(facts: dict[str, Any]) -> ChannelNoise | None:
-    """Return the noise that the header of a group lists; raise if it is no list of numbers, one a channel."""
-    if "noise_levels" not in facts:
-        return None
-    levels, gains = (
-        None if facts[name] is None else np.asarray(facts[name], dtype=float)
-        for name in ("noise_levels", "gains_to_uV")
-    )
-    for values in (levels, gains):
-        if values is not None and (
-            values.shape != (len(facts["channel_ids"]),) or not np.isfinite(values).all() or values.min() < 0
-        ):
-            raise ValueError("its noise of the channels is not one number of 0 or more for each")
-    if levels is None or (gains is not None and not (gains > 0).all()):
-        raise ValueError("its noise of the channels is missing, or has gains of 0")
-    return ChannelNoise(levels, gains)
 
 
 def _tensors(model: Model) -> dict[str, torch.Tensor]:
@@ -303,7 +254,7 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
                 silenced_channel_ids=_silenced(facts),
                 unit_ids=_ids(facts, "unit_ids", int | str),
                 thresholds=thresholds,
-                noise=_noise(facts),
+                noise=ChannelNoise.from_dict(facts, len(facts["channel_ids"])),
             )
         )
     return Model(

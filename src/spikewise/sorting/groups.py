@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from spikeinterface.core import BaseRecording
@@ -12,12 +13,17 @@ from spikeinterface.core import BaseRecording
 from spikewise.core.config import Config, NetworkConfig, PreprocessingConfig, SortingConfig
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import RecordingError
-from spikewise.data.recordings.channels import check_channel_names, ids_of
-from spikewise.data.recordings.conditioning import ConditionedRecording
+from spikewise.data.recordings.channels import check_channel_names, ids_of, list_channels
 from spikewise.data.recordings.device_reader import make_reader
-from spikewise.data.recordings.preprocessing import Preprocessed, preprocess_recording, split_groups
+from spikewise.data.recordings.preprocessing import (
+    Preprocessed,
+    known_gains,
+    preprocess_recording,
+    split_groups,
+)
 from spikewise.data.recordings.reader import TraceReader
-from spikewise.models.checkpoint import ChannelNoise, Model
+from spikewise.models.channel_noise import ODD_NOISE, ChannelNoise, noise_ratio
+from spikewise.models.checkpoint import Model
 from spikewise.models.esort import window_samples
 
 logger = logging.getLogger(__name__)
@@ -35,18 +41,18 @@ class Group:
     preprocessed : Preprocessed
     reader : TraceReader
         Preprocessed traces.
+    noise_ratio : float
+        Noise of the traces as a multiple of that of the training; 1 without a model.
+    note : str
+        How the noise differs from that of the training, and what to do; empty if it does not.
     """
 
     name: str
     recording: BaseRecording
     preprocessed: Preprocessed
     reader: TraceReader
-
-    @property
-    def is_live(self) -> bool:
-        """Whether the traces are those of the live filter."""
-        recording = self.preprocessed.recording
-        return isinstance(recording, ConditionedRecording) and recording.is_live
+    noise_ratio: float = 1.0
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Preparation:
         With a model: the indices of the silenced channels of each of its groups, since another recording
         may name its channels otherwise. Other groups are left out.
     noise : dict of str to ChannelNoise, or None
-        With a model of the live filter: the noise of each of its groups, by which channels are divided.
+        With a model: the noise of each of its groups, by which channels are divided.
     """
 
     preprocessing: PreprocessingConfig
@@ -125,12 +131,16 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
             silenced_channel_ids=None if silenced is None else part.channel_ids[list(silenced[name])],
             seed=preparation.seed,
             damage=preparation.sorting,
-            noise_levels=None if noise is None else noise.in_units_of(known_gains(part)),
+            scale_of=None if noise is None else _scale(noise, part, config),
         )
         for step in preprocessed.steps:
             logger.info("group %s: %s", name, step)
         reader = make_reader(preprocessed.recording, device, preprocessed.repaired)
-        groups.append(Group(name, part, preprocessed, reader))
+        if noise is None:
+            groups.append(Group(name, part, preprocessed, reader))
+        else:
+            ratio = noise_ratio(preprocessed.measured_noise, preprocessed.noise_levels)
+            groups.append(Group(name, part, preprocessed, reader, ratio, _note(noise, part, preprocessed)))
     if not groups:
         raise RecordingError(
             f"all {recording.get_num_channels()} channels are excluded",
@@ -140,12 +150,44 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
     return groups
 
 
-def known_gains(recording: BaseRecording) -> np.ndarray | None:
-    """Return the microvolts (num_channels,) for each step of the channels; None if they are not known."""
-    gains = recording.get_property("gain_to_uV")
-    if gains is None or not np.isfinite(gains.astype(float)).all() or not (gains > 0).all():
-        return None
-    return np.asarray(gains, float)
+def _scale(
+    noise: ChannelNoise, part: BaseRecording, config: PreprocessingConfig
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what gives the scale of the channels from their noise, as the model wants it.
+
+    With the live filter it is that of the training, whatever the noise: a stream cannot measure it before.
+    """
+    gains = known_gains(part)
+    if config.filter == "live":
+        return lambda measured: noise.in_units_of(gains)
+    return partial(noise.scale_of, gains_to_uV=gains)
+
+
+def _note(noise: ChannelNoise, part: BaseRecording, preprocessed: Preprocessed) -> str:
+    """Return how the noise of a recording differs from that of the training, and what to do."""
+    gains = known_gains(part)
+    levels, measured = noise.in_units_of(gains), preprocessed.measured_noise
+    ratio = noise_ratio(measured, levels)
+    notes = []
+    if not 1 / ODD_NOISE <= ratio <= ODD_NOISE:
+        unknown = [
+            name
+            for name, known in (("the recording", gains), ("the training", noise.gains_to_uV))
+            if known is None
+        ]
+        text = f"the noise is {ratio:.3g} times that of the training"
+        if unknown:
+            text += f", and the gain of {' and '.join(unknown)} is not known: give --gain-to-uv if it differs"
+        if noise_ratio(measured, preprocessed.noise_levels) == 1:
+            text += "; each channel is divided by its own noise, as if the gain differed"
+        if ratio > ODD_NOISE:
+            text += "; spikes that hardly stand out of it may be missed: a model of this recording finds more"
+        notes.append(text)
+    noisy = part.channel_ids[np.isfinite(preprocessed.noise_levels) & noise.noisy(measured, levels)]
+    if len(noisy):
+        names = list_channels(dict.fromkeys(noisy.astype(str), ""))
+        notes.append(f"channels with much more noise than in training count less: {names}")
+    return "; ".join(notes)
 
 
 def _is_excluded(part: BaseRecording, names: Sequence[str]) -> bool:

@@ -48,7 +48,6 @@ class StreamConfig(Settings):
         None,
         "Microvolts for one unit of the samples. Default: what the source says, or else that of the "
         "recording of the training",
-        minimum=1e-12,
     )
     learn_s: float | None = setting(
         None,

@@ -10,7 +10,7 @@ are in seconds from its start.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +55,10 @@ class Preprocessed:
     silenced_channel_ids : tuple of str
         Channels whose traces are exactly 0.
     noise_levels : ndarray, shape (num_channels,)
-        Noise standard deviations after filter and reference, in the raw units of the input; NaN for
-        silenced channels.
+        By what each channel is divided, in the raw units of the input: its noise standard deviation after
+        filter and reference, or the one that a model learnt. NaN for silenced channels.
+    measured_noise : ndarray, shape (num_channels,)
+        Its own noise in the same units.
     steps : tuple of str
         What was done, one line for each step.
     repaired : RepairedRecording or None
@@ -66,6 +68,7 @@ class Preprocessed:
     recording: BaseRecording
     silenced_channel_ids: tuple[str, ...]
     noise_levels: np.ndarray
+    measured_noise: np.ndarray
     steps: tuple[str, ...]
     repaired: RepairedRecording | None = None
 
@@ -121,7 +124,7 @@ def preprocess_recording(
     silenced_channel_ids: Iterable[str] | None = None,
     seed: int = 0,
     damage: SortingConfig | None = None,
-    noise_levels: np.ndarray | None = None,
+    scale_of: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Preprocessed:
     """Filter, reference and scale a recording, and silence its bad channels.
 
@@ -138,8 +141,9 @@ def preprocess_recording(
         Seed of the chunks that are read to measure the recording.
     damage : SortingConfig, optional
         Its settings for damaged stretches are used. With the live filter, damage is kept.
-    noise_levels : ndarray, optional
-        (num_channels,) noise to divide by instead of the measured one, in raw units.
+    scale_of : callable, optional
+        Called with the noise (num_channels,) of the channels; returns by what they are divided, in raw units,
+        negative where the samples are inverted. Default: by the noise, with the sign of their gains.
 
     Returns
     -------
@@ -171,17 +175,16 @@ def preprocess_recording(
     reference = referenced_channels(good, config.common_reference)
     steps += _describe_reference(good, config.common_reference)
     view = _View(source, band_hz, reference, is_live)
-    if noise_levels is None:
-        noise_levels, medians = measure_noise(view.conditioned(), seed, usable)
-    else:
-        noise_levels, medians = np.array(noise_levels, np.float64), np.zeros(len(good))
-    scaled, noise_levels, step = _scale_to_noise(view, good, noise_levels, medians)
+    noise, medians = measure_noise(view.conditioned(), seed, usable)
+    divisors = noise * signs_of_gains(recording) if scale_of is None else scale_of(noise)
+    scaled, step = _scale_to_noise(view, good, divisors, medians)
     steps += step
     if silenced:
         plural = "s" if len(silenced) > 1 else ""
         steps.append(f"silenced {len(silenced)} channel{plural}: {list_channels(silenced)}")
     in_order = tuple(str(i) for i in ids_of(recording, silenced))
-    return Preprocessed(scaled, in_order, noise_levels, tuple(steps), repaired)
+    levels = np.where(good, np.abs(divisors), np.nan)
+    return Preprocessed(scaled, in_order, levels, noise, tuple(steps), repaired)
 
 
 def _check_filter(recording: BaseRecording, config: PreprocessingConfig) -> float:
@@ -290,6 +293,23 @@ def _describe_reference(is_good: np.ndarray, mode: str) -> list[str]:
     return [f"common median reference over {is_good.sum()} of {len(is_good)} channels"]
 
 
+def known_gains(recording: BaseRecording) -> np.ndarray | None:
+    """Return the microvolts (num_channels,) for each step of the channels; None if they are not known.
+
+    Negative gains are those of inverted samples.
+    """
+    gains = recording.get_property("gain_to_uV")
+    if gains is None or not np.isfinite(gains.astype(float)).all() or not gains.astype(float).all():
+        return None
+    return np.asarray(gains, float)
+
+
+def signs_of_gains(recording: BaseRecording) -> np.ndarray:
+    """Return the sign (num_channels,) of the gain of each channel; 1 where it is not known."""
+    gains = known_gains(recording)
+    return np.ones(recording.get_num_channels()) if gains is None else np.sign(gains)
+
+
 def gains_of_noise(noise_levels: np.ndarray, is_good: np.ndarray) -> np.ndarray:
     """Return the factor (num_channels,) of each channel: one divided by its noise, 0 if it is silenced."""
     return np.divide(1.0, noise_levels, out=np.zeros_like(noise_levels), where=is_good)
@@ -313,10 +333,10 @@ class _View:
 
 
 def _scale_to_noise(
-    view: _View, good: np.ndarray, noise_levels: np.ndarray, medians: np.ndarray
-) -> tuple[BaseRecording, np.ndarray, list[str]]:
+    view: _View, good: np.ndarray, divisors: np.ndarray, medians: np.ndarray
+) -> tuple[BaseRecording, list[str]]:
     """Filter, reference, and divide each channel by its noise; channels that are not good become 0."""
-    without = {str(i): "" for i in view.recording.channel_ids[good & ~(noise_levels > 0)]}
+    without = {str(i): "" for i in view.recording.channel_ids[good & ~(np.abs(divisors) > 0)]}
     if without:
         raise RecordingError(
             f"the noise of {len(without)} channels is zero or NaN after filter and reference: "
@@ -324,15 +344,15 @@ def _scale_to_noise(
             "each channel is divided by its noise, which must be above 0",
             "leave them out with --exclude-channels",
         )
-    gains = gains_of_noise(noise_levels, good)
+    gains = gains_of_noise(divisors, good)
     center = view.band_hz is None
     offsets = -medians * gains if center else np.zeros_like(gains)
-    noise_levels[~good] = np.nan
     steps = ["subtracted the median of each channel"] if center else []
-    steps.append(
-        f"divided each channel by its noise, in the median {np.nanmedian(noise_levels):.4g} raw units"
-    )
+    if (divisors[good] < 0).any():
+        steps.append("inverted the channels whose gain is negative")
+    level = np.median(np.abs(divisors[good]))
+    steps.append(f"divided each channel by its noise, in the median {level:.4g} raw units")
     scaled = view.conditioned(gains, offsets)
     for name in {"gain_to_uV", "offset_to_uV"} & set(scaled.get_property_keys()):
         scaled.delete_property(name)  # these belong to the raw units
-    return scaled, noise_levels, steps
+    return scaled, steps

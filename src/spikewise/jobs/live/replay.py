@@ -46,7 +46,7 @@ class Replay:
         self._recording = open_recording(self._path, self._reading)[0]
         rate = self._recording.get_sampling_frequency()
         gains = self._recording.get_property("gain_to_uV")
-        is_one_gain = gains is not None and len(set(gains.tolist())) == 1 and gains[0] > 0
+        is_one_gain = gains is not None and len(set(gains.tolist())) == 1 and gains[0] != 0
         return StreamFacts(
             self._recording.get_num_channels(),
             rate,

@@ -68,7 +68,7 @@ class StreamSorter:
         columns are the model's channels, group after group.
     gain_to_uV : float, optional
         Microvolts for one unit of the samples, if it differs from that of the recording of the training.
-        Default: the samples have the units of that recording.
+        Negative: the samples are inverted. Default: the samples have the units of that recording.
     threshold : float, optional
         One threshold for all units in place of those of the model.
 
@@ -101,8 +101,10 @@ class StreamSorter:
     ):
         self.model = model if isinstance(model, Model) else load_model(model)
         _check_is_live(self.model)
-        if gain_to_uV is not None and not 0 < gain_to_uV < np.inf:
-            raise SettingError(f"the setting gain_to_uV is {gain_to_uV!r}", "it must be above 0", "change it")
+        if gain_to_uV is not None and not 0 < abs(gain_to_uV) < np.inf:
+            raise SettingError(
+                f"the setting gain_to_uV is {gain_to_uV!r}", "a finite number other than 0", "change it"
+            )
         if threshold is not None and not 0 < threshold < 1:
             raise SettingError(
                 f"the setting threshold is {threshold!r}", "it must lie between 0 and 1", "change it"
