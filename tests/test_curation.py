@@ -188,6 +188,9 @@ def test_the_browser_saves_a_curation_where_train_reads_it(tetrode, copied):
             process.send_signal(signal.SIGINT)
             outcome = finish(process, timeout_s=60)
     assert f"http://localhost:{port}/" in outcome.out
+    assert outcome.code == 0
+    assert "Traceback" not in outcome.err
+    assert "error" not in outcome.err
     saved = json.loads(file.read_text())
     assert [sorted(merge["unit_ids"]) for merge in saved["merges"]] == [ids[:2]]
     assert load_sorting(copied).get_num_units() == len(ids) - 1

@@ -1,8 +1,18 @@
-"""``python -m spikewise`` is the command ``spikewise``."""
+"""``python -m spikewise`` and the command ``spikewise``: Ctrl-C ends it quietly, also while it is loaded."""
 
 import sys
 
-from spikewise.cli.main import main
+
+def main() -> int:
+    """Run the command and return its exit code."""
+    try:
+        from spikewise.cli.main import main as run
+
+        return run()
+    except KeyboardInterrupt:  # before the command could take care of it
+        print("error: Interrupted.", file=sys.stderr)
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

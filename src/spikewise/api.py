@@ -25,13 +25,14 @@ from spikewise.data.recordings.preprocessing import split_groups
 from spikewise.data.recordings.probes import catalogue_names
 from spikewise.data.simulation.simulate import Simulation, simulate_recording
 from spikewise.jobs.provenance import PACKAGES, describe_recording
-from spikewise.jobs.sort import SortingResult, sort, train
+from spikewise.jobs.sort import sort, train
 from spikewise.output.matching import Performance, compare_sortings
 from spikewise.output.report.reporting import Report, report
+from spikewise.output.results.sorting_result import SortingResult, load_result
 from spikewise.single_channel.files import SNIPPET_FORMATS
 
 __all__ = ["Report", "SortingResult", "describe", "describe_installation", "evaluate", "load_recording"]
-__all__ += ["report", "simulate", "sort", "train"]
+__all__ += ["load_result", "report", "simulate", "sort", "train"]
 
 logger = logging.getLogger(__name__)
 

@@ -29,14 +29,17 @@ def gui(
     recording
         The recording that was sorted.
     """
-    from spikewise import api
-    from spikewise.output.curating import prepare_gui
+    try:
+        from spikewise import api
+        from spikewise.output.curating import prepare_gui
 
-    with progress_bars() as progress:
-        served = prepare_gui(result, api.load_recording(recording, reading), browser, progress)
-    say(
-        f"open {served.url}; Ctrl-C stops the server",
-        f"a saved curation goes to {served.curation_file}; "
-        f"train with it: spikewise train {recording} --labels {result} -o MODEL",
-    )
-    served.serve()
+        with progress_bars() as progress:
+            served = prepare_gui(result, api.load_recording(recording, reading), browser, progress)
+        say(
+            f"open {served.url}; Ctrl-C stops the server",
+            f"a saved curation goes to {served.curation_file}; "
+            f"train with it: spikewise train {recording} --labels {result} -o MODEL",
+        )
+        served.serve()
+    except KeyboardInterrupt:
+        pass  # the usual way to end it, while it starts too

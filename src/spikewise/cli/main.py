@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 from spikewise.cli.console import WarningsToConsole, fail, out
 from spikewise.cli.export import export
 from spikewise.cli.gui import gui
+from spikewise.cli.help import EPILOGUE, SHORT_HELP, without_advanced_flag
 from spikewise.cli.many import sort_many
 from spikewise.cli.recordings import info, simulate
 from spikewise.cli.results import evaluate, report
@@ -38,7 +39,10 @@ app = App(
 
 # In the order of the reference pages.
 for command in (sort, train, pretrain, evaluate, report, simulate, info, sort_many, stream, gui, waveforms):
-    app.command(command)
+    if command in (sort, train, sort_many):  # they take all settings of a sort
+        app.command(command, help_formatter=SHORT_HELP, help_epilogue=EPILOGUE)
+    else:
+        app.command(command)
 # By name, so that the package does not depend on them and loads them only when they are called.
 app.command(
     "spikewise.papers.cli.papers:papers",
@@ -56,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     library.setLevel(logging.INFO)
     logging.captureWarnings(True)  # warnings of other libraries go to the log file, not to the screen
     logging.getLogger("py.warnings").addHandler(logging.NullHandler())
+    arguments = without_advanced_flag(sys.argv[1:] if arguments is None else arguments)
     try:
         app(arguments, exit_on_error=False, print_error=False, console=out, result_action="return_value")
     except SpikewiseError as error:
@@ -63,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except cyclopts.CycloptsError as error:
         cause = error.__cause__
-        fail(str(cause) if isinstance(cause, SpikewiseError) else f"{error} See: spikewise --help")
+        command = " ".join(("spikewise", *(error.command_chain or ())))
+        fail(str(cause) if isinstance(cause, SpikewiseError) else f"{error} See: {command} --help")
         return 2
     except KeyboardInterrupt:
         fail("Interrupted.")

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, make_dataclass
 from dataclasses import fields as fields_of
 from pathlib import Path
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from cyclopts import Group, Parameter
 
 from spikewise.core.config import (
     ESORT_PAPER,
+    NEIGHBOURHOOD,
     BootstrapConfig,
     Config,
     DetectionConfig,
@@ -25,10 +26,12 @@ from spikewise.core.config import (
 )
 from spikewise.core.settings import Settings as SettingsBase
 
-ESORT_PAPER_GROUP = "Design esort-paper only"
-_ORDER = ["Reading", "Labels", "Bootstrap", "Preprocessing", "Network", "Units", "Training", "Transfer"]
-_ORDER += ["Detection", "Running", ESORT_PAPER_GROUP]
-_GROUPS = {name: Group(name, sort_key=10 + index) for index, name in enumerate(_ORDER)}
+_DESIGN_GROUPS = {design: f"Design {design} only" for design in (NEIGHBOURHOOD, ESORT_PAPER)}
+"""Groups of the options that the other design refuses."""
+SETTING_GROUPS = ["Reading", "Labels", "Bootstrap", "Preprocessing", "Network", "Training", "Transfer"]
+SETTING_GROUPS += ["Detection", "Running", *_DESIGN_GROUPS.values()]
+"""Groups of the settings of a sort, in the order of the help."""
+_GROUPS = {name: Group(name, sort_key=10 + index) for index, name in enumerate(SETTING_GROUPS)}
 
 
 def flat(group: str) -> Parameter:
@@ -37,21 +40,26 @@ def flat(group: str) -> Parameter:
 
 
 def by_design(kind: type[SettingsBase]) -> type:
-    """Return a settings class whose fields for design esort-paper only have their own group in the help."""
+    """Return a settings class whose fields for one design only have its group in the help."""
     hints = get_type_hints(kind)
-    group = Parameter(group=_GROUPS[ESORT_PAPER_GROUP])
-    fields = [
-        (part.name, Annotated[hints[part.name], group], field(default=part.default, metadata=part.metadata))
-        for part in fields_of(kind)
-        if part.metadata["design"] == ESORT_PAPER
-    ]
-    namespace = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+    fields = []
+    for part in fields_of(kind):
+        if part.metadata["design"] is not None:
+            group = Parameter(group=_GROUPS[_DESIGN_GROUPS[part.metadata["design"]]])
+            own = field(default=part.default, metadata=part.metadata)
+            fields.append((part.name, Annotated[hints[part.name], group], own))
+
+    def reduced(self: SettingsBase) -> tuple[type[SettingsBase], tuple[Any, ...]]:
+        """Pickle the settings as those of the class itself: workers of a cluster know no other."""
+        return kind, tuple(getattr(self, part.name) for part in fields_of(kind))
+
+    namespace = {"__module__": kind.__module__, "__doc__": kind.__doc__, "__reduce__": reduced}
     return make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, namespace=namespace)
 
 
-GROUPED = tuple(map(by_design, (NetworkConfig, TrainingConfig, TransferConfig)))
-"""Settings classes with fields for design esort-paper only; only their help groups differ."""
-_Network, _Training, _Transfer = GROUPED
+GROUPED = tuple(map(by_design, (NetworkConfig, UnitsConfig, TrainingConfig, TransferConfig, SortingConfig)))
+"""Settings classes with fields for one design only; only their help groups differ."""
+_Network, _Units, _Training, _Transfer, _Sorting = GROUPED
 
 
 @Parameter(name="*")
@@ -66,11 +74,11 @@ class Settings(Config):
         default_factory=PreprocessingConfig
     )
     network: Annotated[_Network, flat("Network")] = field(default_factory=_Network)  # type: ignore[valid-type]
-    units: Annotated[UnitsConfig, flat("Units")] = field(default_factory=UnitsConfig)
+    units: Annotated[_Units, flat("Network")] = field(default_factory=_Units)  # type: ignore[valid-type]
     training: Annotated[_Training, flat("Training")] = field(default_factory=_Training)  # type: ignore[valid-type]
     transfer: Annotated[_Transfer, flat("Transfer")] = field(default_factory=_Transfer)  # type: ignore[valid-type]
     detection: Annotated[DetectionConfig, flat("Detection")] = field(default_factory=DetectionConfig)
-    sorting: Annotated[SortingConfig, flat("Running")] = field(default_factory=SortingConfig)
+    sorting: Annotated[_Sorting, flat("Running")] = field(default_factory=_Sorting)  # type: ignore[valid-type]
 
 
 Reading = Annotated[RecordingConfig, flat("Reading")]

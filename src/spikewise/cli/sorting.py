@@ -25,7 +25,7 @@ def sort(
 ) -> None:
     """Sort a recording with labels, with a trained model, or with neither.
 
-    Without labels and model, a sorter of SpikeInterface makes labels from the first minute.
+    Without labels and model, the units are found in the recording itself.
 
     Parameters
     ----------
