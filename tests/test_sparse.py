@@ -23,6 +23,7 @@ from spikewise.sorting.tensor_detector import DenseDetector
 
 RATE = 32000.0
 CPU = torch.device("cpu")
+SPIKE_FIELDS = ("sample_index", "unit_index", "response")
 
 
 def make_network(num_channels=6, num_units=5, window=60, seed=0) -> NeighbourhoodNetwork:
@@ -83,6 +84,28 @@ def test_spikes_do_not_depend_on_the_chunks(traces, chunk_samples):
     middle = find_in_block(detector, traces, Block(0, 40_000, 70_000, held_out=False))
     inside = (whole[0].sample_index >= 40_000) & (whole[0].sample_index < 70_000)
     assert middle.sample_index.tolist() == whole[0].sample_index[inside].tolist()
+
+
+def test_chunks_that_end_where_the_next_output_is_that_of_another_tile(traces, monkeypatch):
+    """The last samples of a chunk are interpolated from an output that may be the first of the next tile."""
+    monkeypatch.setattr("spikewise.sorting.sparse_detector._TILE_SAMPLES", (16, 64))
+    monkeypatch.setattr("spikewise.sorting.sparse_detector._TILE_VALUES", 64 * 6)
+    network = make_network()
+    network.gate_weight[:, 0, 0, 1] = -1.0
+    network.gate_level[:] = 1.0
+    detector = SparseDetector(network, np.full(5, 0.3), RATE, DetectionConfig())
+    assert detector.tile_samples == 64
+    assert detector.stride > 1
+    num_samples = 300 * 64
+    (whole,) = as_arrays([detector.find(traces, 0, 0, num_samples)])
+    for offset in (-1, 0, 1):
+        ends = [*(np.arange(1, 300) * 64 - detector.context + offset).tolist(), num_samples]
+        parts = [
+            detector.find(traces, 0, start, stop) for start, stop in zip([0, *ends], ends, strict=False)
+        ]
+        joined = [np.concatenate([getattr(p, name) for p in parts]).tolist() for name in SPIKE_FIELDS]
+        assert joined == list(whole), offset
+    assert len(whole[0]) > 1000
 
 
 def test_a_closed_gate_finds_nothing_and_touches_no_other_unit(traces):
