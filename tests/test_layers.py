@@ -29,7 +29,7 @@ ROOMS = [
 FOLDERS = {
     "data": ["recordings", "labels", "simulation", ""],
     "sorting": ["", "live"],
-    "output": ["", "report", "export", "results"],
+    "output": ["", "trust", "report", "export", "results"],
     "jobs": ["state", "", "live"],
     "single_channel": ["", "live"],
     "papers": ["", "cnn1d", "esort", "speed", "cli"],

@@ -12,7 +12,7 @@ from spikewise.core.version import __version__
 from spikewise.jobs.registration import register_sorter
 
 if TYPE_CHECKING:
-    from spikewise.api import SortingResult, evaluate, load_recording, report, simulate, sort, train
+    from spikewise.api import SortingResult, evaluate, load_recording, report, simulate, sort, train, validate
     from spikewise.core.config import Config, EvaluationConfig, RecordingConfig, StreamConfig
     from spikewise.core.errors import SpikewiseError
     from spikewise.data.simulation.saving import save_simulation
@@ -85,6 +85,7 @@ _MODULES = {
     "stream": "jobs.live.streaming",
     "train": "api",
     "train_waveforms": "single_channel.api",
+    "validate": "api",
 }
 
 __all__ = [
@@ -133,6 +134,7 @@ __all__ = [
     "stream",
     "train",
     "train_waveforms",
+    "validate",
 ]
 
 

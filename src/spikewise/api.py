@@ -26,13 +26,14 @@ from spikewise.data.recordings.probes import catalogue_names
 from spikewise.data.simulation.simulate import Simulation, simulate_recording
 from spikewise.jobs.provenance import PACKAGES, describe_recording
 from spikewise.jobs.sort import sort, train
+from spikewise.jobs.validation import validate
 from spikewise.output.matching import Performance, compare_sortings
 from spikewise.output.report.reporting import Report, report
 from spikewise.output.results.sorting_result import SortingResult, load_result
 from spikewise.single_channel.files import SNIPPET_FORMATS
 
 __all__ = ["Report", "SortingResult", "describe", "describe_installation", "evaluate", "load_recording"]
-__all__ += ["load_result", "report", "simulate", "sort", "train"]
+__all__ += ["load_result", "report", "simulate", "sort", "train", "validate"]
 
 logger = logging.getLogger(__name__)
 

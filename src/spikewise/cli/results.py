@@ -1,13 +1,16 @@
-"""The commands ``evaluate`` and ``report``: parse, call, print; no logic."""
+"""The commands ``evaluate``, ``validate`` and ``report``: parse, call, print; no logic."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
 
+from cyclopts import Parameter
+
 from spikewise.cli.console import out, print_json, say
 from spikewise.cli.options import AsJson, Output, Overwrite, Reading, flat
 from spikewise.core.config import EvaluationConfig, RecordingConfig
+from spikewise.core.progress_bars import progress_bars
 
 
 def evaluate(
@@ -111,6 +114,65 @@ def report(
             accuracy=accuracy,
             output=str(output),
         )
+
+
+def validate(
+    result: Path,
+    *,
+    recording: Path,
+    output: Annotated[Path | None, Parameter(alias="-o")] = None,
+    seed: int | None = None,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+    reading: Reading = RecordingConfig(),
+) -> None:
+    """Say how far each unit can be trusted: add known spikes to the recording, sort again, and count.
+
+    It works without truth, for a result of `spikewise sort` and for that of any other sorter.
+
+    Parameters
+    ----------
+    result
+        The output folder of `spikewise sort`, or the spikes of another sorter in any format of
+        `sort --labels`.
+    recording
+        The recording that was sorted.
+    output
+        File for the table of units; default: units.csv in the output folder of `spikewise sort`.
+    seed
+        Random seed of the added spikes; default: that of the sort.
+    """
+    from spikewise import api
+    from spikewise.output.unit_table import check_units_file, store_units, summarise_units, write_units
+
+    file = check_units_file(result, output, overwrite)
+    with progress_bars() as progress:
+        opened = api.load_recording(recording, reading)
+        table = api.validate(result, opened, seed=seed, progress=progress)
+    if output is None:
+        store_units(table, result)
+    else:
+        write_units(table, file)
+    _print_units(table)
+    say(summarise_units(table), f"table in {file}")
+    if json:
+        counts = table["verdict"].value_counts()
+        verdicts = {name: int(counts.get(name, 0)) for name in ("good", "usable", "poor")}
+        print_json(command="validate", units=len(table), **verdicts, output=str(file))
+
+
+def _print_units(table: Any) -> None:
+    """Print the verdict on each unit."""
+    from rich.table import Table
+
+    shown = Table(box=None, pad_edge=False)
+    for name in ("unit", "spikes", "accuracy", "precision", "recall", "verdict", "reason"):
+        shown.add_column(name, justify="left" if name in ("verdict", "reason") else "right")
+    for row in table.to_dict("records"):
+        numbers = [row[f"estimated_{name}"] for name in ("accuracy", "precision", "recall")]
+        cells = ["" if number != number else f"{number:.3f}" for number in numbers]
+        shown.add_row(str(row["unit_id"]), str(row["num_spikes"]), *cells, row["verdict"], row["reason"])
+    out.print(shown)
 
 
 def _print_table(table: Any) -> None:

@@ -40,6 +40,7 @@ def sort(
     """
     from spikewise import api
     from spikewise.output.store import REPORT_FILE
+    from spikewise.output.unit_table import UNITS_FILE, summarise_units
 
     with progress_bars() as progress:
         result = api.sort(
@@ -61,6 +62,8 @@ def sort(
         f"({factor:.2g} times real time)",
         f"result in {output}" + (f", with {REPORT_FILE}" if (output / REPORT_FILE).exists() else ""),
     )
+    if (output / UNITS_FILE).exists():
+        say(f"{summarise_units(result.units)}; {UNITS_FILE} tells how far each can be trusted")
     if json:
         print_json(
             command="sort",

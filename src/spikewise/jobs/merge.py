@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.lib.recfunctions import repack_fields
 from spikeinterface.core import BaseRecording, BaseSorting
 from spikeinterface.core.base import minimum_spike_dtype
 
@@ -20,6 +20,10 @@ from spikewise.data.labels.label_set import make_ordered_sorting, with_rate
 from spikewise.jobs.finding import FoundShards
 from spikewise.jobs.state.shards import Shard, ShardStore, check_whole
 from spikewise.models.checkpoint import Model
+
+_RESPONSE = np.dtype("<f4")
+_SPIKE = np.dtype([*minimum_spike_dtype, ("response", _RESPONSE)])
+"""A spike of SpikeInterface, with its response."""
 
 
 def merge_shards(found: FoundShards, model: Model, recording: BaseRecording, file: Path) -> BaseSorting:
@@ -37,7 +41,8 @@ def merge_shards(found: FoundShards, model: Model, recording: BaseRecording, fil
     recording : BaseRecording
         The recording that was sorted: its segments, and its sampling frequency, are those of the sorting.
     file : Path
-        Where the spikes are written, as .npy; the sorting reads from it.
+        Where the spikes are written, as .npy; the sorting reads from it. Their responses are written beside
+        it, in the same order: see :func:`responses_file`.
     """
     store, periods, shards = found.store, found.periods, found.shards
     check_whole(store, shards)
@@ -45,17 +50,16 @@ def merge_shards(found: FoundShards, model: Model, recording: BaseRecording, fil
     together = round(model.detection_config.merge_ms * model.sampling_frequency / 1000)
     spikes = np.empty(0, minimum_spike_dtype)
     if sum(map(store.num_spikes, shards)):  # an empty file cannot be mapped
-        with writing(file), open(file, "wb") as opened:
-            count = 0
-            np.lib.format.write_array_header_1_0(opened, _header(count))
-            begin = opened.tell()
+        names = list(np.dtype(minimum_spike_dtype).names)
+        responses = responses_file(file)
+        with (
+            writing(file),
+            _ArrayFile(file, np.dtype(minimum_spike_dtype)) as of_spikes,
+            _ArrayFile(responses, _RESPONSE) as of_responses,
+        ):
             for part in _found_once(_in_order(store, shards, model), seams, together):
-                opened.write(part.tobytes())
-                count += len(part)
-            opened.seek(0)
-            np.lib.format.write_array_header_1_0(opened, _header(count))  # padded for any count
-            if opened.tell() != begin:
-                raise RuntimeError(f"the header of {count} spikes is longer than that of none")
+                of_spikes.add(repack_fields(part[names]))
+                of_responses.add(part["response"])
         spikes = np.load(file, mmap_mode="r", allow_pickle=False)
     sorting = make_ordered_sorting(
         spikes,
@@ -69,6 +73,50 @@ def merge_shards(found: FoundShards, model: Model, recording: BaseRecording, fil
     return sorting
 
 
+def responses_file(file: Path) -> Path:
+    """Return the file of the responses (num_spikes,) of the spikes in a file."""
+    return file.with_name(f"{file.stem}-responses.npy")
+
+
+class _ArrayFile:
+    """A .npy file to which rows are added, so that memory never holds all of them.
+
+    Parameters
+    ----------
+    path : Path
+    dtype : dtype
+        Type of a row.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype):
+        self._dtype, self._count = dtype, 0
+        self._opened = open(path, "wb")  # noqa: SIM115
+        self._write_header()
+        self._begin = self._opened.tell()
+
+    def add(self, rows: np.ndarray) -> None:
+        """Write further rows."""
+        self._opened.write(rows.astype(self._dtype, copy=False).tobytes())
+        self._count += len(rows)
+
+    def __enter__(self) -> _ArrayFile:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        """Write the number of rows, and close the file."""
+        with self._opened:
+            if kind is None:
+                self._opened.seek(0)
+                self._write_header()  # padded for any count
+                if self._opened.tell() != self._begin:
+                    raise RuntimeError(f"the header of {self._count} rows is longer than that of none")
+
+    def _write_header(self) -> None:
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self._count,)}
+        np.lib.format.write_array_header_1_0(self._opened, header)
+
+
 def in_memory(sorting: BaseSorting) -> BaseSorting:
     """Return a sorting that needs no file, with the same units and properties."""
     return with_rate(sorting, sorting.sampling_frequency)
@@ -78,7 +126,7 @@ def _found_once(
     parts: Iterator[tuple[tuple[int, int], np.ndarray]], seams: set[tuple[int, int]], together: int
 ) -> Iterator[np.ndarray]:
     """Yield the spikes of stretches, without those that were also found on the other side of a seam."""
-    before = np.empty(0, minimum_spike_dtype)
+    before = np.empty(0, _SPIKE)
     for (segment_index, start), spikes in parts:
         if (segment_index, start) in seams:
             is_same_segment = before["segment_index"] == segment_index
@@ -102,12 +150,8 @@ def _in_order(
         sample_index = np.concatenate([table["sample_index"] for table, _ in found])
         unit_index = np.concatenate([table["unit_index"] + first for table, first in found])
         order = np.lexsort((unit_index, sample_index))
-        spikes = np.empty(len(order), minimum_spike_dtype)
+        spikes = np.empty(len(order), _SPIKE)
+        spikes["response"] = np.concatenate([table["response"] for table, _ in found])[order]
         spikes["sample_index"], spikes["unit_index"] = sample_index[order], unit_index[order]
         spikes["segment_index"] = segment_index
         yield (segment_index, start), spikes
-
-
-def _header(count: int) -> dict[str, Any]:
-    descr = np.lib.format.dtype_to_descr(np.dtype(minimum_spike_dtype))
-    return {"descr": descr, "fortran_order": False, "shape": (count,)}

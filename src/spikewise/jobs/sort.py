@@ -28,7 +28,7 @@ from spikewise.data.recordings.preprocessing import split_groups
 from spikewise.jobs.cluster import check_cluster
 from spikewise.jobs.finding import find_spikes
 from spikewise.jobs.learn import keep_model, kept_model, learn_model, learning_seconds
-from spikewise.jobs.merge import in_memory, merge_shards
+from spikewise.jobs.merge import in_memory, merge_shards, responses_file
 from spikewise.jobs.provenance import Seconds, describe_sort
 from spikewise.jobs.start import find_start
 from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
@@ -49,6 +49,7 @@ from spikewise.output.store import (
     output_folder,
     save_sorting,
 )
+from spikewise.output.trust.validating import units_of_sort
 from spikewise.sorting.damaged import summarise_damage
 from spikewise.sorting.groups import Preparation, prepare_groups
 
@@ -112,7 +113,8 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     found = find_spikes(groups, model, inputs.recording, config, state, request.watch, progress)
     for group in groups:
         group.reader.release()  # the spikes are mapped into the memory that the traces held
-    sorting = merge_shards(found, model, inputs.recording, state.folder / "spikes.npy")
+    spikes = state.folder / "spikes.npy"
+    sorting = merge_shards(found, model, inputs.recording, spikes)
     seconds = Seconds(learning_s, found.earlier_s + time.perf_counter() - started)
     if request.model is not None:  # only now: if there was an error before, nothing is worth keeping
         save_model(model, state.output / MODEL_FILE)
@@ -128,9 +130,13 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     if folder is not None:
         save_sorting(sorting, folder)
         save_json(provenance, folder / PROVENANCE_FILE)
+        stored = StoredResult(sorting, model, provenance)
+        readers = {group.name: group.reader for group in groups}
+        if config.sorting.trust:
+            units = units_of_sort(stored, readers, responses_file(spikes), folder, config, progress)
+            stored = replace(stored, units=units)
         if config.sorting.report:
-            readers = {group.name: group.reader for group in groups}
-            report_of_sort(StoredResult(sorting, model, provenance), readers, folder, progress)
+            report_of_sort(stored, readers, folder, progress)
     return SortingResult(sorting, model, provenance, folder, inputs.recording)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from spikeinterface.core import BaseSorting
 
 from spikewise.core.config import RecordingConfig
@@ -21,6 +22,7 @@ from spikewise.data.labels.label_files import load_sorting
 from spikewise.data.labels.label_set import with_rate
 from spikewise.models.checkpoint import Model, load_model
 from spikewise.output.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
+from spikewise.output.unit_table import read_units
 
 _NUMBER = (int, float)
 _REQUIRED_FACTS: dict[str, type | tuple[type, ...]] = {
@@ -54,11 +56,14 @@ class StoredResult:
         The model that found the spikes.
     provenance : dict
         Settings, versions, hashes, seeds and timings; JSON types only.
+    units : DataFrame or None
+        How far each unit can be trusted, and its usual measures; None if it was not estimated.
     """
 
     sorting: BaseSorting
     model: Model
     provenance: dict[str, Any]
+    units: pd.DataFrame | None = None
 
     def with_names_of_recording(self) -> StoredResult:
         """Return the result with a model that names the channels as the recording does.
@@ -133,7 +138,8 @@ def load_result(folder: Path | str) -> StoredResult:
     Raises
     ------
     OutputError
-        If the folder is not a result, or a part of it is missing, damaged, or from another result.
+        If the folder is not a result, or a part of it is missing, damaged, or from another result. The table
+        of units may be missing.
     LabelsError
         If its sorting cannot be read.
     CheckpointError
@@ -152,6 +158,7 @@ def load_result(folder: Path | str) -> StoredResult:
     provenance = _read_provenance(folder / PROVENANCE_FILE)
     result = StoredResult(load_sorting(folder / SORTING_FOLDER), load_model(folder / MODEL_FILE), provenance)
     _check_together(result, folder)
+    result = replace(result, units=read_units(folder, result.model.unit_ids))
     rate = float(provenance["recording"]["sampling_frequency"])
     if result.sorting.sampling_frequency != rate:  # of an earlier version, which wrote the rate of the model
         return replace(result, sorting=with_rate(result.sorting, rate))

@@ -4,6 +4,8 @@
 - ``model.safetensors``, ``provenance.json``, ``spikewise.log``
 - ``bootstrap/<group>/``: the labels, a SpikeInterface folder, if another sorter made them
 - ``spikes.csv``: the probability of each spike, for a single channel
+- ``units.csv``: how far each unit can be trusted; see :mod:`spikewise.output.unit_table`
+- ``probabilities.npy``: the probability that each spike is right
 - ``report.html``: the report
 - ``unfinished/``: the parts that are done so far, until the sort is complete; see
   :mod:`spikewise.jobs.state.unfinished`
@@ -28,6 +30,7 @@ from spikeinterface.core import BaseSorting, NumpyFolderSorting
 
 from spikewise.core.errors import OutputError
 from spikewise.core.files import _check_may_replace, _check_writable, sync_folder, sync_tree, writing
+from spikewise.output.unit_table import PROBABILITIES_FILE, UNITS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +45,8 @@ UNFINISHED_FOLDER = "unfinished"
 _JOB_FILE = f"{UNFINISHED_FOLDER}/job.json"
 _MARKS = {MODEL_FILE, PROVENANCE_FILE, LOG_FILE, UNFINISHED_FOLDER}
 """A folder that holds one of these was written by Spikewise."""
-_OWN_NAMES = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, SPIKES_FILE, REPORT_FILE}
+_TABLES = {SPIKES_FILE, UNITS_FILE, PROBABILITIES_FILE}
+_OWN_NAMES = _MARKS | _TABLES | {SORTING_FOLDER, BOOTSTRAP_FOLDER, REPORT_FILE}
 """Everything that Spikewise writes into an output folder."""
 _HASHED_AT_ONCE = 2**20
 """Spikes that are hashed at once; it bounds the memory."""

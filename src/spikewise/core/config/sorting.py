@@ -80,6 +80,11 @@ class SortingConfig(Settings):
         "everywhere, which takes many times longer (design neighbourhood, on the CPU)",
     )
     report: bool = setting(True, "Write report.html into the output folder, a page for the browser")
+    trust: bool = setting(
+        True,
+        "Say how far each unit can be trusted: add known spikes of each unit to parts of the recording, sort "
+        "these again, and write the estimated accuracy of each unit to units.csv in the output folder",
+    )
     damage: Literal["skip", "keep"] = setting(
         "skip",
         "Damaged stretches (zeros, saturation, NaN, artefacts, clock jumps). skip: find and list them, "

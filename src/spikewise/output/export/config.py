@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spikewise.core.settings import Settings, setting
+from spikewise.output.unit_table import Keep
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class PhyConfig(Settings):
     after_ms: float = setting(1.7, "End of the templates after the spike", unit="ms", minimum=0.2, maximum=5)
     template_spikes: int = setting(
         200, "Most spikes of each unit that are averaged to its template", minimum=10
+    )
+    keep: Keep = setting(
+        "all",
+        "Which units, by their expected accuracy. all; usable: 0.6 or more; good: 0.9 or more",
     )
 
 
@@ -55,6 +60,10 @@ class AnalyzerConfig(Settings):
     )
     jobs: int = setting(1, "Number of processes that read the recording", minimum=1)
     seed: int = setting(0, "Seed of the random choice of spikes", minimum=0, maximum=2**31 - 1)
+    keep: Keep = setting(
+        "all",
+        "Which units, by their expected accuracy. all; usable: 0.6 or more; good: 0.9 or more",
+    )
 
 
 @dataclass(frozen=True)
@@ -71,3 +80,7 @@ class NwbConfig(Settings):
     species: str | None = setting(None, "Species in Latin, such as Mus musculus")
     sex: Literal["M", "F", "U", "O"] = setting("U", "Sex: male, female, unknown, other")
     age: str | None = setting(None, "Age as an ISO 8601 duration, such as P90D")
+    keep: Keep = setting(
+        "all",
+        "Which units, by their expected accuracy. all; usable: 0.6 or more; good: 0.9 or more",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from spikewise.output.export.sorted_group import SortedGroup
 from spikewise.output.result import StoredResult, load_result
 from spikewise.output.result_groups import groups_of
 from spikewise.output.sorted_traces import traces_as_sorted
+from spikewise.output.unit_table import Keep, set_properties, spikes_of, table_of
 from spikewise.sorting.groups import Group
 
 
@@ -59,7 +61,7 @@ def export_phy(
         If an argument cannot be used; the message says what to do.
     """
     config = config or PhyConfig.from_dict(options)
-    stored = _stored(result)
+    stored = _stored(result, config.keep)
     opened, _ = open_recording(recording, stored.reading)
     groups = sorted_groups(stored, opened, groups_of(stored, opened))
     return write_phy(stored.sorting, opened, groups, Path(output), config, progress)
@@ -103,7 +105,7 @@ def analyze(
     folder = None if output is None else Path(output)
     if folder is not None and folder.exists():
         raise OutputError(f"the folder {folder} exists already", "a new name", "choose another")
-    stored = _stored(result)
+    stored = _stored(result, config.keep)
     opened, _ = open_recording(recording, stored.reading)
     return _analyze(stored, opened, config, folder, progress)
 
@@ -155,7 +157,7 @@ def export_nwb(
     check_nwb_settings(file, append, config)
     if not append:
         check_output_file(file, overwrite, ending=".nwb")
-    stored = _stored(result)
+    stored = _stored(result, config.keep)
     opened, _ = open_recording(recording, stored.reading)
     if not append and file.exists() and any(file.samefile(one) for one in files_of(opened)):
         raise OutputError(
@@ -202,14 +204,24 @@ def sorted_groups(
     return found
 
 
-def _stored(result: Any) -> StoredResult:
-    """Return a result whose units have their group and threshold as properties."""
+def _stored(result: Any, keep: Keep) -> StoredResult:
+    """Return a result with the spikes of the units to keep.
+
+    Its units have their group, their threshold, and how far they can be trusted, as properties.
+    """
     if isinstance(result, str | Path):
         stored = load_result(result)
     else:
-        stored = StoredResult(result.sorting, result.model, result.provenance)
+        stored = StoredResult(
+            result.sorting,
+            result.model,
+            result.provenance,
+            table_of(result.folder, result.model.unit_ids),
+        )
     groups = stored.model.groups
     names = [group.name for group in groups for _ in group.unit_ids]
     stored.sorting.set_property("group", np.array(names))
     stored.sorting.set_property("threshold", np.concatenate([group.thresholds for group in groups]))
-    return stored
+    if stored.units is not None:
+        set_properties(stored.sorting, stored.units)
+    return replace(stored, sorting=spikes_of(stored.sorting, stored.units, keep))

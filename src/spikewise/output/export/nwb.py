@@ -297,7 +297,14 @@ def _set_metrics(sorting: BaseSorting, analyzer: SortingAnalyzer) -> dict[str, s
         "threshold": "Lowest response that counts as a spike, relative to the response to a perfect spike.",
         "group": "Group of channels on which the unit was sorted.",
         "main_channel_id": "Channel on which the unit has the largest amplitude.",
+        "verdict": "good, usable or poor: expected accuracy of 0.9 or more, 0.6 or more, less.",
+        "reason": "What the unit loses, in words.",
     }
+    for name in ("accuracy", "precision", "recall"):
+        said = f"{name} of the unit, estimated with known spikes that were added to the recording"
+        descriptions[f"estimated_{name}"] = f"Expected {said}."
+        for end in ("low", "high"):
+            descriptions[f"estimated_{name}_{end}"] = f"Expected {said}: {end} end of the 90 % interval."
     for name in ("quality_metrics", "template_metrics"):
         extension = analyzer.get_extension(name)
         if extension is None:

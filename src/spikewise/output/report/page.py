@@ -34,6 +34,7 @@ from spikewise.output.report.excerpts import choose_excerpts
 from spikewise.output.report.page_data import ReportContents, compress, page_data
 from spikewise.output.result import StoredResult
 from spikewise.output.samples import sample_spikes
+from spikewise.output.unit_table import trust_of_unit
 from spikewise.sorting.damaged import summarise_damage
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class UnitRow:
         A row of :attr:`Performance.units` with its ``truth_unit``; None if no true unit matches.
     verdict : str
         The worst :attr:`UnitPair.verdict` of its pairs, ``duplicate`` or ``split``; empty if there is none.
+    trust : dict of str to Any, or None
+        Expected ``accuracy`` with the ends ``low`` and ``high`` of its interval, ``verdict`` and ``reason``.
     """
 
     measures: UnitMeasures
@@ -76,6 +79,7 @@ class UnitRow:
     num_labels: int | None
     score: dict[str, Any] | None
     verdict: str
+    trust: dict[str, Any] | None
 
 
 def write_report(
@@ -163,6 +167,7 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None) ->
         damage=summarise_damage(result.provenance.get("damage")),
         num_spikes=sum(unit.num_spikes for unit in contents.units),
         has_recording=contents.samples is not None,
+        has_trust=result.units is not None,
         performance=performance,
         interval_s=interval_s,
         excerpts=contents.excerpts,
@@ -218,6 +223,7 @@ def _rows(contents: ReportContents) -> list[UnitRow]:
             num_labels=labels[unit.unit_index] if labels is not None else None,
             score=scores.get(str(unit.unit_id)),
             verdict=verdicts.get(unit.unit_index, ""),
+            trust=trust_of_unit(contents.result.units, unit.unit_index),
         )
         for unit in contents.units
     ]

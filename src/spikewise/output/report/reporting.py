@@ -21,6 +21,7 @@ from spikewise.output.report.page import write_report
 from spikewise.output.result import StoredResult, load_result
 from spikewise.output.result_groups import groups_of
 from spikewise.output.store import REPORT_FILE
+from spikewise.output.unit_table import table_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,10 @@ class SortedResult(Protocol):
     @property
     def model(self) -> Model:
         """The model that found the spikes."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The output folder, if there is one."""
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -102,7 +107,12 @@ def report(
     stored = (
         load_result(result)
         if isinstance(result, str | Path)
-        else StoredResult(result.sorting, result.model, result.provenance)
+        else StoredResult(
+            result.sorting,
+            result.model,
+            result.provenance,
+            table_of(result.folder, result.model.unit_ids),
+        )
     )
     opened = None if recording is None else open_recording(recording, stored.reading)[0]
     readers = None if opened is None else _readers_of(stored, opened)
