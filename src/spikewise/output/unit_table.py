@@ -66,7 +66,7 @@ def write_units(table: pd.DataFrame, file: Path) -> None:
     """
     with writing(file), replacing(file) as partial:
         file.absolute().parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(partial, index=False, float_format="%.6g")
+        table.to_csv(partial, index=False, float_format="%.10g")
 
 
 def store_units(table: pd.DataFrame, folder: Path) -> None:
