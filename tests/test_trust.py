@@ -280,9 +280,7 @@ def test_a_table_of_another_result_or_a_missing_one_is_an_error(noisy, sorted_no
 
 
 def test_a_sort_without_the_estimates_has_no_table(tetrode, trained, tmp_path):
-    result = spikewise.sort(
-        tetrode.recording, model=trained, output=tmp_path / "out", trust=False, report=False
-    )
+    spikewise.sort(tetrode.recording, model=trained, output=tmp_path / "out", trust=False, report=False)
     assert not (tmp_path / "out" / "units.csv").exists()
 
 

@@ -42,8 +42,6 @@ from spikewise.output.export.spike_times import has_own_times, times_of_spikes
 
 logger = logging.getLogger(__name__)
 
-_MOST_NOISE = 0.2
-"""Units with an expected accuracy below this are noise in Phy; chosen by hand."""
 _GROUP_GAP_UM = 200.0
 """Gap between groups that are moved side by side because their coordinates overlap; chosen by hand."""
 
@@ -189,13 +187,13 @@ def _write_units(
 def _write_trust(folder: Path, sorting: BaseSorting) -> None:
     """Write how far each unit can be trusted, if it is known: Phy shows it as columns, and as its groups.
 
-    Good units are ``good`` in Phy, others ``mua``, and those of which hardly any spike is right ``noise``.
+    Good units are ``good`` in Phy, others ``mua``. None is ``noise``: labels leave out such units, and only a
+    curator should.
     """
-    verdicts, accuracy = (sorting.get_property(name) for name in ("verdict", "estimated_accuracy"))
-    if verdicts is None or accuracy is None:
+    verdicts = sorting.get_property("verdict")
+    if verdicts is None:
         return
-    phy_groups = np.where(accuracy < _MOST_NOISE, "noise", "mua")
-    _write_table(folder, "group", np.where(verdicts == "good", "good", phy_groups).tolist())
+    _write_table(folder, "group", np.where(verdicts == "good", "good", "mua").tolist())
     for name in ("accuracy", "precision", "recall"):
         values = sorting.get_property(f"estimated_{name}")
         _write_table(folder, f"estimated_{name}", ["" if v != v else f"{v:.3f}" for v in values])
