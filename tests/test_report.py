@@ -606,7 +606,7 @@ def test_without_recording_the_page_says_what_is_missing(stored, tmp_path):
 
 def test_a_result_in_memory_gives_the_same_page_as_its_folder(stored, tmp_path):
     held = load_result(stored / "sorted")
-    result = api.SortingResult(held.sorting, held.model, held.provenance)
+    result = api.SortingResult(held.sorting, held.model, held.provenance, stored / "sorted")
     first = api.report(result, tmp_path / "a.html").path.read_text(encoding="utf-8")
     second = api.report(stored / "sorted", tmp_path / "b.html").path.read_text(encoding="utf-8")
     assert first == second
