@@ -29,6 +29,7 @@ from spikewise.jobs.cluster import check_cluster
 from spikewise.jobs.finding import find_spikes
 from spikewise.jobs.learn import keep_model, kept_model, learn_model, learning_seconds
 from spikewise.jobs.merge import in_memory, merge_shards
+from spikewise.jobs.motion import follow_motion
 from spikewise.jobs.provenance import Seconds, describe_sort
 from spikewise.jobs.start import find_start
 from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
@@ -96,10 +97,12 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     inputs, config, progress = request.inputs, request.config, request.progress
     started = time.perf_counter()
     groups = prepare_groups(inputs.recording, Preparation.of(config, request.model))
-    prepare_s = time.perf_counter() - started
     for group in groups:
         if group.note:
             logger.warning("%s%s", f"group {group.name}: " if len(groups) > 1 else "", group.note)
+
+    groups, motion = follow_motion(groups, config, state, progress)
+    prepare_s = time.perf_counter() - started
 
     model = request.model or kept_model(state)
     if model is None:
@@ -121,6 +124,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         **describe_sort(inputs, config, model, request.model is not None, found, sorting, seconds),
         "job": request.job,
         "preprocessing": {group.name: list(group.preprocessed.steps) for group in groups},
+        "motion": motion,
         "noise_ratio": {group.name: round(group.noise_ratio, 4) for group in groups},
     }
     if note := summarise_damage(provenance["damage"]):
@@ -246,6 +250,7 @@ def train(
         started = time.perf_counter()
         groups = prepare_groups(inputs.recording, Preparation.of(config))
         state = Unfinished(Path(folder))
+        groups, _ = follow_motion(groups, config, state, progress)
         start = find_start(groups, inputs, config, state, started, progress)
         model = learn_model(groups, start, config, state, progress)
     if output is not None:

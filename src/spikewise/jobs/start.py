@@ -216,7 +216,8 @@ def _own_labels(group: Group, seed: int, progress: ProgressCallback) -> tuple[La
         If there is none.
     """
     started = time.perf_counter()
-    found = discover_units(group.reader, group.recording.get_channel_locations(), seed, progress)
+    positions = group.recording.get_channel_locations()
+    found = discover_units(group.reader, positions, seed, progress, group.reader.motion)
     if not found.trains:
         raise BootstrapError(
             f"no unit was found in {found.facts['looked_at_s']:g} s of the recording",

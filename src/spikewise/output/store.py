@@ -36,13 +36,14 @@ MODEL_FILE = "model.safetensors"
 PROVENANCE_FILE = "provenance.json"
 LOG_FILE = "spikewise.log"
 BOOTSTRAP_FOLDER = "bootstrap"
+MOTION_FOLDER = "motion"
 SPIKES_FILE = "spikes.csv"
 REPORT_FILE = "report.html"
 UNFINISHED_FOLDER = "unfinished"
 _JOB_FILE = f"{UNFINISHED_FOLDER}/job.json"
 _MARKS = {MODEL_FILE, PROVENANCE_FILE, LOG_FILE, UNFINISHED_FOLDER}
 """A folder that holds one of these was written by Spikewise."""
-_OWN_NAMES = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, SPIKES_FILE, REPORT_FILE}
+_OWN_NAMES = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, MOTION_FOLDER, SPIKES_FILE, REPORT_FILE}
 """Everything that Spikewise writes into an output folder."""
 _HASHED_AT_ONCE = 2**20
 """Spikes that are hashed at once; it bounds the memory."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from spikeinterface.core import BaseRecording
+from spikeinterface.core.motion import Motion
 
 from spikewise.core.config import Config, NetworkConfig, PreprocessingConfig, SortingConfig
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import RecordingError
 from spikewise.data.recordings.channels import check_channel_names, ids_of, list_channels
+from spikewise.data.recordings.conditioning import ConditionedRecording
 from spikewise.data.recordings.device_reader import make_reader
 from spikewise.data.recordings.preprocessing import (
     Preprocessed,
@@ -22,6 +24,7 @@ from spikewise.data.recordings.preprocessing import (
     split_groups,
 )
 from spikewise.data.recordings.reader import TraceReader
+from spikewise.data.spatial.still_traces import StillTraces
 from spikewise.models.channel_noise import ODD_NOISE, ChannelNoise, noise_ratio
 from spikewise.models.checkpoint import Model
 from spikewise.models.esort import window_samples
@@ -53,6 +56,25 @@ class Group:
     reader: TraceReader
     noise_ratio: float = 1.0
     note: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the traces are those of the live filter."""
+        recording = self.preprocessed.recording
+        return isinstance(recording, ConditionedRecording) and recording.is_live
+
+    @property
+    def is_silent(self) -> np.ndarray:
+        """Which channels (num_channels,) are silenced."""
+        return np.isin(self.recording.channel_ids.astype(str), self.preprocessed.silenced_channel_ids)
+
+    def without_motion(self, motion: Motion) -> Group:
+        """Return the group with traces as if the probe had stood still; they are read on the CPU."""
+        recording = self.preprocessed.recording
+        positions, rate = self.recording.get_channel_locations(), recording.get_sampling_frequency()
+        still = StillTraces(motion, positions, rate, self.is_silent)
+        reader = TraceReader(recording, repaired=self.preprocessed.repaired, still=still)
+        return replace(self, reader=reader)
 
 
 @dataclass(frozen=True)
