@@ -48,6 +48,8 @@ class Group:
         Noise of the traces as a multiple of that of the training; 1 without a model.
     note : str
         How the noise differs from that of the training, and what to do; empty if it does not.
+    motion : Motion or None
+        The motion that is removed from the traces.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Group:
     reader: TraceReader
     noise_ratio: float = 1.0
     note: str = ""
+    motion: Motion | None = None
 
     @property
     def is_live(self) -> bool:
@@ -74,7 +77,7 @@ class Group:
         positions, rate = self.recording.get_channel_locations(), recording.get_sampling_frequency()
         still = StillTraces(motion, positions, rate, self.is_silent)
         reader = TraceReader(recording, repaired=self.preprocessed.repaired, still=still)
-        return replace(self, reader=reader)
+        return replace(self, reader=reader, motion=motion)
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class Preparation:
         may name its channels otherwise. Other groups are left out.
     noise : dict of str to ChannelNoise, or None
         With a model: the noise of each of its groups, by which channels are divided.
+    motions : dict of str to Motion, or None
+        The motion of each group that is removed from its traces.
     """
 
     preprocessing: PreprocessingConfig
@@ -103,6 +108,7 @@ class Preparation:
     seed: int
     silenced: Mapping[str, tuple[int, ...]] | None = None
     noise: Mapping[str, ChannelNoise] | None = None
+    motions: Mapping[str, Motion] | None = None
 
     @classmethod
     def of(cls, config: Config, model: Model | None = None) -> Preparation:
@@ -169,7 +175,8 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
             "at least one usable channel is needed",
             "exclude fewer channels",
         )
-    return groups
+    motions = preparation.motions or {}
+    return [group.without_motion(motions[group.name]) if group.name in motions else group for group in groups]
 
 
 def _scale(

@@ -55,7 +55,8 @@ def whitening_weights(covariance: np.ndarray, distance: np.ndarray) -> tuple[np.
     values, vectors = np.linalg.eigh(correlation)
     whitening = (vectors / np.sqrt(np.maximum(values, 0) + FLOOR)) @ vectors.T
     whitening[apart > REACH_UM] = 0
-    whitening /= np.sqrt(np.einsum("ij,jk,ik->i", whitening, correlation, whitening))[:, None]
+    variance = np.einsum("ij,jk,ik->i", whitening, correlation, whitening)
+    whitening /= np.sqrt(np.maximum(variance, FLOOR))[:, None]
     num_near = min(MOST_NEAR, len(good))
     order = np.argsort(-np.abs(whitening), axis=1, kind="stable")[:, :num_near]
     channels = np.repeat(np.arange(len(covariance))[:, None], num_near, axis=1)

@@ -41,10 +41,12 @@ THRESHOLD = 6.0
 """Smallest response of an event, in noise standard deviations."""
 MIN_SIZE = 6.0
 """Smallest size of an event, from its lowest to its highest value, in noise standard deviations."""
-MIN_CHANNELS = 16
+MIN_CHANNELS = 32
 """With fewer channels nothing is estimated."""
 MIN_SPAN_UM = 200.0
 """On a shorter probe nothing is estimated."""
+MIN_BINS = 20
+"""In a shorter recording nothing is estimated."""
 MIN_EVENTS = 20
 """Fewest events for each bin of time, in the mean."""
 BIN_UM = 5.0
@@ -100,10 +102,12 @@ def estimate_motion(
         return _none(f"the probe has {len(good)} channels over {span:.0f} um, too few to see motion")
     with one_thread_each():
         parts, bin_s = _plan(reader)
+        num_bins = round(_total_s(reader) / bin_s)
+        if num_bins < MIN_BINS:
+            return _none(f"the recording has {_total_s(reader):.0f} s, too few to see motion")
         events = _find_events(reader, parts, positions, progress)
-        num_bins = max(1, round(_total_s(reader) / bin_s))
         facts = {"bin_s": bin_s, "num_events": len(events), "searched_s": len(parts) * PART_S}
-        if num_bins < 3 or len(events) < MIN_EVENTS * num_bins:
+        if len(events) < MIN_EVENTS * num_bins:
             return _none("too few events to see motion", **facts)
         whole, first, second = (
             _register(reader, positions, events[chosen], bin_s)

@@ -40,6 +40,10 @@ class SortedResult(Protocol):
     def provenance(self) -> dict[str, Any]:
         """Settings, versions, hashes, seeds and timings."""
 
+    @property
+    def folder(self) -> Path | None:
+        """The output folder, if there is one."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -102,7 +106,7 @@ def report(
     stored = (
         load_result(result)
         if isinstance(result, str | Path)
-        else StoredResult(result.sorting, result.model, result.provenance)
+        else StoredResult(result.sorting, result.model, result.provenance).with_motions_of(result.folder)
     )
     opened = None if recording is None else open_recording(recording, stored.reading)[0]
     readers = None if opened is None else _readers_of(stored, opened)
