@@ -28,7 +28,7 @@ from spikewise.sorting.groups import Preparation, prepare_groups
 
 RATE = 30000.0
 SECONDS = 30.0
-REACH_UM = 15.0
+REACH_UM = 30.0
 """The tissue of the moving recording moves by as much up and down from 8 s on."""
 QUICK = {"patches_per_unit": 150, "unit_steps": 60, "report": False}
 COLUMNS = np.column_stack([np.tile([0.0, 32.0], 20), 10.0 * np.arange(40)])
@@ -312,8 +312,8 @@ def test_sorting_is_better_without_the_motion(moving, sorted_moving):
     as_it_is = spikewise.sort(moving / "recording", labels=labels_of(moving), motion="none", **QUICK)
     assert as_it_is.provenance["motion"]["0"] == {"followed": False, "reason": "switched off"}
     without = accuracy(load_result(sorted_moving).sorting, moving)
-    assert without > 0.8
-    assert without > accuracy(as_it_is.sorting, moving) + 0.02
+    assert without > 0.7
+    assert without > accuracy(as_it_is.sorting, moving) + 0.05
 
 
 def test_a_motion_that_is_no_folder_is_refused(moving, tmp_path, capsys):
