@@ -34,7 +34,7 @@ from spikewise.output.measures import (
 )
 from spikewise.output.pairs import MIN_SIMILARITY, UnitPair, likely_pairs, unit_similarity
 from spikewise.output.report.excerpts import Excerpt, choose_excerpts
-from spikewise.output.report.page_data import ReportContents, compress, page_data
+from spikewise.output.report.page_data import ReportContents, compress, labels_are_everywhere, page_data
 from spikewise.output.result import StoredResult
 from spikewise.output.samples import sample_spikes
 from spikewise.output.store import PROVENANCE_FILE
@@ -206,6 +206,7 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None, pa
         num_spikes=sum(unit.num_spikes for unit in contents.units),
         has_recording=contents.samples is not None,
         has_gain=any(noise is not None for noise in contents.noise_uV.values()),
+        labels_are_everywhere=labels_are_everywhere(result),
         phy=_phy_commands(result, path),
         performance=performance,
         interval_s=interval_s,

@@ -134,6 +134,7 @@ def page_data(contents: ReportContents) -> str:
         "duration_s": sum(result.num_samples) / result.sorting.sampling_frequency,
         "num_spikes": sum(unit.num_spikes for unit in contents.units),
         "label_interval_s": result.label_interval_s,
+        "labels_are_everywhere": labels_are_everywhere(result),
         "limits": {
             "refractory_ms": REFRACTORY_MS,
             "correlogram_ms": CORRELOGRAM_MS,
@@ -166,6 +167,14 @@ def page_data(contents: ReportContents) -> str:
         "truth": None if performance is None else _truth(performance, contents.truth_snr),
     }
     return json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
+
+
+def labels_are_everywhere(result: StoredResult) -> bool:
+    """Return whether the labels that trained the network are of the whole recording."""
+    interval = result.label_interval_s
+    if interval is None:
+        return False
+    return interval[0] <= 0 and interval[1] >= sum(result.num_samples) / result.sorting.sampling_frequency
 
 
 def drawn_positions(groups: Sequence[GroupModel]) -> dict[str, np.ndarray]:

@@ -106,7 +106,7 @@ chart("raster", () => {
     },
   ];
   const shapes = view === "units" ? [] : unreadBands(scale);
-  if (data.label_interval_s) shapes.push(band("x", ...data.label_interval_s.map((time) => time / scale), "mark", 0.12));
+  if (data.label_interval_s && !data.labels_are_everywhere) shapes.push(band("x", ...data.label_interval_s.map((time) => time / scale), "mark", 0.12));
   const named = data.units.length <= 40 ? { tickvals: range(data.units.length), ticktext: data.units.map((unit) => plain(unit.id)) } : {};
   const y = {
     depth: () => axis("depth (µm)"),
@@ -295,7 +295,8 @@ chart("moment-traces", () => {
   const bar = roundBelow(0.8 * spacing);
   const right = 1.02 * times[size - 1];
   const shapes = [{ type: "line", x0: right, x1: right, y0: 0, y1: bar, line: { color: colour("ink"), width: 2 } }];
-  annotations.push({ x: right, y: bar / 2, text: `${bar} ${measure}`, textangle: -90, xanchor: "left", showarrow: false, font: { size: 11 } });
+  const text = `${bar}<br>${measure.replace(" ", "<br>")}`;
+  annotations.push({ x: right, y: bar / 2, text, align: "left", xanchor: "left", xshift: 2, showarrow: false, font: { size: 11 } });
   const y = axis("channel", {
     tickvals: range(channels).map((channel) => -spacing * channel), ticktext: excerpt.channels.map(plain), showgrid: false,
     range: [Math.min(...lowest, -spacing * (channels - 0.5)) - 0.05 * spacing, Math.max(...highest, spacing / 2) + 0.35 * spacing],
@@ -303,7 +304,7 @@ chart("moment-traces", () => {
   const units = firing(excerpt);
   return {
     traces,
-    layout: layout(axis(`ms after ${excerpt.start_s.toFixed(3)} s`, { range: [0, 1.05 * times[size - 1]] }), y, { annotations, shapes }),
+    layout: layout(axis(`ms after ${excerpt.start_s.toFixed(3)} s`, { range: [0, 1.08 * times[size - 1]] }), y, { annotations, shapes }),
     label: `Traces of ${channels} channels from ${excerpt.start_s.toFixed(3)} s with ${counted(excerpt.spikes.length, "spike")} of units ${units.join(", ")} marked.`,
   };
 });
