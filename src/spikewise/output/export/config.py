@@ -73,8 +73,8 @@ class NwbConfig(Settings):
     institution: str | None = setting(None, "Where it was recorded")
     brain_area: str | None = setting(
         None,
-        "Brain area of the electrodes, if the recording does not tell it; for mice a term of the Allen atlas, "
-        "such as VISp",
+        "Brain area of the electrodes, if the recording does not tell it; for mice a term of the Allen "
+        "atlas, such as VISp",
     )
     subject_id: str | None = setting(None, "Name of the animal")
     species: str | None = setting(None, "Species in Latin, such as Mus musculus")

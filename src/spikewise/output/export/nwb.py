@@ -150,7 +150,7 @@ def write_nwb(
         else:
             nwbfile = _new_file(config)
             table = _add(nwbfile, analyzer, recording, recording, provenance, file, config)
-            partial = file.with_name(file.name + ".partial")
+            partial = file.with_name(file.name + ".partial.nwb")  # pynwb warns of other endings
             with NWBHDF5IO(str(partial), "w") as io:
                 io.write(nwbfile)
             partial.replace(file)

@@ -1,7 +1,7 @@
 """The electrodes of an NWB file: their places on the probe, their brain area, and what the probe is.
 
-Conventions: ``rel_x`` and ``rel_y`` are the coordinates of the contacts on the probe, in um; ``location`` is the
-brain area. A table of electrodes that is there already stays as it is.
+Conventions: ``rel_x`` and ``rel_y`` are the coordinates of the contacts on the probe, in um; ``location`` is
+the brain area. A table of electrodes that is there already stays as it is.
 """
 
 from __future__ import annotations
