@@ -384,7 +384,7 @@ def test_three_hundred_units_stay_under_ten_megabytes(tmp_path):
     generator = np.random.default_rng(2)
     num_units, num_channels, length = 300, 384, int(4 * RATE)
     unit_ids = list(range(num_units))
-    frames = np.sort(generator.integers(500, length - 500, 60 * num_units))
+    frames = np.sort(generator.integers(500, length - 500, 700 * num_units))
     units = generator.integers(0, num_units, len(frames))
     sorting = NumpySorting.from_samples_and_labels([frames], [units], RATE, unit_ids)
     traces = generator.normal(0, 1, (length, num_channels)).astype(np.float32)
