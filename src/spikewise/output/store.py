@@ -112,7 +112,7 @@ def output_folder(path: Path, overwrite: bool, resume: bool = False) -> Iterator
     """Create the folder to write a result into, and make it the output folder when the block succeeds.
 
     A result that is overwritten stays in place until the new one is complete; the new one is written beside
-    it, as ``PATH.new``. After an error, finished parts are kept. If no part is finished, the folder is removed.
+    it, as ``PATH.new``. After an error, finished parts are kept; without any, the folder is removed.
 
     Parameters
     ----------
