@@ -12,6 +12,7 @@ from spikewise.output.firing import measure_firing
 from spikewise.output.measures import measure_units, spike_trains
 from spikewise.output.pairs import UnitPair, likely_pairs
 from spikewise.output.report.page import write_report
+from spikewise.output.report.page_data import TraceScale
 from spikewise.output.samples import sample_spikes
 
 from test_report import RATE, page_json, read_page, small_result, words  # isort: skip
@@ -132,8 +133,20 @@ def test_spikes_of_the_page_are_those_of_the_recording(tmp_path):
     compared = data["firing"]["compared"]
     assert compared["frames_per_ms"] == 10
     assert compared["seconds"] == 4.0
-    assert data["groups"][0]["noise_uV"] is None
+    assert (data["groups"][0]["is_uV"], data["groups"][0]["scale"]) == (False, [1.0] * 3)
     names = [(part["type"], part["shape"]) for part in (compared["unit"], compared["step"])]
     total = result.sorting.count_total_num_spikes()
     assert names == [("uint16", [total]), ("uint32", [total])]
     assert list(itertools.chain(data["firing"]["counts"]["shape"])) == [2, 4]
+
+
+def test_sizes_over_the_noise_are_those_of_this_recording(tmp_path):
+    """A model divides by the noise that it learnt: here it was half of that of this recording."""
+    result, readers = two_sizes()
+    scales = {"0": TraceScale(np.array([1.0, 3.0, 1.0]), 2.0)}
+    page = read_page(write_report(result, tmp_path / "a.html", readers=readers, scales=scales))
+    row = dict(zip(page.rows[0], page.rows[2], strict=True))
+    assert float(row["SNR"]) == pytest.approx(16 / 2, rel=0.05)
+    assert float(row["amplitude (µV)"]) == pytest.approx(16 * 3, rel=0.05)
+    path = write_report(result, tmp_path / "b.html", readers=readers, scales={"0": TraceScale(None, 2.0)})
+    assert page_json(path)["groups"][0]["scale"] == [0.5] * 3

@@ -14,6 +14,7 @@ import spikewise
 from spikewise import api
 from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.output.report.page import Comparison, write_report
+from spikewise.output.report.page_data import TraceScale
 from spikewise.output.result import StoredResult
 from spikewise.output.store import spikes_hash
 
@@ -23,7 +24,7 @@ NAMES = ["<b>a</b>", "b", "c", "10", "9"]
 COUNTS = [40, 30, 20, 10, 5]
 ALL_CHARTS = "return [...document.querySelectorAll('.chart')].map(chart => chart.id)"
 SIZES = [6.0, 9.0, 12.0, 20.0, 15.0]
-NOISE = {"0": np.array([5.0, 6.0, 7.0, 8.0, 9.0, 10.0])}
+NOISE = {"0": TraceScale(np.array([5.0, 6.0, 7.0, 8.0, 9.0, 10.0]))}
 """Microvolts of the noise of each channel."""
 
 
@@ -62,7 +63,7 @@ def opened(tmp_path_factory):
     result, readers, truth = made_result()
     path = tmp_path_factory.mktemp("page") / "report.html"
     performance = api.evaluate(truth, result.sorting)
-    write_report(result, path, readers=readers, noise_uV=NOISE, comparison=Comparison(truth, performance))
+    write_report(result, path, readers=readers, scales=NOISE, comparison=Comparison(truth, performance))
     with chromium() as browser:
         browser.get(path.as_uri())
         wait_until(browser, "return document.documentElement.dataset.ready")

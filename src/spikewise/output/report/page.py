@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import numpy as np
 from plotly.offline import get_plotlyjs
 from spikeinterface.core import BaseSorting
 
@@ -34,7 +33,13 @@ from spikewise.output.measures import (
 )
 from spikewise.output.pairs import MIN_SIMILARITY, UnitPair, likely_pairs, unit_similarity
 from spikewise.output.report.excerpts import Excerpt, choose_excerpts
-from spikewise.output.report.page_data import ReportContents, compress, labels_are_everywhere, page_data
+from spikewise.output.report.page_data import (
+    ReportContents,
+    TraceScale,
+    compress,
+    labels_are_everywhere,
+    page_data,
+)
 from spikewise.output.result import StoredResult
 from spikewise.output.samples import sample_spikes
 from spikewise.output.store import PROVENANCE_FILE
@@ -86,6 +91,8 @@ class UnitRow:
         None without the recording, or without spikes.
     depth_um : float or None
         Second coordinate of the unit; None without the recording, or without spikes.
+    snr : float or None
+        Largest deflection of its mean waveform over the noise of this recording.
     amplitude_uV : float or None
         Largest deflection of its mean waveform; None where the gain is not known.
     amplitude_cutoff : float or None
@@ -102,6 +109,7 @@ class UnitRow:
     colour: str
     main_channel: str | None
     depth_um: float | None
+    snr: float | None
     amplitude_uV: float | None
     amplitude_cutoff: float | None
     num_labels: int | None
@@ -114,7 +122,7 @@ def write_report(
     path: Path | str,
     *,
     readers: Mapping[str, TraceReader] | None = None,
-    noise_uV: Mapping[str, np.ndarray | None] | None = None,
+    scales: Mapping[str, TraceScale] | None = None,
     comparison: Comparison | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -127,9 +135,8 @@ def write_report(
         File to write, for example ``report.html``.
     readers : mapping of str to TraceReader, optional
         Preprocessed traces of each group of the model; without them no trace or waveform is drawn.
-    noise_uV : mapping of str to ndarray or None, optional
-        Microvolts of a standard deviation of the noise, (num_channels,) for each group; None where the gain
-        is not known. Without it, amplitudes are in standard deviations of the noise.
+    scales : mapping of str to TraceScale, optional
+        What the traces of each group are measured in; by default standard deviations of the noise.
     comparison : Comparison, optional
         The truth, and how well the result agrees with it.
     overwrite : bool
@@ -149,7 +156,7 @@ def write_report(
     """
     path = check_output_file(path, overwrite)
     compared = comparison or Comparison()
-    contents = _gather(result.with_names_of_recording(), readers, noise_uV or {}, compared)
+    contents = _gather(result.with_names_of_recording(), readers, scales or {}, compared)
     page = _render(contents, compared.interval_s, path)
     partial = path.with_name(path.name + ".partial")
     with writing(path):
@@ -168,7 +175,7 @@ def write_report(
 def _gather(
     result: StoredResult,
     readers: Mapping[str, TraceReader] | None,
-    noise_uV: Mapping[str, np.ndarray | None],
+    scales: Mapping[str, TraceScale],
     compared: Comparison,
 ) -> ReportContents:
     """Measure everything that the report shows; without readers, only what needs no traces."""
@@ -186,7 +193,7 @@ def _gather(
         result=result,
         units=units,
         firing=measure_firing(result, trains),
-        noise_uV=noise_uV,
+        scales=scales,
         samples=samples,
         excerpts=excerpts,
         similarity=similarity,
@@ -205,7 +212,7 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None, pa
         damage=summarise_damage(result.provenance.get("damage")),
         num_spikes=sum(unit.num_spikes for unit in contents.units),
         has_recording=contents.samples is not None,
-        has_gain=any(noise is not None for noise in contents.noise_uV.values()),
+        has_gain=any(scale.uV is not None for scale in contents.scales.values()),
         labels_are_everywhere=labels_are_everywhere(result),
         phy=_phy_commands(result, path),
         performance=performance,
@@ -274,6 +281,7 @@ def _rows(contents: ReportContents) -> list[UnitRow]:
             colour=colour_of(unit.unit_index),
             main_channel=None if unit.main_channel is None else unit.group.channel_ids[unit.main_channel],
             depth_um=contents.depth_um(unit),
+            snr=contents.snr(unit),
             amplitude_uV=contents.amplitude_uV(unit),
             amplitude_cutoff=None if samples is None else samples.amplitude_cutoff(unit.unit_index),
             num_labels=labels[unit.unit_index] if labels is not None else None,

@@ -50,6 +50,26 @@ _SIMILARITY_STEP = 1 / 250
 
 
 @dataclass(frozen=True)
+class TraceScale:
+    """What the prepared traces of a group are measured in.
+
+    Attributes
+    ----------
+    uV : ndarray or None
+        (num_channels,) microvolts of their unit; None where the gain is not known.
+    noise : float
+        Noise of this recording in their unit. It is not 1 if a model divides by the noise that it learnt.
+    """
+
+    uV: np.ndarray | None = None
+    noise: float = 1.0
+
+    def of_channels(self, num_channels: int) -> list[float]:
+        """Return the factors to microvolts, or to standard deviations of the noise without a gain."""
+        return [1 / self.noise] * num_channels if self.uV is None else self.uV.tolist()
+
+
+@dataclass(frozen=True)
 class ReportContents:
     """Everything that a report shows of a result.
 
@@ -58,9 +78,8 @@ class ReportContents:
     result : StoredResult
     units : list of UnitMeasures
     firing : Firing
-    noise_uV : mapping of str to ndarray or None
-        Microvolts of a standard deviation of the noise, for each channel of each group; None where the gain
-        is not known. Empty without the recording.
+    scales : mapping of str to TraceScale
+        What the traces of each group are measured in; groups that are left out are in units of their noise.
     samples : SpikeSamples or None
         None without the recording.
     excerpts : sequence of Excerpt
@@ -78,7 +97,7 @@ class ReportContents:
     result: StoredResult
     units: list[UnitMeasures]
     firing: Firing
-    noise_uV: Mapping[str, np.ndarray | None]
+    scales: Mapping[str, TraceScale]
     samples: SpikeSamples | None
     excerpts: Sequence[Excerpt]
     similarity: np.ndarray | None
@@ -93,8 +112,18 @@ class ReportContents:
 
     def amplitude_uV(self, unit: UnitMeasures) -> float | None:
         """Return the largest deflection of a unit's mean waveform; None where the gain is not known."""
-        noise, main, snr = self.noise_uV.get(unit.group.name), unit.main_channel, unit.snr
-        return None if noise is None or main is None or snr is None else float(noise[main] * snr)
+        scale, main = self.scale_of(unit.group), unit.main_channel
+        if scale.uV is None or main is None or unit.waveform is None:
+            return None
+        return float(scale.uV[main] * unit.waveform.peaks[main])
+
+    def snr(self, unit: UnitMeasures) -> float | None:
+        """Return the largest deflection of a unit's mean waveform over the noise of this recording."""
+        return None if unit.snr is None else unit.snr / self.scale_of(unit.group).noise
+
+    def scale_of(self, group: GroupModel) -> TraceScale:
+        """Return what the traces of a group are measured in."""
+        return self.scales.get(group.name, TraceScale())
 
 
 def compress(text: str) -> str:
@@ -149,7 +178,8 @@ def page_data(contents: ReportContents) -> str:
                 "channel_ids": list(group.channel_ids),
                 "silenced": [channel in group.silenced_channel_ids for channel in group.channel_ids],
                 "positions": np.round(positions[group.name], 2).tolist(),
-                "noise_uV": None if (noise := contents.noise_uV.get(group.name)) is None else noise.tolist(),
+                "is_uV": contents.scale_of(group).uV is not None,
+                "scale": contents.scale_of(group).of_channels(len(group.channel_ids)),
             }
             for group in result.model.groups
         ],

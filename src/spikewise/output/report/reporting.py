@@ -15,14 +15,16 @@ from spikewise.core.config import EvaluationConfig
 from spikewise.core.files import check_output_file
 from spikewise.core.progress import ProgressCallback
 from spikewise.data.opening import open_recording, open_sorting
+from spikewise.data.recordings.preprocessing import known_gains
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.models.checkpoint import Model
 from spikewise.output.matching import Performance, compare_sortings
 from spikewise.output.report.page import Comparison, write_report
+from spikewise.output.report.page_data import TraceScale
 from spikewise.output.result import StoredResult, load_result
 from spikewise.output.result_groups import groups_of
 from spikewise.output.store import REPORT_FILE
-from spikewise.sorting.groups import Group, known_gains
+from spikewise.sorting.groups import Group
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ def report(
         stored,
         output,
         readers=None if groups is None else _readers_of(groups),
-        noise_uV=None if groups is None else _noise_of(groups),
+        scales=None if groups is None else _scales_of(groups),
         comparison=Comparison(true_spikes, performance, settings.interval),
         overwrite=overwrite,
     )
@@ -132,7 +134,7 @@ def report_of_sort(
     """
     progress("report", 0, 1, "")
     try:
-        write_report(result, folder / REPORT_FILE, readers=_readers_of(groups), noise_uV=_noise_of(groups))
+        write_report(result, folder / REPORT_FILE, readers=_readers_of(groups), scales=_scales_of(groups))
     except (Exception, KeyboardInterrupt) as error:  # the finished sort must survive any error here
         logger.debug("the report failed", exc_info=True)
         logger.warning(
@@ -148,12 +150,11 @@ def _readers_of(groups: Sequence[Group]) -> dict[str, TraceReader]:
     return {group.name: group.reader for group in groups}
 
 
-def _noise_of(groups: Sequence[Group]) -> dict[str, np.ndarray | None]:
-    """Return the microvolts of a standard deviation of the noise on each channel, where the gain is known."""
-    gains = {group.name: known_gains(group.recording) for group in groups}
-    return {
-        group.name: None
-        if (gain := gains[group.name]) is None
-        else np.nan_to_num(group.preprocessed.noise_levels) * gain
-        for group in groups
-    }
+def _scales_of(groups: Sequence[Group]) -> dict[str, TraceScale]:
+    """Return what the traces of each group are measured in."""
+    scales = {}
+    for group in groups:
+        gains = known_gains(group.recording)
+        levels = np.nan_to_num(group.preprocessed.noise_levels)
+        scales[group.name] = TraceScale(None if gains is None else levels * np.abs(gains), group.noise_ratio)
+    return scales

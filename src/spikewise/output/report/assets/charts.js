@@ -102,9 +102,9 @@ function unreadBands(scale) {
     .map(([from, to]) => band("x", from / scale, to / scale, "line", 0.6));
 }
 
-// Return the microvolts of a standard deviation of the noise on a channel; null where the gain is not known.
-function noiseOf(group, channel) {
-  return group.noise_uV === null || channel === null ? null : group.noise_uV[channel];
+// Return the unit of measure of the amplitudes of a group, once they are multiplied by its scale.
+function measureName(group) {
+  return group.is_uV ? "µV" : "noise s.d.";
 }
 
 // Return the largest of 1, 2 and 5 times a power of ten that is not above a value.

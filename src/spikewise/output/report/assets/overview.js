@@ -80,9 +80,9 @@ chart("raster", () => {
   const rows = range(Math.min(units.length, data.limits.raster)).map((k) => Math.floor(k * step));
   const { scale, name } = timeScale();
   const times = unpack(source.time_s);
-  const isKnown = data.groups.every((group) => group.noise_uV !== null);
-  const measure = isKnown ? "µV" : "noise s.d.";
-  const factors = data.units.map((unit) => (isKnown ? measureOf(unit).factor : 1));
+  const isOne = data.groups.every((group) => group.is_uV === data.groups[0].is_uV);
+  const measure = isOne ? measureName(data.groups[0]) : "noise s.d.";
+  const factors = data.units.map((unit) => (isOne ? measureOf(unit).factor : 1));
   const amplitude = view === "units" ? null : unpack(data.spikes.amplitude).map((value, row) => value * factors[units[row]]);
   const height = { depth: () => unpack(data.spikes.depth_um), amplitude: () => amplitude, units: () => units }[view]();
   const largest = amplitude && [...rows.map((row) => amplitude[row])].sort((a, b) => a - b)[Math.floor(rows.length * 0.97)];
@@ -259,8 +259,7 @@ chart("moment-traces", () => {
   const excerpt = page.data.excerpts[page.excerpt];
   const [channels, size] = excerpt.traces.shape;
   const group = page.data.groups.find(({ name }) => name === excerpt.group);
-  const isKnown = group.noise_uV !== null;
-  const factors = excerpt.channel_index.map((channel) => (isKnown ? group.noise_uV[channel] : 1));
+  const factors = excerpt.channel_index.map((channel) => group.scale[channel]);
   const values = unpack(excerpt.traces).map((value, k) => value * factors[Math.floor(k / size)]);
   const times = range(size, 0, excerpt.step_ms);
   const spacing = 0.75 * Math.max(8 * Math.min(...factors), values.reduce((most, value) => Math.max(most, Math.abs(value)), 0));
@@ -291,7 +290,7 @@ chart("moment-traces", () => {
   }
   const lowest = range(size).map((sample) => level(channels - 1, sample));
   const highest = range(size).map((sample) => level(0, sample));
-  const measure = isKnown ? "µV" : "noise s.d.";
+  const measure = measureName(group);
   const bar = roundBelow(0.8 * spacing);
   const right = 1.02 * times[size - 1];
   const shapes = [{ type: "line", x0: right, x1: right, y0: 0, y1: bar, line: { color: colour("ink"), width: 2 } }];

@@ -37,20 +37,16 @@ function pitch(positions) {
 
 // Return by what to multiply amplitudes of a unit, and in which unit of measure they then are.
 function measureOf(unit) {
-  const noise = noiseOf(groupOf(unit), unit.main);
-  return noise ? { factor: noise, name: "µV" } : { factor: 1, name: "noise s.d." };
+  const group = groupOf(unit);
+  return { factor: unit.main === null ? 1 : group.scale[unit.main], name: measureName(group) };
 }
 
 // Draw the waveforms of units at the positions of their channels.
 function onProbe(indices) {
   const first = unitOf(indices[0]);
   const group = groupOf(first);
-  const isKnown = group.noise_uV !== null;
   const shown = indices.map((index) =>
-    meansOf(index).map(({ channel, values }) => ({
-      channel,
-      values: isKnown ? values.map((value) => value * group.noise_uV[channel]) : values,
-    })),
+    meansOf(index).map(({ channel, values }) => ({ channel, values: values.map((value) => value * group.scale[channel]) })),
   );
   const channels = shown[0].map((part) => part.channel);
   const positions = channels.map((channel) => group.positions[channel]);
@@ -102,7 +98,7 @@ function onProbe(indices) {
   const annotations = [
     {
       x: corner.x + width, y: corner.y + (bar * tall) / 2, xanchor: "left", xshift: 4, showarrow: false,
-      text: `${bar} ${isKnown ? "µV" : "noise s.d."}, 1 ms`, font: { size: 11 },
+      text: `${bar} ${measureName(group)}, 1 ms`, font: { size: 11 },
     },
   ];
   const x = axis("", { ...BARE, range: [left, right] });
