@@ -380,6 +380,35 @@ def test_a_report_without_the_recording_draws_what_it_has(opened, tmp_path):
     assert console_errors(opened) == []
 
 
+def test_units_of_two_tetrodes_are_compared_by_their_spikes_alone(opened, tmp_path):
+    """Their waveforms share no channel; the gain of the second tetrode is not known."""
+    generator = np.random.default_rng(4)
+    groups = [group_model(4, ["a"], "left"), group_model(4, ["b"], "right")]
+    spikes = sorted([(1000 * k, 0) for k in range(1, 30)] + [(1000 * k + 50, 1) for k in range(1, 30)])
+    readers = {}
+    for unit, group in enumerate(groups):
+        traces = generator.normal(0, 0.3, (40_000, 4)).astype(np.float32)
+        traces[[frame for frame, of in spikes if of == unit], 1] -= 9.0
+        readers[group.name] = ArrayTraces(traces, sampling_frequency=RATE)
+    result = small_result([spikes], ["a", "b"], [40_000], groups=groups)
+    scales = {"left": TraceScale(np.full(4, 5.0)), "right": TraceScale()}
+    opened.get(write_report(result, tmp_path / "r.html", readers=readers, scales=scales).as_uri())
+    wait_until(opened, "return document.documentElement.dataset.ready")
+    assert label_of(opened, "pair-probe") == "The units are in different groups of channels."
+    shown = "document.getElementById('pair-correlogram').data[0].y"
+    label_of(opened, "pair-correlogram")
+    assert opened.execute_script(f"return {shown}[55]") == 29  # all of them 5 ms later
+    label_of(opened, "unit-waveforms")
+    titles = []
+    for index in (0, 1):
+        click(opened, f"tr[data-index='{index}'] button")
+        titles.append(
+            opened.execute_script("return document.getElementById('unit-waveforms').layout.yaxis.title.text")
+        )
+    assert titles == ["channel ch1 (µV)", "channel ch1 (noise s.d.)"]
+    assert console_errors(opened) == []
+
+
 @pytest.mark.slow
 def test_three_hundred_units_stay_under_ten_megabytes(tmp_path):
     generator = np.random.default_rng(2)
