@@ -133,8 +133,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         save_sorting(sorting, folder)
         save_json(provenance, folder / PROVENANCE_FILE)
         if config.sorting.report:
-            readers = {group.name: group.reader for group in groups}
-            report_of_sort(StoredResult(sorting, model, provenance), readers, folder, progress)
+            report_of_sort(StoredResult(sorting, model, provenance), groups, folder, progress)
     return SortingResult(sorting, model, provenance, folder, inputs.recording)
 
 

@@ -145,7 +145,7 @@ def discovered_labels(
         except BootstrapError as error:
             if len(groups) == 1:
                 raise _with_log_kept(error, state.output / f"bootstrap_{config.bootstrap}.log") from error
-            logger.warning("group %s gives no labels: %s", group.name, error)
+            logger.info("group %s gives no labels: %s", group.name, error)  # the warning is that of learning
             facts["groups"][group.name] = {"error": str(error)}
             continue
         label_sets[group.name], facts["groups"][group.name] = kept

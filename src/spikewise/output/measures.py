@@ -191,7 +191,7 @@ def _measure_trains(result: StoredResult, trains: list[list[np.ndarray]]) -> lis
                     num_spikes=num_spikes,
                     rate_hz=num_spikes / duration_s,
                     violations_percent=_violations_percent(trains[index], rate),
-                    violations_ratio=_violations_ratio(trains[index], rate, sum(result.num_samples)),
+                    violations_ratio=violations_ratio(trains[index], rate, sum(result.num_samples)),
                     presence_ratio=_presence_ratio(trains[index], result.num_samples, rate),
                     correlogram=correlograms[index],
                 )
@@ -213,7 +213,23 @@ def _violations_percent(train: list[np.ndarray], rate: float) -> float | None:
     return float(100 * np.mean(intervals < REFRACTORY_MS / 1000 * rate))
 
 
-def _violations_ratio(train: list[np.ndarray], rate: float, num_samples: int) -> float | None:
+def violations_ratio(train: list[np.ndarray], rate: float, num_samples: int) -> float | None:
+    """Return the rate of violations relative to the unit's own rate; see :class:`UnitMeasures`.
+
+    Parameters
+    ----------
+    train : list of ndarray
+        Frames of the spikes in each segment.
+    rate : float
+        Sampling frequency, Hz.
+    num_samples : int
+        Length of the recording.
+
+    Returns
+    -------
+    float or None
+        None with fewer than two spikes.
+    """
     if sum(map(len, train)) < 2:
         return None
     # In frames, because these intervals are exact; the ratio has no unit.

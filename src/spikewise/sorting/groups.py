@@ -31,6 +31,9 @@ from spikewise.models.esort import window_samples
 
 logger = logging.getLogger(__name__)
 
+_MOST_NAMED = 8
+"""Most groups that a message names; the others are counted."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -144,13 +147,15 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
         check_channel_names(recording, config.exclude_channels)
     device = choose_device(preparation.sorting.device)
     groups: list[Group] = []
+    unknown: list[str] = []
+    excluded: list[str] = []
     parts = split_groups(recording, config.group_by)
     for name, part in parts.items():
         if silenced is not None and name not in silenced:
-            logger.warning("the model knows no group %s: its channels are not sorted", name)
+            unknown.append(name)
             continue
         if silenced is None and len(parts) > 1 and _is_excluded(part, config.exclude_channels):
-            logger.warning("all channels of group %s are excluded: it is not sorted", name)
+            excluded.append(name)
             continue
         noise = (preparation.noise or {}).get(name)
         preprocessed = preprocess_recording(
@@ -169,6 +174,12 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
         else:
             ratio = noise_ratio(preprocessed.measured_noise, preprocessed.noise_levels)
             groups.append(Group(name, part, preprocessed, reader, ratio, _note(noise, part, preprocessed)))
+    if unknown:
+        its = "its" if len(unknown) == 1 else "their"
+        logger.warning("the model knows no %s: %s channels are not sorted", named_groups(unknown), its)
+    if excluded:
+        it = "it is" if len(excluded) == 1 else "they are"
+        logger.warning("all channels of %s are excluded: %s not sorted", named_groups(excluded), it)
     if not groups:
         raise RecordingError(
             f"all {recording.get_num_channels()} channels are excluded",
@@ -217,6 +228,14 @@ def _note(noise: ChannelNoise, part: BaseRecording, preprocessed: Preprocessed) 
         names = list_channels(dict.fromkeys(noisy.astype(str), ""))
         notes.append(f"channels with much more noise than in training count less: {names}")
     return "; ".join(notes)
+
+
+def named_groups(names: Sequence[str]) -> str:
+    """Return groups as a message names them: ``group 3``, ``groups 3, 4, 5 and 27 more``."""
+    if len(names) == 1:
+        return f"group {names[0]}"
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"groups {', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def _is_excluded(part: BaseRecording, names: Sequence[str]) -> bool:
