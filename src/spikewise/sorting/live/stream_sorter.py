@@ -136,6 +136,16 @@ class StreamSorter:
         """Samples so far, missing ones included: the index of the next sample."""
         return self._start + self._streams[0].num_samples
 
+    @property
+    def main_columns(self) -> np.ndarray:
+        """Column (num_units,) of the channel that is nearest to each unit."""
+        return np.concatenate(
+            [
+                columns[detector.network.channel_index[:, 0].numpy()]
+                for detector, columns in zip(self._detectors, self._columns, strict=True)
+            ]
+        )
+
     def warm_up(self, dtype: str) -> None:
         """Compile all that :meth:`push` needs for a type of samples, which takes seconds the first time."""
         for stream in self._new_streams():
