@@ -46,7 +46,7 @@ class Delays:
     def histogram(self) -> dict[str, list[float]]:
         """Return edges in ms, and the counts below the first, between two of them, above the last."""
         places = [math.ceil(math.log(edge / 1000 / _LOWEST_S) / _LOG_STEP) for edge in _EDGES_MS]
-        counts = [int(part.sum()) for part in np.split(self._counts, places)]
+        counts = [float(part.sum()) for part in np.split(self._counts, places)]
         return {"edges_ms": list(_EDGES_MS), "counts": counts}
 
     def _percentile_ms(self, share: float) -> float:

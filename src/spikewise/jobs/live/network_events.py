@@ -65,7 +65,7 @@ class NetworkEventsSink(PlainSink):
             logger.warning("%d events did not reach the Network Events plugin", self._num_lost)
 
     def _work(self) -> None:
-        socket = self._open()
+        socket: Any = self._open()
         while (line := self._waiting.get()) is not None:
             for state in (1, 0):
                 socket.send(f"TTL Line={line} State={state}".encode())
@@ -78,7 +78,7 @@ class NetworkEventsSink(PlainSink):
         socket.close()
 
     def _open(self) -> Any:
-        socket = self._zmq.Context.instance().socket(self._zmq.REQ)
+        socket: Any = self._zmq.Context.instance().socket(self._zmq.REQ)
         socket.setsockopt(self._zmq.LINGER, 0)
         socket.connect(self._address)
         return socket

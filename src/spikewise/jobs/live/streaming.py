@@ -94,8 +94,8 @@ def stream(
         )
         sorter.warm_up(facts.dtype)
         units = units_of(model, sorter.latency.look_ahead_samples, sorter.main_columns)
-        sinks = open_sinks(names, units, overwrite)
-        loop = StreamLoop(sorter, model.sampling_frequency, config, sinks, progress)
+        receivers = open_sinks(names, units, overwrite)
+        loop = StreamLoop(sorter, model.sampling_frequency, config, receivers, progress)
         show_view(loop, units, config)
         return loop.run(opened, partial(_describe, model, str(source), facts.dtype, config))
     finally:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import threading
+import time
 import webbrowser
 from collections import deque
 from importlib.resources import files
@@ -65,11 +66,14 @@ class View:
         self._counts = np.zeros(len(units.ids), np.int64)
         self._tail = np.empty((0, 0))
         self._num_samples = 0
+        self._began_s = time.perf_counter()
         self._server = _Server(self, port)
         self.url = f"http://{_ADDRESS}:{self._server.port}/"
 
     def take(self, samples: np.ndarray, num_samples: int) -> None:
         """Keep the last samples, of which waveforms are cut; `num_samples` have come in all."""
+        if not self._num_samples:
+            self._began_s = time.perf_counter()
         keep = self._units.look_ahead + self._before + self._after
         fits = self._tail.shape[1:] == samples.shape[1:] and self._num_samples + len(samples) == num_samples
         joined = np.concatenate([self._tail, samples]) if fits else samples
@@ -119,7 +123,7 @@ class View:
             "num_spikes": summary["num_spikes"],
             "num_gaps": summary["num_gaps"],
             "num_missing": summary["num_missing"],
-            "busy_share": summary["busy_share"],
+            "busy_share": min(1.0, self._result.busy_s / max(time.perf_counter() - self._began_s, 1e-9)),
         }
 
     def facts(self) -> dict[str, Any]:

@@ -109,8 +109,8 @@ def stream_channels(
         )
         sorter.warm_up(facts.dtype)
         units = _units(sorter)
-        sinks = open_sinks(names, units, overwrite)
-        loop = StreamLoop(sorter, sorter.sampling_frequency, config, sinks, progress)
+        receivers = open_sinks(names, units, overwrite)
+        loop = StreamLoop(sorter, sorter.sampling_frequency, config, receivers, progress)
         show_view(loop, units, config)
         with threadpool_limits(1):  # threads that wait for each other make single spikes late
             return loop.run(opened, partial(_describe, sorter, str(source), facts, config))

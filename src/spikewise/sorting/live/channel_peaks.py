@@ -12,15 +12,15 @@ Shapes: samples are (num_samples, num_channels), waveforms (num_peaks, num_point
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.signal
 from scipy.ndimage import map_coordinates, spline_filter1d
 
-Polarity = Literal["negative", "positive", "both"]
 NORMAL_MEDIAN = 0.6745
 """Median of |x| of a normal distribution with standard deviation 1."""
 FILTER_MS = 1.0
@@ -135,8 +135,8 @@ class ChannelPeaks:
     cut : PeakCut
     thresholds : ndarray
         (num_channels,) heights that a filtered peak must exceed, in the unit of the samples.
-    polarities : sequence of Polarity
-        Direction of the peaks of each channel.
+    polarities : sequence of str
+        Direction of the peaks of each channel: negative, positive or both.
 
     Attributes
     ----------
@@ -144,7 +144,7 @@ class ChannelPeaks:
         Samples so far.
     """
 
-    def __init__(self, cut: PeakCut, thresholds: np.ndarray, polarities: list[Polarity]):
+    def __init__(self, cut: PeakCut, thresholds: np.ndarray, polarities: Sequence[str]):
         self._cut, self._thresholds = cut, np.asarray(thresholds, np.float64)
         self._signs = np.array([-1.0 if one == "negative" else 1.0 for one in polarities])
         self._is_both = np.array([one == "both" for one in polarities])
