@@ -123,7 +123,7 @@ def test_spike_times_in_seconds_are_told(times, tmp_path):
 
 def test_spike_times_that_are_no_numbers_are_told(tmp_path):
     recording = phy_folder(tmp_path, {}, times=(100, np.nan, 200, 300))
-    with pytest.raises(LabelsError, match="1 spike times in .* are no numbers"):
+    with pytest.raises(LabelsError, match=r"1 spike times in .* are no numbers"):
         load_labels(tmp_path, recording)
 
 

@@ -98,7 +98,7 @@ def read_table(file: Path, recording: BaseRecording | None) -> BaseSorting:
 
 
 def _delimiter_of(file: Path) -> str:
-    """Return the sign that separates the columns: a comma, or the tab, semicolon or space of other programs."""
+    """Return the sign that separates the columns: a comma, or a tab, semicolon or space."""
     with file.open(encoding="utf-8-sig", errors="replace") as lines:
         header = lines.readline()
     if "," in header:

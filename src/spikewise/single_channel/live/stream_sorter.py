@@ -11,6 +11,7 @@ import numpy as np
 from spikewise.core.errors import CheckpointError, RecordingError, SettingError
 from spikewise.core.rates import is_same_rate, show_rate
 from spikewise.core.untrusted import parsing
+from spikewise.data.recordings.channels import LARGEST
 from spikewise.single_channel.classifier import WaveformClassifier, load_classifier
 from spikewise.single_channel.config import SpikeDetectionConfig
 from spikewise.single_channel.raw_channel import live_cut
@@ -121,7 +122,8 @@ class ChannelStreamSorter:
     def push(self, block: np.ndarray) -> np.ndarray:
         """Take the next samples; return the spikes that are certain now.
 
-        Rows with NaN or infinite values on channels that have a model count as missing.
+        Rows with NaN, or values that no electrode gives (above 1e12), on channels that have a model count as
+        missing.
 
         Parameters
         ----------
@@ -140,7 +142,7 @@ class ChannelStreamSorter:
             If the block has another number of columns, or no real numbers.
         """
         block = self._checked(block)
-        is_good = np.isfinite(block).all(axis=1)
+        is_good = (np.abs(block) <= LARGEST).all(axis=1)  # NaN is not
         if is_good.all():
             return self._classified(self._peaks.push(block))
         edges = np.flatnonzero(np.diff(is_good)) + 1
