@@ -128,7 +128,7 @@ def test_spike_times_that_are_no_numbers_are_told(tmp_path):
 
 
 def test_units_that_bombcell_calls_noise_are_left_out_unless_a_person_says_otherwise(tmp_path):
-    bombcell = {"cluster_bc_unitType.tsv": "cluster_id\tbc_unitType\n0\tNOISE\n1\tGOOD\n2\tNOISE\n"}
+    bombcell = {"cluster_bc_unitType.tsv": "cluster_id\tbc_unitType\n0\tNOISE\n1\tGOOD\n2\tMUA\n"}
     recording = phy_folder(tmp_path, bombcell)
     kept = load_labels(tmp_path, recording).unit_ids.tolist()
     assert 0 not in kept
