@@ -194,7 +194,7 @@ def test_blocks_run_in_their_order(name, tmp_path, monkeypatch, capsys):
                 accuracy = float(re.search(r"pooled accuracy ([\d.]+)", outcome.out)[1])
                 assert accuracy >= 0.95
     if name == "first-sort.md":
-        assert done == ["simulate", "sort", "evaluate", "report", "python", "sort"]
+        assert done == ["simulate", "sort", "evaluate", "report", "python", "python", "sort"]
         assert (tmp_path / "sorted" / "report.html").is_file()
         first, again = (
             json.loads((tmp_path / n / "provenance.json").read_text()) for n in ("sorted", "again")

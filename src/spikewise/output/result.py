@@ -107,6 +107,15 @@ class StoredResult:
         used = settings.get("clock") if isinstance(settings, dict) else None
         return RecordingConfig(clock="ignore" if used == "ignore" else "auto")
 
+    def noise_ratio(self, group: str) -> float:
+        """Return the noise of the recording in a group, as a multiple of that of the model's training.
+
+        The traces are in units of the noise of the training.
+        """
+        ratios = self.provenance.get("noise_ratio")
+        ratio = ratios.get(group) if isinstance(ratios, dict) else None
+        return float(ratio) if isinstance(ratio, int | float) and ratio > 0 else 1.0
+
     @property
     def one_threshold(self) -> float | None:
         """The threshold that the user set for all units; None if each unit has its own from the model."""
