@@ -27,10 +27,11 @@ ROOMS = [
     "__init__",
 ]
 FOLDERS = {
-    "data": ["recordings", "labels", "simulation", ""],
+    "data": ["spatial", "recordings", "labels", "simulation", ""],
     "sorting": ["", "live"],
+    "discovery": ["", "motion"],
     "output": ["", "trust", "report", "export", "results"],
-    "jobs": ["state", "", "live"],
+    "jobs": ["state", "model", "", "live"],
     "single_channel": ["", "live"],
     "papers": ["", "cnn1d", "esort", "speed", "cli"],
 }

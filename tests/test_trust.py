@@ -249,8 +249,10 @@ def test_the_table_is_kept_and_the_same_seed_gives_it_again(noisy, sorted_noisy,
 def test_exports_carry_the_estimates_and_keep_good_units(noisy, sorted_noisy, tmp_path):
     table = table_of(sorted_noisy)
     spikewise.export_phy(sorted_noisy, noisy.recording, tmp_path / "all", traces="none")
-    groups = pd.read_csv(tmp_path / "all" / "cluster_group.tsv", sep="\t")["group"]
-    assert (groups == "good").tolist() == (table["verdict"] == "good").tolist()
+    for name in ("group", "KSLabel"):
+        labels = pd.read_csv(tmp_path / "all" / f"cluster_{name}.tsv", sep="\t")[name]
+        assert labels.tolist() == ["good" if v == "good" else "mua" for v in table["verdict"]]
+    assert (tmp_path / "all" / "cluster_ContamPct.tsv").exists()
     expected = pd.read_csv(tmp_path / "all" / "cluster_estimated_accuracy.tsv", sep="\t")
     np.testing.assert_allclose(expected["estimated_accuracy"], table["estimated_accuracy"], atol=6e-4)
     kept = spikewise.export_phy(sorted_noisy, noisy.recording, tmp_path / "good", traces="none", keep="good")
@@ -269,6 +271,8 @@ def test_a_table_of_another_result_or_a_missing_one_is_an_error(noisy, sorted_no
         (folder / "units.csv").write_text(text.replace("unit_id", "unit"))
         report = {"-o": tmp_path / "report.html"}
         assert_told(run(capsys, "report", folder, report), "units.csv", "no column unit_id", "validate")
+        succeed(capsys, "validate", folder, recording, "--overwrite")  # as the message says
+        assert table_of(sorted_noisy)["verdict"].isin(["good", "usable", "poor"]).all()
         (folder / "units.csv").unlink()
         export = {"-o": tmp_path / "phy", "--keep": "good", **recording}
         assert_told(run(capsys, "export", "phy", folder, export), "no units.csv", "spikewise validate")

@@ -27,10 +27,11 @@ from spikewise.data.opening import Inputs, open_inputs, settings_from
 from spikewise.data.recordings.preprocessing import split_groups
 from spikewise.jobs.cluster import check_cluster
 from spikewise.jobs.finding import find_spikes
-from spikewise.jobs.learn import keep_model, kept_model, learn_model, learning_seconds
 from spikewise.jobs.merge import in_memory, merge_shards, responses_file
+from spikewise.jobs.model.learn import keep_model, kept_model, learn_model, learning_seconds
+from spikewise.jobs.model.motion import follow_motion
+from spikewise.jobs.model.start import find_start
 from spikewise.jobs.provenance import Seconds, describe_sort
-from spikewise.jobs.start import find_start
 from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
 from spikewise.jobs.state.log import log_to
 from spikewise.jobs.state.unfinished import Unfinished
@@ -97,10 +98,12 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     inputs, config, progress = request.inputs, request.config, request.progress
     started = time.perf_counter()
     groups = prepare_groups(inputs.recording, Preparation.of(config, request.model))
-    prepare_s = time.perf_counter() - started
     for group in groups:
         if group.note:
             logger.warning("%s%s", f"group {group.name}: " if len(groups) > 1 else "", group.note)
+
+    groups, motion = follow_motion(groups, config, state, progress)
+    prepare_s = time.perf_counter() - started
 
     model = request.model or kept_model(state)
     if model is None:
@@ -123,21 +126,23 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         **describe_sort(inputs, config, model, request.model is not None, found, sorting, seconds),
         "job": request.job,
         "preprocessing": {group.name: list(group.preprocessed.steps) for group in groups},
+        "motion": motion,
         "noise_ratio": {group.name: round(group.noise_ratio, 4) for group in groups},
     }
     if note := summarise_damage(provenance["damage"]):
         logger.warning(note)
+    motions = {group.name: group.motion for group in groups if group.motion is not None}
     if folder is not None:
         save_sorting(sorting, folder)
         save_json(provenance, folder / PROVENANCE_FILE)
-        stored = StoredResult(sorting, model, provenance)
-        readers = {group.name: group.reader for group in groups}
+        stored = StoredResult(sorting, model, provenance, motions=motions)
         if config.sorting.trust:
+            readers = {group.name: group.reader for group in groups}
             units = units_of_sort(stored, readers, responses_file(spikes), folder, config, progress)
             stored = replace(stored, units=units)
         if config.sorting.report:
-            report_of_sort(stored, readers, folder, progress)
-    return SortingResult(sorting, model, provenance, folder, inputs.recording)
+            report_of_sort(stored, groups, folder, progress)
+    return SortingResult(sorting, model, provenance, folder, inputs.recording, motions)
 
 
 def sort(
@@ -252,6 +257,7 @@ def train(
         started = time.perf_counter()
         groups = prepare_groups(inputs.recording, Preparation.of(config))
         state = Unfinished(Path(folder))
+        groups, _ = follow_motion(groups, config, state, progress)
         start = find_start(groups, inputs, config, state, started, progress)
         model = learn_model(groups, start, config, state, progress)
     if output is not None:
@@ -310,4 +316,4 @@ def _finished(folder: Path, request: SortRequest) -> SortingResult:
         Unfinished(folder).remove()
     logger.warning("%s is finished already", folder)
     recording = request.inputs.recording
-    return SortingResult(stored.sorting, stored.model, stored.provenance, folder, recording)
+    return SortingResult(stored.sorting, stored.model, stored.provenance, folder, recording, stored.motions)

@@ -96,10 +96,11 @@ def validate(
 def stored_result(result: SortingResult | BaseSorting | str | Path) -> StoredResult | None:
     """Return a result of Spikewise; None if it is of another sorter."""
     if isinstance(result, str | Path):
-        return load_result(result) if (Path(result) / PROVENANCE_FILE).exists() else None
+        return load_result(result, units=False) if (Path(result) / PROVENANCE_FILE).exists() else None
     if isinstance(result, BaseSorting):
         return None
-    return StoredResult(result.sorting, result.model, result.provenance)
+    stored = StoredResult(result.sorting, result.model, result.provenance, motions=result.motions)
+    return stored.with_motions_of(result.folder)
 
 
 def seed_of(stored: StoredResult) -> int:
@@ -127,7 +128,7 @@ def _validate_other(
     if labels is None:
         raise SettingError("there is no result", "a result of Spikewise or of another sorter", "give one")
     learnt = sort(opened, labels=labels, config=config, progress=progress)
-    stored = StoredResult(learnt.sorting, learnt.model, learnt.provenance)
+    stored = StoredResult(learnt.sorting, learnt.model, learnt.provenance, motions=learnt.motions)
     table = validate_units(stored, _readers(stored, opened), seed=seed, progress=progress).table
     rows = table.set_index("unit_id")
     found = [

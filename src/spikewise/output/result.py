@@ -7,12 +7,13 @@ sort; otherwise a report could describe the wrong result.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from spikeinterface.core import BaseSorting
+from spikeinterface.core.motion import Motion
 
 from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import OutputError
@@ -21,6 +22,7 @@ from spikewise.core.untrusted import read_json
 from spikewise.data.labels.label_files import load_sorting
 from spikewise.data.labels.label_set import with_rate
 from spikewise.models.checkpoint import Model, load_model
+from spikewise.output.motions import load_motions
 from spikewise.output.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
 from spikewise.output.unit_table import read_units
 
@@ -58,12 +60,34 @@ class StoredResult:
         Settings, versions, hashes, seeds and timings; JSON types only.
     units : DataFrame or None
         How far each unit can be trusted, and its usual measures; None if it was not estimated.
+    motions : dict of str to Motion
+        The motion of each group that was removed from its traces.
     """
 
     sorting: BaseSorting
     model: Model
     provenance: dict[str, Any]
     units: pd.DataFrame | None = None
+    motions: dict[str, Motion] = field(default_factory=dict)
+
+    def with_motions_of(self, folder: Path | None) -> StoredResult:
+        """Return the result with the motions that the folder of a sort holds."""
+        if folder is None:
+            return self
+        names = [group.name for group in self.model.groups]
+        return replace(self, motions=load_motions(folder, names, len(self.num_samples)))
+
+    def with_parts_of(self, folder: Path | None) -> StoredResult:
+        """Return the result with the motions and the table of units that the folder of a sort holds.
+
+        Raises
+        ------
+        OutputError
+            If the table is damaged, or of another result.
+        """
+        if folder is None:
+            return self
+        return replace(self.with_motions_of(folder), units=read_units(folder, self.model.unit_ids))
 
     def with_names_of_recording(self) -> StoredResult:
         """Return the result with a model that names the channels as the recording does.
@@ -100,6 +124,15 @@ class StoredResult:
         used = settings.get("clock") if isinstance(settings, dict) else None
         return RecordingConfig(clock="ignore" if used == "ignore" else "auto")
 
+    def noise_ratio(self, group: str) -> float:
+        """Return the noise of the recording in a group, as a multiple of that of the model's training.
+
+        The traces are in units of the noise of the training.
+        """
+        ratios = self.provenance.get("noise_ratio")
+        ratio = ratios.get(group) if isinstance(ratios, dict) else None
+        return float(ratio) if isinstance(ratio, int | float) and ratio > 0 else 1.0
+
     @property
     def one_threshold(self) -> float | None:
         """The threshold that the user set for all units; None if each unit has its own from the model."""
@@ -123,13 +156,15 @@ class StoredResult:
         return [group for group in groups if _has_losses(group)] if isinstance(groups, list) else []
 
 
-def load_result(folder: Path | str) -> StoredResult:
+def load_result(folder: Path | str, *, units: bool = True) -> StoredResult:
     """Read what ``spikewise sort`` wrote.
 
     Parameters
     ----------
     folder : Path or str
         The output folder of a sort.
+    units : bool
+        Whether to read the table of units, if there is one.
 
     Returns
     -------
@@ -158,7 +193,7 @@ def load_result(folder: Path | str) -> StoredResult:
     provenance = _read_provenance(folder / PROVENANCE_FILE)
     result = StoredResult(load_sorting(folder / SORTING_FOLDER), load_model(folder / MODEL_FILE), provenance)
     _check_together(result, folder)
-    result = replace(result, units=read_units(folder, result.model.unit_ids))
+    result = result.with_parts_of(folder) if units else result.with_motions_of(folder)
     rate = float(provenance["recording"]["sampling_frequency"])
     if result.sorting.sampling_frequency != rate:  # of an earlier version, which wrote the rate of the model
         return replace(result, sorting=with_rate(result.sorting, rate))

@@ -88,11 +88,6 @@ def store_units(table: pd.DataFrame, folder: Path) -> None:
             np.save(opened, _values(table, name), allow_pickle=False)
 
 
-def table_of(folder: Path | None, unit_ids: Sequence[Any]) -> pd.DataFrame | None:
-    """Return the table in the folder of a result; None if there is no folder or no table in it."""
-    return None if folder is None else read_units(folder, unit_ids)
-
-
 def set_properties(sorting: BaseSorting, table: pd.DataFrame) -> None:
     """Set the estimates as properties of the units of a sorting, which are those of the table."""
     for name in PROPERTIES:

@@ -22,7 +22,7 @@ from spikewise.output.export.sorted_group import SortedGroup
 from spikewise.output.result import StoredResult, load_result
 from spikewise.output.result_groups import groups_of
 from spikewise.output.sorted_traces import traces_as_sorted
-from spikewise.output.unit_table import Keep, set_properties, spikes_of, table_of
+from spikewise.output.unit_table import Keep, set_properties, spikes_of
 from spikewise.sorting.groups import Group
 
 
@@ -212,12 +212,8 @@ def _stored(result: Any, keep: Keep) -> StoredResult:
     if isinstance(result, str | Path):
         stored = load_result(result)
     else:
-        stored = StoredResult(
-            result.sorting,
-            result.model,
-            result.provenance,
-            table_of(result.folder, result.model.unit_ids),
-        )
+        stored = StoredResult(result.sorting, result.model, result.provenance, motions=result.motions)
+        stored = stored.with_parts_of(result.folder)
     groups = stored.model.groups
     names = [group.name for group in groups for _ in group.unit_ids]
     stored.sorting.set_property("group", np.array(names))

@@ -7,7 +7,10 @@ Spikes from all over the recording are averaged to the unit's template. Memory d
 not on the length of the recording. If possible, Phy reads raw traces from the recording's own file.
 
 Conventions: Phy has one time axis, on which segments are laid end to end (global frames). It numbers units
-from 0; here the number is the unit's index in the sorting, and ``cluster_unit_id.tsv`` holds the ids.
+from 0; here the number is the unit's index in the sorting, and ``cluster_unit_id.tsv`` holds the ids. The
+label ``KSLabel`` (the name is Kilosort's, and other tools read it) and the group follow from how far a unit
+can be trusted (:mod:`spikewise.output.unit_table`). If that is not known, the label is only a guess from the
+contamination, and the group is ``unsorted``, as nobody has judged the unit.
 Templates and amplitudes are in microvolts. The amplitude of a spike is the size of its unit's template after
 it was scaled to fit the spike best. Templates and features are sparse: ``template_ind.npy`` and
 ``pc_feature_ind.npy`` hold the channels, the one with the largest amplitude first, and -1 where a unit has
@@ -39,9 +42,12 @@ from spikewise.output.export.phy_features import Projection, project_spikes
 from spikewise.output.export.phy_units import LocatedUnits, locate_units, unit_similarity
 from spikewise.output.export.sorted_group import SortedGroup, SpikeList
 from spikewise.output.export.spike_times import has_own_times, times_of_spikes
+from spikewise.output.measures import spike_trains, violations_ratio
 
 logger = logging.getLogger(__name__)
 
+GOOD_CONTAMINATION = 10.0
+"""Contamination in percent below which a unit is guessed to be good; chosen by hand."""
 _GROUP_GAP_UM = 200.0
 """Gap between groups that are moved side by side because their coordinates overlap; chosen by hand."""
 
@@ -121,6 +127,7 @@ def write_phy(
             _write_spikes(partial, spikes, units, projection)
             _write_times(partial, sorting, recording)
             _write_units(partial, sorting, units, groups, projection.templates, recording.sampling_frequency)
+            _write_quality(partial, sorting, recording)
             _write_channels(partial, recording, groups)
             source = _write_params(partial, folder, recording, config)
             partial.rename(folder)
@@ -185,19 +192,36 @@ def _write_units(
 
 
 def _write_trust(folder: Path, sorting: BaseSorting) -> None:
-    """Write how far each unit can be trusted, if it is known: Phy shows it as columns, and as its groups.
-
-    Good units are ``good`` in Phy, others ``mua``. None is ``noise``: labels leave out such units, and only a
-    curator should.
-    """
+    """Write how far each unit can be trusted, if it is known: Phy shows it as columns."""
     verdicts = sorting.get_property("verdict")
     if verdicts is None:
         return
-    _write_table(folder, "group", np.where(verdicts == "good", "good", "mua").tolist())
     for name in ("accuracy", "precision", "recall"):
         values = sorting.get_property(f"estimated_{name}")
         _write_table(folder, f"estimated_{name}", ["" if v != v else f"{v:.3f}" for v in values])
     _write_table(folder, "verdict", verdicts.tolist())
+
+
+def _write_quality(folder: Path, sorting: BaseSorting, recording: BaseRecording) -> None:
+    """Write the contamination of each unit, its label and its group.
+
+    Units whose verdict is good are ``good`` in both, others ``mua``. Without verdicts the label is a guess
+    from the contamination, and the group is nobody's yet. None is ``noise``: labels leave out such units, and
+    only a curator should.
+    """
+    num_samples = sum(recording.get_num_samples(k) for k in range(recording.get_num_segments()))
+    rate = float(recording.sampling_frequency)
+    ratios = [violations_ratio(train, rate, num_samples) for train in spike_trains(sorting)]
+    percent = [None if ratio is None else 100 * min(1.0, ratio) for ratio in ratios]
+    verdicts = sorting.get_property("verdict")
+    if verdicts is None:
+        labels = ["good" if value is not None and value < GOOD_CONTAMINATION else "mua" for value in percent]
+        groups = ["unsorted"] * len(labels)
+    else:
+        labels = groups = ["good" if verdict == "good" else "mua" for verdict in verdicts]
+    _write_table(folder, "ContamPct", ["" if value is None else f"{value:.2f}" for value in percent])
+    _write_table(folder, "KSLabel", labels)
+    _write_table(folder, "group", groups)
 
 
 def _names(groups: Sequence[SortedGroup]) -> list[str]:
@@ -208,7 +232,7 @@ def _write_table(folder: Path, name: str, values: Sequence[str]) -> None:
     with (folder / f"cluster_{name}.tsv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(["cluster_id", name])
-        table.writerows(enumerate(values))
+        table.writerows(row for row in enumerate(values) if row[1])
 
 
 def _write_channels(folder: Path, recording: BaseRecording, groups: Sequence[SortedGroup]) -> None:

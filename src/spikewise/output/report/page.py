@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.resources
 import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from spikewise.core.constants import REFRACTORY_MS
 from spikewise.core.files import check_output_file, writing
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.output.colours import colour_of
+from spikewise.output.firing import measure_firing
 from spikewise.output.measures import (
     MAX_WAVEFORM_SPIKES,
     UnitMeasures,
@@ -30,10 +32,17 @@ from spikewise.output.measures import (
     spike_trains,
 )
 from spikewise.output.pairs import MIN_SIMILARITY, UnitPair, likely_pairs, unit_similarity
-from spikewise.output.report.excerpts import choose_excerpts
-from spikewise.output.report.page_data import ReportContents, compress, page_data
+from spikewise.output.report.excerpts import Excerpt, choose_excerpts
+from spikewise.output.report.page_data import (
+    ReportContents,
+    TraceScale,
+    compress,
+    labels_are_everywhere,
+    page_data,
+)
 from spikewise.output.result import StoredResult
 from spikewise.output.samples import sample_spikes
+from spikewise.output.store import PROVENANCE_FILE
 from spikewise.output.unit_table import trust_of_unit
 from spikewise.sorting.damaged import summarise_damage
 
@@ -43,11 +52,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PAGE_FOLDER = "assets"
+PHY_FOLDER = "phy"
+"""Folder for Phy beside the report, to which the report links if it is there."""
 TEMPLATE = "report.html.jinja"
 MAX_NAMED_UNITS = 12
 """Most units that a sentence of the page names; the others are only counted. Chosen by hand."""
-SCRIPTS = ("charts.js", "unit.js", "overview.js", "table.js", "page.js")
+SCRIPTS = ("charts.js", "saving.js", "unit.js", "pairs.js", "overview.js", "table.js", "page.js")
 """The scripts of the page, in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a result is compared with.
+
+    Attributes
+    ----------
+    truth : BaseSorting or None
+        The true spikes; with the traces they give the SNR of each true unit.
+    performance : Performance or None
+        Comparison with the truth; without it no score is shown.
+    interval_s : (float, float) or None
+        Time of that comparison, in seconds; traces are drawn from this time only.
+    """
+
+    truth: BaseSorting | None = None
+    performance: Performance | None = None
+    interval_s: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +90,12 @@ class UnitRow:
     colour : str
     main_channel : str or None
         None without the recording, or without spikes.
+    depth_um : float or None
+        Second coordinate of the unit; None without the recording, or without spikes.
+    snr : float or None
+        Largest deflection of its mean waveform over the noise of this recording.
+    amplitude_uV : float or None
+        Largest deflection of its mean waveform; None where the gain is not known.
     amplitude_cutoff : float or None
         Estimated fraction of its spikes that are too small to be found; None with too few sampled spikes.
     num_labels : int or None
@@ -75,6 +111,9 @@ class UnitRow:
     measures: UnitMeasures
     colour: str
     main_channel: str | None
+    depth_um: float | None
+    snr: float | None
+    amplitude_uV: float | None
     amplitude_cutoff: float | None
     num_labels: int | None
     score: dict[str, Any] | None
@@ -87,9 +126,8 @@ def write_report(
     path: Path | str,
     *,
     readers: Mapping[str, TraceReader] | None = None,
-    truth: BaseSorting | None = None,
-    performance: Performance | None = None,
-    interval_s: tuple[float, float] | None = None,
+    scales: Mapping[str, TraceScale] | None = None,
+    comparison: Comparison | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write the report of a sort.
@@ -101,12 +139,10 @@ def write_report(
         File to write, for example ``report.html``.
     readers : mapping of str to TraceReader, optional
         Preprocessed traces of each group of the model; without them no trace or waveform is drawn.
-    truth : BaseSorting, optional
-        The true spikes; with the readers they give the SNR of each true unit.
-    performance : Performance, optional
-        Comparison with the truth; without it no score is shown.
-    interval_s : (float, float), optional
-        Time of that comparison, in seconds; traces are drawn from this time only.
+    scales : mapping of str to TraceScale, optional
+        What the traces of each group are measured in; by default standard deviations of the noise.
+    comparison : Comparison, optional
+        The truth, and how well the result agrees with it.
     overwrite : bool
         Whether an existing file may be replaced.
 
@@ -123,8 +159,9 @@ def write_report(
         If the traces cannot be read.
     """
     path = check_output_file(path, overwrite)
-    contents = _gather(result.with_names_of_recording(), readers, truth, performance, interval_s)
-    page = _render(contents, interval_s)
+    compared = comparison or Comparison()
+    contents = _gather(result.with_names_of_recording(), readers, scales or {}, compared)
+    page = _render(contents, compared.interval_s, path)
     partial = path.with_name(path.name + ".partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,24 +179,36 @@ def write_report(
 def _gather(
     result: StoredResult,
     readers: Mapping[str, TraceReader] | None,
-    truth: BaseSorting | None,
-    performance: Performance | None,
-    interval_s: tuple[float, float] | None,
+    scales: Mapping[str, TraceScale],
+    compared: Comparison,
 ) -> ReportContents:
     """Measure everything that the report shows; without readers, only what needs no traces."""
-    units, truth_snr = measure_units(result, readers, truth)
+    units, truth_snr = measure_units(result, readers, compared.truth)
+    trains = spike_trains(result.sorting)
     samples, similarity = None, None
     pairs: list[UnitPair] = []
+    excerpts: list[Excerpt] = []
     if readers is not None:
-        samples = sample_spikes(result, units, readers)
         similarity = unit_similarity(units)
-        pairs = likely_pairs(result.sorting, spike_trains(result.sorting), result.num_samples, similarity)
-    excerpts = [] if readers is None else choose_excerpts(result, units, readers, interval_s)
-    return ReportContents(result, units, samples, excerpts, similarity, pairs, performance, truth_snr)
+        pairs = likely_pairs(result.sorting, trains, result.num_samples, similarity)
+        samples = sample_spikes(result, units, readers, pairs)
+        excerpts = choose_excerpts(result, units, readers, compared.interval_s)
+    return ReportContents(
+        result=result,
+        units=units,
+        firing=measure_firing(result, trains),
+        scales=scales,
+        samples=samples,
+        excerpts=excerpts,
+        similarity=similarity,
+        pairs=pairs,
+        performance=compared.performance,
+        truth_snr=truth_snr,
+    )
 
 
-def _render(contents: ReportContents, interval_s: tuple[float, float] | None) -> str:
-    """Return the page as HTML."""
+def _render(contents: ReportContents, interval_s: tuple[float, float] | None, path: Path) -> str:
+    """Return the page as HTML; `path` is where it will be."""
     result, performance = contents.result, contents.performance
     return _template().render(
         result=result,
@@ -168,6 +217,9 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None) ->
         num_spikes=sum(unit.num_spikes for unit in contents.units),
         has_recording=contents.samples is not None,
         has_trust=result.units is not None,
+        has_gain=any(scale.uV is not None for scale in contents.scales.values()),
+        labels_are_everywhere=labels_are_everywhere(result),
+        phy=_phy_commands(result, path),
         performance=performance,
         interval_s=interval_s,
         excerpts=contents.excerpts,
@@ -186,6 +238,20 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None) ->
         style=_page_file("report.css"),
         scripts=[_page_file(name) for name in SCRIPTS],
     )
+
+
+def _phy_commands(result: StoredResult, path: Path) -> dict[str, Any]:
+    """Return the commands that open the result in Phy, and whether the folder is there already."""
+    is_beside = (path.parent / PROVENANCE_FILE).is_file()
+    output = str(path.parent) if is_beside else "OUT"
+    recording = result.provenance["recording"].get("path") or "RECORDING"
+    folder = str(path.parent / PHY_FOLDER) if is_beside else PHY_FOLDER
+    export = ["spikewise", "export", "phy", output, "--recording", str(recording), "-o", folder]
+    return {
+        "export": shlex.join(export),
+        "open": shlex.join(["phy", "template-gui", f"{folder}/params.py"]),
+        "link": f"{PHY_FOLDER}/params.py" if (path.parent / PHY_FOLDER / "params.py").is_file() else None,
+    }
 
 
 def _page_file(name: str) -> str:
@@ -219,6 +285,9 @@ def _rows(contents: ReportContents) -> list[UnitRow]:
             measures=unit,
             colour=colour_of(unit.unit_index),
             main_channel=None if unit.main_channel is None else unit.group.channel_ids[unit.main_channel],
+            depth_um=contents.depth_um(unit),
+            snr=contents.snr(unit),
+            amplitude_uV=contents.amplitude_uV(unit),
             amplitude_cutoff=None if samples is None else samples.amplitude_cutoff(unit.unit_index),
             num_labels=labels[unit.unit_index] if labels is not None else None,
             score=scores.get(str(unit.unit_id)),

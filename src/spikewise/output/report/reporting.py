@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from spikeinterface.core import BaseRecording, BaseSorting
+from spikeinterface.core.motion import Motion
 
 from spikewise.core.config import EvaluationConfig
 from spikewise.core.files import check_output_file
 from spikewise.core.progress import ProgressCallback
 from spikewise.data.opening import open_recording, open_sorting
+from spikewise.data.recordings.preprocessing import known_gains
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.models.checkpoint import Model
 from spikewise.output.matching import Performance, compare_sortings
-from spikewise.output.report.page import write_report
+from spikewise.output.report.page import Comparison, write_report
+from spikewise.output.report.page_data import TraceScale
 from spikewise.output.result import StoredResult, load_result
 from spikewise.output.result_groups import groups_of
 from spikewise.output.store import REPORT_FILE
-from spikewise.output.unit_table import table_of
+from spikewise.sorting.groups import Group
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +42,16 @@ class SortedResult(Protocol):
         """The model that found the spikes."""
 
     @property
-    def folder(self) -> Path | None:
-        """The output folder, if there is one."""
-
-    @property
     def provenance(self) -> dict[str, Any]:
         """Settings, versions, hashes, seeds and timings."""
+
+    @property
+    def motions(self) -> dict[str, Motion]:
+        """The motion of each group that was removed from its traces."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The output folder, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -104,18 +112,13 @@ def report(
     """
     output = check_output_file(output, overwrite)
     settings = config or EvaluationConfig.from_dict(options)
-    stored = (
-        load_result(result)
-        if isinstance(result, str | Path)
-        else StoredResult(
-            result.sorting,
-            result.model,
-            result.provenance,
-            table_of(result.folder, result.model.unit_ids),
-        )
-    )
+    if isinstance(result, str | Path):
+        stored = load_result(result)
+    else:
+        stored = StoredResult(result.sorting, result.model, result.provenance, motions=result.motions)
+        stored = stored.with_parts_of(result.folder)
     opened = None if recording is None else open_recording(recording, stored.reading)[0]
-    readers = None if opened is None else _readers_of(stored, opened)
+    groups = None if opened is None else groups_of(stored, opened)
     performance, true_spikes = None, None
     if truth is not None:
         true_spikes = open_sorting(truth, opened)
@@ -123,25 +126,24 @@ def report(
     path = write_report(
         stored,
         output,
-        readers=readers,
-        truth=true_spikes,
-        performance=performance,
-        interval_s=settings.interval,
+        readers=None if groups is None else _readers_of(groups),
+        scales=None if groups is None else _scales_of(groups),
+        comparison=Comparison(true_spikes, performance, settings.interval),
         overwrite=overwrite,
     )
     return Report(path, stored.provenance, performance)
 
 
 def report_of_sort(
-    result: StoredResult, readers: Mapping[str, TraceReader], folder: Path, progress: ProgressCallback
+    result: StoredResult, groups: Sequence[Group], folder: Path, progress: ProgressCallback
 ) -> None:
-    """Write the report of a sort into its output folder, from the traces that were sorted.
+    """Write the report of a sort into its output folder, from the groups that were sorted.
 
     The sort is finished, so an error only logs a warning, and Ctrl-C only skips the report.
     """
     progress("report", 0, 1, "")
     try:
-        write_report(result, folder / REPORT_FILE, readers=readers)
+        write_report(result, folder / REPORT_FILE, readers=_readers_of(groups), scales=_scales_of(groups))
     except (Exception, KeyboardInterrupt) as error:  # the finished sort must survive any error here
         logger.debug("the report failed", exc_info=True)
         logger.warning(
@@ -152,6 +154,16 @@ def report_of_sort(
     progress("report", 1, 1, "")
 
 
-def _readers_of(result: StoredResult, recording: BaseRecording) -> dict[str, TraceReader]:
-    """Return the traces of each group of a result, preprocessed as for its model."""
-    return {group.name: group.reader for group in groups_of(result, recording)}
+def _readers_of(groups: Sequence[Group]) -> dict[str, TraceReader]:
+    """Return the traces of each group, preprocessed as for the model."""
+    return {group.name: group.reader for group in groups}
+
+
+def _scales_of(groups: Sequence[Group]) -> dict[str, TraceScale]:
+    """Return what the traces of each group are measured in."""
+    scales = {}
+    for group in groups:
+        gains = known_gains(group.recording)
+        levels = np.nan_to_num(group.preprocessed.noise_levels)
+        scales[group.name] = TraceScale(None if gains is None else levels * np.abs(gains), group.noise_ratio)
+    return scales

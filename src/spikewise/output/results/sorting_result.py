@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 from spikeinterface.core import BaseRecording, BaseSorting, SortingAnalyzer
+from spikeinterface.core.motion import Motion
 
 from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import OutputError
@@ -44,6 +45,8 @@ class SortingResult:
         The output folder, if there is one.
     recording : BaseRecording or None
         The recording that was sorted, if it is at hand.
+    motions : dict of str to Motion
+        The motion of each group that was removed from its traces.
     """
 
     sorting: BaseSorting
@@ -51,6 +54,7 @@ class SortingResult:
     provenance: dict[str, Any]
     folder: Path | None = None
     recording: BaseRecording | None = field(default=None, compare=False)
+    motions: dict[str, Motion] = field(default_factory=dict, compare=False)
 
     @property
     def units(self) -> pd.DataFrame:
@@ -195,4 +199,6 @@ def load_result(folder: str | Path) -> SortingResult:
         If the folder holds no finished result, or a damaged one.
     """
     stored = load_stored(folder)
-    return SortingResult(stored.sorting, stored.model, stored.provenance, Path(folder))
+    return SortingResult(
+        stored.sorting, stored.model, stored.provenance, Path(folder), motions=stored.motions
+    )

@@ -10,13 +10,13 @@ from typing import Any
 from spikewise.core.config import Config
 from spikewise.core.errors import Interrupted
 from spikewise.core.progress import ProgressCallback
-from spikewise.jobs.start import StartingPoint
+from spikewise.jobs.model.start import StartingPoint
 from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.learning.group_learning import learn_group
 from spikewise.learning.settings import LearningSettings
 from spikewise.models.checkpoint import Model, load_model, save_model
 from spikewise.output.store import MODEL_FILE
-from spikewise.sorting.groups import Group
+from spikewise.sorting.groups import Group, named_groups
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,11 @@ def learn_model(
         "detection_config": config.detection,
     }
     models, facts = [], []
+    if without := [group.name for group in groups if group.name not in start.label_sets]:
+        verb = "has no units and is" if len(without) == 1 else "have no units and are"
+        logger.warning("%s %s not sorted", named_groups(without), verb)
     for index, group in enumerate(groups):
         if group.name not in start.label_sets:
-            logger.warning("group %s has no units and is not sorted", group.name)
             continue
         file = state.group_file(index)
         if file.exists():
