@@ -60,10 +60,10 @@ def sort(
         f"{found['num_units']} units, {found['num_spikes']} spikes in {seconds['recorded']:.1f} s",
         f"learning took {seconds['learning']:.1f} s, sorting {seconds['sorting']:.1f} s "
         f"({factor:.2g} times real time)",
-        f"result in {output}" + (f", with {REPORT_FILE}" if (output / REPORT_FILE).exists() else ""),
     )
     if (output / UNITS_FILE).exists():
         say(f"{summarise_units(result.units)}; {UNITS_FILE} tells how far each can be trusted")
+    say(f"result in {output}" + (f", with {REPORT_FILE}" if (output / REPORT_FILE).exists() else ""))
     if json:
         print_json(
             command="sort",
