@@ -186,6 +186,9 @@ def decide(candidates: Candidates, overlaps: Overlaps, rule: Rule) -> np.ndarray
     is_spike = candidates.is_found.copy()
     amplitude, shift, score = np.ones(count), np.zeros(count), np.zeros(count)
     rest = np.empty(candidates.products.shape[1])
+    for index in range(count):
+        rest[:] = candidates.products[index]
+        shift[index] = _fit(rest, overlaps.energy[candidates.unit_index[index]], rule)[0]
     for _ in range(rule.rounds):
         next_amplitude, next_shift = amplitude.copy(), shift.copy()
         for index in range(count):
@@ -200,7 +203,8 @@ def decide(candidates: Candidates, overlaps: Overlaps, rule: Rule) -> np.ndarray
             next_amplitude[index] += part * (amplitude_now - amplitude[index])
             least = rule.least * energy
             if candidates.is_found[index]:
-                _, _, alone = _fit(candidates.products[index], energy, rule)
+                rest[:] = candidates.products[index]
+                alone = _fit(rest, energy, rule)[2]
                 least = min(least, max(2 * rule.least * alone, rule.least_alone * energy))
             score[index] = gain - least + rule.weight * candidates.odds[index] - rule.price
         is_spike = _changed(is_spike, score, candidates, overlaps, rule)

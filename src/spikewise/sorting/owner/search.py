@@ -9,7 +9,7 @@ Neurosci. 2015, resolve overlaps likewise; a fit without the network sees all un
 1. The middle part of a candidate's waveform is multiplied with the traces, at some time shifts.
 2. From this, what the other spikes within `REACH_MS` contribute is subtracted. The rest gives the candidate's
    amplitude, its time shift to a fraction of a sample, and its gain: the energy that it explains beyond them.
-   At first the spikes are those that the network found.
+   At first the spikes are those that the network found, each as large as its waveform.
 3. A candidate should be a spike if its gain is above a part of its waveform's energy. The network's odds
    count, too. For a spike that the network found, this least gain is lower where little but the spike itself
    is there: so units that have moved, and fit their waveforms less well, keep their spikes.
