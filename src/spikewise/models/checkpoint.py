@@ -242,8 +242,8 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
         prefix = f"{index}."
         state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         thresholds = state.pop("thresholds").numpy()
-        waveforms = take_waveforms(state, facts, len(facts["channel_ids"]))
         _check_counts(facts, state, thresholds)
+        waveforms = take_waveforms(state, facts, len(facts["channel_ids"]))
         window = window_samples(network_config, sampling_frequency)
         network: WindowedNetwork
         if network_config.design == "neighbourhood":
