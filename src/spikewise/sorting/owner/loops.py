@@ -60,7 +60,10 @@ class Overlaps(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Numbers of the decision; :mod:`search` explains them. Times are in samples."""
+    """Numbers of the decision; :mod:`search` explains them. Times are in samples.
+
+    Of two weights and prices, the second is for spikes that the network found by itself.
+    """
 
     lags: int
     reach: int
@@ -68,8 +71,8 @@ class Rule(NamedTuple):
     rounds: int
     least: float
     least_alone: float
-    weight: float
-    price: float
+    weight: tuple[float, float]
+    price: tuple[float, float]
     spread: float
     smallest: float
     largest: float
@@ -206,7 +209,9 @@ def decide(candidates: Candidates, overlaps: Overlaps, rule: Rule) -> np.ndarray
                 rest[:] = candidates.products[index]
                 alone = _fit(rest, energy, rule)[2]
                 least = min(least, max(2 * rule.least * alone, rule.least_alone * energy))
-            score[index] = gain - least + rule.weight * candidates.odds[index] - rule.price
+            known = int(candidates.is_found[index])
+            evidence = rule.weight[known] * candidates.odds[index]
+            score[index] = gain - least + evidence - rule.price[known]
         is_spike = _changed(is_spike, score, candidates, overlaps, rule)
         amplitude, shift = next_amplitude, next_shift
     return is_spike

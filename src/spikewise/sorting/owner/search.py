@@ -46,7 +46,7 @@ from spikewise.sorting.owner.loops import (
 from spikewise.sorting.sparse import Tile
 from spikewise.sorting.spikes import Spikes
 
-# Chosen by hand on the scenes `plain` and `tetrode` of seed 1, all of the following.
+# Chosen by hand on the scenes `plain`, `tetrode` and `drift60` of seed 1, all of the following.
 CANDIDATE = 0.2
 """A peak is a candidate above this fraction of its unit's threshold."""
 MIDDLE_MS = (1.0, 1.25)
@@ -60,9 +60,11 @@ RIVALS_MS = 0.5
 ROUNDS = 2
 LEAST_GAIN, LEAST_GAIN_ALONE = 0.15, 0.08
 """Least gains relative to the energy of the waveform, of which a perfect spike explains 0.5."""
-WEIGHT_OF_ODDS = 4.0
-PRICE = 2.0
-"""Gain that a spike must have in any case, in noise variances / 2."""
+WEIGHTS_OF_ODDS = (24.0, 4.0)
+"""Of candidates below the threshold, and above it. The first is high, because where units have moved, what
+is left of a strong spike looks like a weak one of another unit."""
+PRICES = (10.0, 2.0)
+"""Gains that such candidates must have in any case, in noise variances / 2."""
 SPREAD = 0.14
 """Usual deviation of the amplitudes of a unit's spikes from 1."""
 AMPLITUDES = (0.6, 1.4)
@@ -108,8 +110,8 @@ class OwnerRule:
             ROUNDS,
             LEAST_GAIN,
             LEAST_GAIN_ALONE,
-            WEIGHT_OF_ODDS,
-            PRICE,
+            WEIGHTS_OF_ODDS,
+            PRICES,
             SPREAD,
             *AMPLITUDES,
         )
