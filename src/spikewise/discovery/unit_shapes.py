@@ -163,10 +163,10 @@ def _is_sum(unit: UnitShape, others: list[UnitShape], reach: int) -> bool:
             waveform[mine] = other.waveform[theirs]
             fits.append((float((_without(unit.waveform, waveform, reach) ** 2).sum()), waveform))
     fits.sort(key=lambda fit: fit[0])
-    for (_, one), (_, other) in itertools.permutations(fits[:_MOST_PARTS], 2):
-        rest = _without(unit.waveform, one, reach)
-        both = _without(rest, other, reach)
-        again = _without(unit.waveform - (rest - both), one, reach)
+    for (_, first), (_, second) in itertools.permutations(fits[:_MOST_PARTS], 2):
+        rest = _without(unit.waveform, first, reach)
+        both = _without(rest, second, reach)
+        again = _without(unit.waveform - (rest - both), first, reach)
         if (again**2).sum() < MAX_REST_OF_SUM * energy:
             return True
     return False
