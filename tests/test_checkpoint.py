@@ -1,6 +1,7 @@
 """A checkpoint gives back what was saved, and refuses what does not fit."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from spikeinterface.core import generate_recording
 from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.core.errors import CheckpointError, OutputError
 from spikewise.models.checkpoint import GroupModel, Model, check_model_fits, load_model, save_model
+from spikewise.models.unit_waveforms import UnitWaveforms
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,12 @@ def model(recording) -> Model:
         silenced_channel_ids=("1",),
         unit_ids=(7, "b"),
         thresholds=np.array([0.3, 0.6], dtype=np.float32),
+        waveforms=UnitWaveforms(
+            np.array([[2, 0], [1, -1]]),
+            np.array([[[1, 2], [3, 4]], [[5, 6], [0, 0]]], np.float32),
+            np.arange(10, dtype=np.float32).reshape(2, 5),
+            3,
+        ),
     )
     config = NetworkConfig(spatial_features=32)
     return Model(
@@ -48,6 +56,19 @@ def test_what_is_loaded_is_what_was_saved(model, tmp_path):
     np.testing.assert_array_equal(loaded.groups[0].thresholds, model.groups[0].thresholds)
     traces = torch.randn(1, 100, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(loaded.groups[0].network(traces), model.groups[0].network(traces))
+
+
+def test_waveforms_are_saved_and_a_model_without_them_is_one_of_earlier_versions(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(model, path)
+    loaded, made = load_model(path).groups[0].waveforms, model.groups[0].waveforms
+    for name in ("channel_index", "weights", "shapes"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(made, name))
+    assert loaded.before == 3
+    without = replace(model, groups=(replace(model.groups[0], waveforms=None),))
+    save_model(without, path)
+    assert load_model(path).groups[0].waveforms is None
+    assert without.hash() != model.hash()
 
 
 def test_the_hash_changes_with_a_weight_and_with_a_threshold(model):
@@ -97,6 +118,11 @@ def write(path, header, tensors):
         (lambda h, t: t["0.classifier.weight"].fill_(float("nan")), "not finite"),
         (lambda h, t: t.pop("0.spatial_filter.bias"), "damaged"),
         (lambda h, t: t.pop("0.thresholds"), "damaged"),
+        (lambda h, t: t.pop("0.waveform_shapes"), "waveforms are not complete"),
+        (lambda h, t: t["0.waveform_channels"].fill_(3), "channels that it does not have"),
+        (lambda h, t: t.update({"0.waveform_weights": torch.zeros(2, 3, 2)}), "do not fit its units"),
+        (lambda h, t: h["groups"][0].update(waveform_before=5), "begin 5 samples before"),
+        (lambda h, t: h["groups"][0].pop("waveform_before"), "damaged"),
     ],
 )
 def test_damaged_content_is_refused(model, tmp_path, change, message):

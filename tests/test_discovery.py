@@ -18,7 +18,7 @@ from spikewise.discovery.merging import Clusters, Merger
 from spikewise.discovery.neighbours import channels_within, distances
 from spikewise.discovery.peeling import Peeler
 from spikewise.discovery.spike_shapes import load_shapes
-from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, similarity
+from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, are_sums, similarity
 
 RATE = 32000.0
 SHAPES = load_shapes(RATE)
@@ -252,6 +252,29 @@ def test_overlapping_spikes_are_both_explained_and_restoring_gives_the_same_trac
     assert held.values[:, shift : shift + 120000].std() * UNIT < 1.05
     peeler.restore()
     assert np.array_equal(held.values, before)
+
+
+def test_two_units_that_often_fire_together_are_no_third_unit():
+    random = np.random.default_rng(0)
+    waveforms = np.zeros((4, 6, 80), np.float32)
+    time = np.arange(80)
+    for unit, channels in enumerate([(0, 1, 2), (2, 3, 4), (0, 1, 2)]):
+        shape = -np.exp(-(((time - 40) / (3 + unit)) ** 2))
+        waveforms[unit, list(channels)] = random.uniform(8, 15, 3)[:, None] * shape
+    waveforms[3] = 0.9 * waveforms[0]
+    waveforms[3, :, :-10] += 1.1 * waveforms[1, :, 10:]  # the second fires 10 samples earlier
+    waveforms[3] += 0.3 * random.normal(size=(6, 80))
+
+    def sums(counts, reach=12):
+        units = [UnitShape(0, np.arange(6), waveform, 0) for waveform in waveforms]
+        return are_sums(units, np.array(counts), reach)
+
+    assert sums([900, 800, 700, 90]) == [False, False, False, True]
+    assert sums([900, 800, 700, 300]) == [False] * 4  # too many spikes for pairs of the others
+    assert sums([900, 80, 700, 90]) == [False] * 4  # the second fires too rarely
+    assert sums([900, 800, 700, 90], reach=2) == [False] * 4
+    waveforms[3, 0] += 2 * waveforms[1, 2]  # something else on the first channel
+    assert sums([900, 800, 700, 90]) == [False] * 4
 
 
 def test_what_repeats_with_one_period_is_no_neuron():

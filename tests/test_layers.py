@@ -28,7 +28,7 @@ ROOMS = [
 ]
 FOLDERS = {
     "data": ["spatial", "recordings", "labels", "simulation", ""],
-    "sorting": ["", "live"],
+    "sorting": ["", "owner", "live"],
     "discovery": ["", "motion"],
     "output": ["", "trust", "report", "export", "results"],
     "jobs": ["state", "model", "", "live"],

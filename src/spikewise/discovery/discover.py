@@ -33,7 +33,7 @@ from spikewise.discovery.merging import Clusters, Merger
 from spikewise.discovery.neighbours import distances
 from spikewise.discovery.peeling import Explained, Peeler
 from spikewise.discovery.spike_shapes import load_shapes
-from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape
+from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, are_sums
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ MAX_FOLLOWED = 0.6
 """Largest fraction of a unit's spikes within FOLLOWED_MS of those of a unit with a larger waveform: it is a
 part of that unit."""
 FOLLOWED_MS = 2.5
+SUM_REACH_MS = 0.4
+"""Largest time shift between the spikes of two units that fire together so often that their sum is found."""
 MAX_PERIODIC = 0.5
 """Largest fraction of a unit's intervals that are multiples of one period."""
 PERIOD_MS = 5.0
@@ -267,7 +269,7 @@ class _Discovery:
         self._note("dropping", num_kept=len(found.units))
         if found.units:
             explained = self._explained(found, events)
-            found = found.chosen(self._supported(explained, found.units))
+            found = found.chosen(self._no_sums(explained, found.units))
         if not found.units:
             return []
         peeler = self._peeler(found)
@@ -294,6 +296,18 @@ class _Discovery:
         for reason in filter(None, reasons):
             self.dropped[reason] = self.dropped.get(reason, 0) + 1
         return [reason is None for reason in reasons]
+
+    def _no_sums(self, explained: Explained, units: list[UnitShape]) -> list[bool]:
+        """Return whether each unit is kept: those that are supported, and no sum of two such units."""
+        kept = np.array(self._supported(explained, units))
+        counts = np.bincount(explained.unit[explained.unit >= 0], minlength=len(units))
+        reach = round(SUM_REACH_MS * self.held.sampling_frequency / 1000)
+        is_sum = np.zeros(len(units), bool)
+        is_sum[kept] = are_sums(
+            [unit for unit, is_kept in zip(units, kept, strict=True) if is_kept], counts[kept], reach
+        )
+        self.dropped["sum of two units"] = int(is_sum.sum())
+        return (kept & ~is_sum).tolist()
 
     def _reason(self, index: int, unit: UnitShape, explained: Explained) -> str | None:
         """Return why a unit is dropped, or None."""

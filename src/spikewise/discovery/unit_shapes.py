@@ -18,6 +18,10 @@ MOST_CHANNELS = 32  # on dense probes, evenly spread ones
 NUM_SPIKES = 100  # most spikes of a mean waveform, which is a median
 NUM_TAIL_SPIKES = 300  # most spikes of its tails, which are means
 TAIL_MS = 2.0  # length of what is measured before and after a mean waveform
+MAX_REST_OF_SUM = 0.1  # part of its energy that two other units leave of a mean waveform that is their sum
+MAX_PART_OF_SPIKES = 0.25  # most spikes of a sum, relative to either of the two
+SUM_AMPLITUDES = (0.7, 1.3)  # sizes of the two within the sum
+_MOST_PARTS = 6  # units, those that explain most of a sum, of which pairs are tried
 MIN_TAIL_ENERGY = 2.0  # a tail with less than this times the energy of its noise is set to zero
 
 
@@ -126,6 +130,59 @@ def similarity(one: UnitShape, other: UnitShape, reach: int) -> tuple[float, int
     product, lag = best_lag(one.waveform[mine], other.waveform[others], reach)
     size = one.norm * other.norm
     return (float(product) / size if size > 0 else 0.0), int(lag)
+
+
+def are_sums(units: list[UnitShape], counts: np.ndarray, reach: int) -> list[bool]:
+    """Return which units are no neurons, but two others that often fire together.
+
+    Parameters
+    ----------
+    units : list of UnitShape
+    counts : ndarray of int, shape (num_units,)
+        Spikes of each; a sum has far fewer than either of its parts.
+    reach : int
+        Largest time shift of a part, in samples.
+    """
+    return [
+        _is_sum(
+            unit,
+            [other for far, other in enumerate(units) if counts[far] * MAX_PART_OF_SPIKES > count],
+            reach,
+        )
+        for unit, count in zip(units, counts, strict=True)
+    ]
+
+
+def _is_sum(unit: UnitShape, others: list[UnitShape], reach: int) -> bool:
+    """Return whether a unit's mean waveform is the sum of two others."""
+    fits, energy = [], unit.norm**2
+    for other in others:
+        _, mine, theirs = np.intersect1d(unit.channels, other.channels, return_indices=True)
+        if len(mine):
+            waveform = np.zeros_like(unit.waveform)
+            waveform[mine] = other.waveform[theirs]
+            fits.append((float((_without(unit.waveform, waveform, reach) ** 2).sum()), waveform))
+    fits.sort(key=lambda fit: fit[0])
+    for (_, first), (_, second) in itertools.permutations(fits[:_MOST_PARTS], 2):
+        rest = _without(unit.waveform, first, reach)
+        both = _without(rest, second, reach)
+        again = _without(unit.waveform - (rest - both), first, reach)
+        if (again**2).sum() < MAX_REST_OF_SUM * energy:
+            return True
+    return False
+
+
+def _without(waveform: np.ndarray, other: np.ndarray, reach: int) -> np.ndarray:
+    """Return what another waveform leaves of a waveform (P, L), at its best time shift and amplitude."""
+    size = float((other**2).sum())
+    if size <= 0:
+        return waveform
+    product, lag = best_lag(waveform, other, reach)
+    moved = np.zeros_like(other)
+    length = other.shape[1]
+    moved[:, max(0, -lag) : length - max(0, lag)] = other[:, max(0, lag) : length + min(0, lag)]
+    amplitude = min(SUM_AMPLITUDES[1], max(SUM_AMPLITUDES[0], float(product) / size))
+    return waveform - np.float32(amplitude) * moved
 
 
 def _some(columns: np.ndarray, most: int) -> np.ndarray:

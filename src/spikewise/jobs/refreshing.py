@@ -190,4 +190,7 @@ def _with_units(part: GroupModel, learnt: GroupModel, units: np.ndarray) -> Grou
     network.load_state_dict(merged)
     thresholds = part.thresholds.copy()
     thresholds[units] = learnt.thresholds
-    return dataclasses.replace(part, network=network.eval(), thresholds=thresholds)
+    waveforms = part.waveforms
+    if waveforms is not None and learnt.waveforms is not None:
+        waveforms = waveforms.with_units(learnt.waveforms, units)
+    return dataclasses.replace(part, network=network.eval(), thresholds=thresholds, waveforms=waveforms)

@@ -32,6 +32,7 @@ from spikewise.models.channel_noise import ChannelNoise
 from spikewise.models.checkpoint import GroupModel
 from spikewise.models.esort import window_samples
 from spikewise.models.neighbourhood import Backbone
+from spikewise.models.unit_waveforms import UnitWaveforms
 from spikewise.models.windowed import WindowedNetwork
 from spikewise.sorting.detectors import make_detector
 from spikewise.sorting.groups import Group
@@ -80,10 +81,10 @@ def learn_group(
             group.reader, group.recording.get_channel_locations(), window, settings, checkpoint
         )
         with one_thread_each():
-            network, facts = _learn_units(learner, spikes, blocks, progress, backbone)
+            network, facts, waveforms = _learn_units(learner, spikes, blocks, progress, backbone)
     else:
         weights = start if isinstance(start, Start) else None
-        network, facts = learn_dense(group, spikes, blocks, settings, progress, weights)
+        network, facts, waveforms = *learn_dense(group, spikes, blocks, settings, progress, weights), None
     if network is None:
         raise _nothing_to_learn(group, label_set, window)
     _check_finite(network, settings.training.resolved())
@@ -99,6 +100,7 @@ def learn_group(
         unit_ids=tuple(_plain(unit_id) for unit_id in spikes.unit_ids),
         thresholds=thresholds,
         noise=_noise_of(group),
+        waveforms=waveforms,
     )
     return model, {
         "name": group.name,
@@ -125,12 +127,12 @@ def _learn_units(
     blocks: list[Block],
     progress: ProgressCallback,
     backbone: Backbone | None,
-) -> tuple[WindowedNetwork | None, dict[str, Any]]:
+) -> tuple[WindowedNetwork | None, dict[str, Any], UnitWaveforms | None]:
     """Learn each unit separately, with filters that fit any probe; None if no label leaves a window."""
     learnt = learner.learn(spikes, blocks, backbone, progress)
     if learnt is None:
-        return None, {}
-    return learnt.network, {
+        return None, {}, None
+    facts = {
         "num_training_spikes": learnt.num_labelled,
         "num_confident_spikes": learnt.num_confident,
         "train_loss": losses_as_json(learnt.train_loss),
@@ -138,6 +140,7 @@ def _learn_units(
         "best_epoch": len(learnt.train_loss) - 1,
         "interrupted": learnt.interrupted,
     }
+    return learnt.network, facts, learnt.waveforms
 
 
 def _nothing_to_learn(group: Group, label_set: LabelSet, window: int) -> LabelsError:

@@ -35,7 +35,12 @@ from spikewise.learning.examples.patches import PatchMaker, PatchShape
 from spikewise.learning.examples.resemblance import resembling_columns
 from spikewise.learning.examples.stored_traces import StoredTraces
 from spikewise.learning.examples.training_set import Block
-from spikewise.learning.examples.unit_templates import TEMPLATE_MS, UnitTemplates, estimate_templates
+from spikewise.learning.examples.unit_templates import (
+    TEMPLATE_MS,
+    UnitTemplates,
+    estimate_templates,
+    measure_waveforms,
+)
 from spikewise.learning.settings import LearningSettings
 from spikewise.learning.thresholds import find_in_block, near_any
 from spikewise.learning.unit_progress import UnitProgress, load_progress
@@ -43,6 +48,7 @@ from spikewise.learning.unit_training import UnitTraining, evaluate_units, train
 from spikewise.models.backbone_file import FEATURES, which_set
 from spikewise.models.gates import block_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
+from spikewise.models.unit_waveforms import UnitWaveforms
 from spikewise.sorting.detector import label_radius_samples, stride_samples
 from spikewise.sorting.detectors import make_detector
 
@@ -70,6 +76,8 @@ class LearntUnits:
         Spikes that were known in each round.
     interrupted : bool
         Whether Ctrl-C ended the training.
+    waveforms : UnitWaveforms
+        Means of the spikes that were known in the last round.
     """
 
     network: NeighbourhoodNetwork
@@ -78,6 +86,7 @@ class LearntUnits:
     num_labelled: int
     num_confident: list[int]
     interrupted: bool
+    waveforms: UnitWaveforms
 
 
 class UnitLearner:
@@ -243,7 +252,13 @@ class UnitLearner:
                 kept = network if number else learnt.eval()
                 no_loss = [] if number else [np.nan]
                 return LearntUnits(
-                    kept, losses + no_loss, held_out_losses + no_loss, num_labelled, num_known, True
+                    kept,
+                    losses + no_loss,
+                    held_out_losses + no_loss,
+                    num_labelled,
+                    num_known,
+                    True,
+                    self._waveforms(stored, known),
                 )
             network = learnt.eval()
             losses = [*losses, float(np.mean(loss))]
@@ -256,7 +271,13 @@ class UnitLearner:
                 losses[-1],
                 held_out_losses[-1],
             )
-        return LearntUnits(network, losses, held_out_losses, num_labelled, num_known, False)
+        waveforms = self._waveforms(stored, known)
+        return LearntUnits(network, losses, held_out_losses, num_labelled, num_known, False, waveforms)
+
+    def _waveforms(self, stored: StoredTraces, known: Sequence[np.ndarray]) -> UnitWaveforms:
+        """Return the mean waveforms of the known spikes, given their global frames."""
+        columns = [stored.columns_of(of_unit)[0] for of_unit in known]
+        return measure_waveforms(stored, columns, self.positions, self.traces.sampling_frequency)
 
     def _tell_offsets(self, templates: UnitTemplates, spikes: KeptSpikes) -> None:
         """Warn of labels far from the peaks of their spikes, of which the network then sees only a part."""

@@ -26,6 +26,7 @@ from spikewise.models.channel_noise import ChannelNoise
 from spikewise.models.esort import EsortNetwork, window_samples
 from spikewise.models.neighbourhood import Backbone, NeighbourhoodNetwork
 from spikewise.models.tensor_file import damaged, fill, read_tensors, write_tensors
+from spikewise.models.unit_waveforms import UnitWaveforms, take_waveforms
 from spikewise.models.windowed import WindowedNetwork
 
 FORMAT_VERSION = 1
@@ -55,6 +56,8 @@ class GroupModel:
     noise : ChannelNoise or None
         The noise by which the channels are divided; None for a model of an earlier version, which divides the
         channels of each recording by their own noise.
+    waveforms : UnitWaveforms or None
+        Mean waveforms of the units; None in models of earlier versions and of the design esort-paper.
     """
 
     name: str
@@ -65,6 +68,7 @@ class GroupModel:
     unit_ids: tuple[int | str, ...]
     thresholds: np.ndarray
     noise: ChannelNoise | None = None
+    waveforms: UnitWaveforms | None = None
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,7 @@ def _describe(model: Model) -> dict[str, Any]:
                 "silenced_channel_ids": list(group.silenced_channel_ids),
                 "unit_ids": list(group.unit_ids),
                 **({} if group.noise is None else group.noise.to_dict()),
+                **({} if group.waveforms is None else {"waveform_before": group.waveforms.before}),
             }
             for group in model.groups
         ],
@@ -221,6 +226,8 @@ def _tensors(model: Model) -> dict[str, torch.Tensor]:
         for name, tensor in group.network.state_dict().items():
             tensors[f"{index}.{name}"] = tensor.detach().cpu().contiguous()
         tensors[f"{index}.thresholds"] = torch.as_tensor(group.thresholds, dtype=torch.float32)
+        if group.waveforms is not None:
+            tensors |= {f"{index}.{name}": tensor for name, tensor in group.waveforms.tensors().items()}
     return tensors
 
 
@@ -236,6 +243,7 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
         state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
         thresholds = state.pop("thresholds").numpy()
         _check_counts(facts, state, thresholds)
+        waveforms = take_waveforms(state, facts, len(facts["channel_ids"]))
         window = window_samples(network_config, sampling_frequency)
         network: WindowedNetwork
         if network_config.design == "neighbourhood":
@@ -255,6 +263,7 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
                 unit_ids=_ids(facts, "unit_ids", int | str),
                 thresholds=thresholds,
                 noise=ChannelNoise.from_dict(facts, len(facts["channel_ids"])),
+                waveforms=waveforms,
             )
         )
     return Model(

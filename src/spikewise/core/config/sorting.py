@@ -85,6 +85,11 @@ class SortingConfig(Settings):
         "Evaluate the network of a unit only where its gate is open. Without it, the network is evaluated "
         "everywhere, which takes many times longer (design neighbourhood, on the CPU)",
     )
+    explain: bool = setting(
+        True,
+        "Let the traces decide where several units may have fired: one, another, or both. It finds spikes "
+        "below others, and removes those that two units claim (design neighbourhood, not with filter live)",
+    )
     report: bool = setting(True, "Write report.html into the output folder, a page for the browser")
     trust: bool = setting(
         True,

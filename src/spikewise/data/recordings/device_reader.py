@@ -84,6 +84,7 @@ class DeviceReader(TraceReader):
         self._pending: dict[tuple[int, int], Future[_Sent]] = {}
         self._on_device: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._unchecked: list[tuple[int, int, Tensor]] = []
+        self._kept_on_device = _KEPT_BLOCKS
 
     # Both use memory of the device, so they are made at first use.
 
@@ -129,6 +130,10 @@ class DeviceReader(TraceReader):
             traces[:, low - start : high - start] = block[:, low - begin : high - begin]
         return traces
 
+    def keep(self, num_samples: int) -> None:
+        """Keep at least so many of the samples that were read last on the device."""
+        self._kept_on_device = max(self._kept_on_device, -(-num_samples // self._block) + 1)
+
     def read_ahead(self, segment_index: int, start: int, stop: int) -> None:
         """Do nothing: :meth:`read_on_device` reads ahead by itself."""
 
@@ -172,7 +177,7 @@ class DeviceReader(TraceReader):
                 stream = torch.cuda.current_stream(self.device)
                 stream.wait_event(sent.arrived)
                 sent.raw.record_stream(stream)
-            while len(self._on_device) >= _KEPT_BLOCKS:
+            while len(self._on_device) >= self._kept_on_device:
                 self._on_device.popitem(last=False)
             block = self._conditioner(sent.raw.to(self.device), sent.left, sent.right)
             if self._may_be_not_finite:

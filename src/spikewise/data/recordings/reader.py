@@ -71,7 +71,7 @@ class TraceReader:
         self._blocks: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         source = recording.get_parent() if isinstance(recording, ConditionedRecording) else recording
         self._may_be_not_finite = source.get_dtype().kind == "f"
-        self._max_kept = self.max_blocks
+        self._max_kept = self._least_kept = self.max_blocks
         self._blocks_lock = threading.Lock()
         self._ahead_thread: threading.Thread | None = None
 
@@ -136,9 +136,10 @@ class TraceReader:
         """
         if num_threads() == 1 or (self._ahead_thread is not None and self._ahead_thread.is_alive()):
             return
-        self._max_kept = self.max_blocks + 2
         last = min(stop, self.num_samples(segment_index))
         numbers = range(max(0, start) // self._block, -(-last // self._block))
+        ahead = len(numbers) if self._least_kept > self.max_blocks else 2
+        self._max_kept = max(self._max_kept, self._least_kept + ahead)
 
         def run() -> None:
             # An error is raised by the next read(), which reads the block again.
@@ -148,6 +149,11 @@ class TraceReader:
 
         self._ahead_thread = threading.Thread(target=run, name="spikewise-read-ahead", daemon=True)
         self._ahead_thread.start()
+
+    def keep(self, num_samples: int) -> None:
+        """Keep at least so many of the samples that were read last, so that they can be read once more."""
+        self._least_kept = max(self._least_kept, -(-num_samples // self._block) + 1)
+        self._max_kept = max(self._max_kept, self._least_kept)
 
     def release(self) -> None:
         """Free the blocks that are kept in memory; they are read again when they are needed."""

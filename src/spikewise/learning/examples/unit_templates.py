@@ -17,12 +17,17 @@ import torch
 from spikewise.core.threads import on_all_cores
 from spikewise.data.recordings.conditioning import medians
 from spikewise.learning.examples.stored_traces import StoredTraces
+from spikewise.models.unit_waveforms import UnitWaveforms
 
 # Chosen by hand, all of the following.
 TEMPLATE_MS = (1.5625, 1.5625)  # before and after the spike
 _FEW_SPIKES = 15  # spikes whose median shows the largest channel
 _CANDIDATES = 32  # channels with the largest means, among which the median decides
 _MAX_SPIKES = 100  # largest number of spikes of which a template is the mean
+_WAVEFORM_MS = (1.5, 2.0)  # of a mean waveform that a model keeps, before and after the spike
+_MOST_OF_WAVEFORM = 300  # largest number of spikes of which it is the mean
+_WAVEFORM_CHANNELS = 24  # most channels of it
+_SMALLEST_PART = 0.06  # channels with a smaller size than this fraction of the largest are left out
 _NUM_SHAPES = 8  # temporal shapes on which means are projected
 _LEAST_ENERGY = 4.0  # of a template on the channels of another unit that sees it
 _CLEAR_PEAK = 4.0  # height of a mean waveform whose time is clear, in noise standard deviations
@@ -109,19 +114,7 @@ def estimate_templates(
         In Hz.
     """
     before, after = (round(part * sampling_frequency / 1000) for part in TEMPLATE_MS)
-    num_channels = len(channel_positions_um)
-    raw = np.zeros((len(columns), num_channels, before + after), dtype=np.float32)
-    counts = np.zeros(len(columns), dtype=int)
-
-    def average(unit: int) -> None:
-        of_unit = columns[unit]
-        chosen = of_unit[np.linspace(0, len(of_unit) - 1, min(len(of_unit), _MAX_SPIKES)).round().astype(int)]
-        counts[unit] = len(chosen)
-        if len(chosen):
-            near = _channels_around(stored, chosen, before, before + after, channel_positions_um)
-            raw[unit, near] = _robust_mean(stored.windows(chosen, before, before + after, near)).numpy()
-
-    on_all_cores(average, range(len(columns)))
+    raw, counts = _means(stored, columns, channel_positions_um, (before, before + after), _MAX_SPIKES)
     height = np.ptp(raw, axis=2)  # N, C
     peak = height.argmax(axis=1)
     distance = np.linalg.norm(channel_positions_um[None] - channel_positions_um[peak][:, None], axis=2)
@@ -132,6 +125,64 @@ def estimate_templates(
         _centre_of_mass(height, distance, channel_positions_um),
         counts,
     )
+
+
+def measure_waveforms(
+    stored: StoredTraces,
+    columns: Sequence[np.ndarray],
+    channel_positions_um: np.ndarray,
+    sampling_frequency: float,
+) -> UnitWaveforms:
+    """Return the mean waveforms that a model keeps: longer, and of more spikes than those of patches.
+
+    Parameters
+    ----------
+    stored : StoredTraces
+    columns : sequence of ndarray
+        For each unit the columns of its spikes; of more than 300, evenly spread ones are used.
+    channel_positions_um : ndarray
+        (num_channels, 2 or 3)
+    sampling_frequency : float
+        In Hz.
+    """
+    before, after = (max(1, round(part * sampling_frequency / 1000)) for part in _WAVEFORM_MS)
+    raw, counts = _means(stored, columns, channel_positions_um, (before, before + after), _MOST_OF_WAVEFORM)
+    weights, shapes = _weights_of_shapes(raw, np.ptp(raw, axis=2), counts)
+    size = np.linalg.norm(weights, axis=2)  # N, C: the shapes are orthonormal
+    order = np.argsort(-size, axis=1, kind="stable")[:, :_WAVEFORM_CHANNELS]
+    size = np.take_along_axis(size, order, axis=1)
+    is_kept = (size > 0) & (size >= _SMALLEST_PART * size[:, :1])
+    kept = np.take_along_axis(weights, order[:, :, None], axis=1) * is_kept[:, :, None]
+    return UnitWaveforms(
+        np.where(is_kept, order, -1), kept.astype(np.float32), shapes.astype(np.float32), before
+    )
+
+
+def _means(
+    stored: StoredTraces,
+    columns: Sequence[np.ndarray],
+    channel_positions_um: np.ndarray,
+    window: tuple[int, int],
+    most: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return robust means (N, C, S) of at most so many spikes of each unit, and how many these are (N,).
+
+    `window` holds the samples ahead of a spike, and in all.
+    """
+    before, length = window
+    raw = np.zeros((len(columns), len(channel_positions_um), length), dtype=np.float32)
+    counts = np.zeros(len(columns), dtype=int)
+
+    def average(unit: int) -> None:
+        of_unit = columns[unit]
+        chosen = of_unit[np.linspace(0, len(of_unit) - 1, min(len(of_unit), most)).round().astype(int)]
+        counts[unit] = len(chosen)
+        if len(chosen):
+            near = _channels_around(stored, chosen, before, length, channel_positions_um)
+            raw[unit, near] = _robust_mean(stored.windows(chosen, before, length, near)).numpy()
+
+    on_all_cores(average, range(len(columns)))
+    return raw, counts
 
 
 def _channels_around(
@@ -158,22 +209,28 @@ def _robust_mean(waveforms: torch.Tensor) -> torch.Tensor:
 
 
 def _project(raw: np.ndarray, height: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Project each channel's mean on the shapes that explain the clear channels of all units, and shrink it.
+    """Project each channel's mean on the shapes that explain the clear channels of all units; shrink it."""
+    weights, shapes = _weights_of_shapes(raw, height, counts)
+    return weights @ shapes
 
-    The projection of a mean over n spikes has noise with the variance 1 / n in each coefficient. Each channel
-    is shrunk by the fraction of its energy that this noise explains (the estimator of James and Stein), at
-    most to zero.
+
+def _weights_of_shapes(
+    raw: np.ndarray, height: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights (N, C, shapes) of orthonormal shapes (shapes, S) that explain the channels' means.
+
+    The shapes are those that explain the clear channels of all units. The projection of a mean over n spikes
+    has noise with the variance 1 / n in each coefficient. Each channel is shrunk by the fraction of its
+    energy that this noise explains (the estimator of James and Stein), at most to zero.
     """
     is_clear = (height >= _CLEAR * height.max(axis=1, keepdims=True)) & (height > 0)
-    rows = raw[is_clear]
-    if not len(rows):
-        return raw
+    rows = raw[is_clear] if is_clear.any() else np.eye(1, raw.shape[2], dtype=raw.dtype)
     shapes = np.linalg.svd(rows, full_matrices=False)[2][:_NUM_SHAPES]  # shapes, S
     coefficients = raw @ shapes.T  # N, C, shapes
     noise = max(1, len(shapes) - 2) / np.maximum(counts, 1)[:, None]
     energy = (coefficients**2).sum(axis=2)
     kept = np.clip(1 - _SHRINK * noise / np.maximum(energy, 1e-9), 0, None)
-    return (coefficients * kept[:, :, None]) @ shapes
+    return coefficients * kept[:, :, None], shapes
 
 
 def _centre_of_mass(height: np.ndarray, distance: np.ndarray, channel_positions_um: np.ndarray) -> np.ndarray:
