@@ -246,6 +246,16 @@ def test_the_table_is_kept_and_the_same_seed_gives_it_again(noisy, sorted_noisy,
     np.testing.assert_array_equal(properties, again["estimated_accuracy"])
 
 
+def test_the_spikes_are_found_again_as_in_the_sort(noisy, sorted_noisy, tmp_path):
+    """Where the network alone decides about spikes, and where the traces decide, too."""
+    given = {"model": sorted_noisy.model, "output": tmp_path / "out", "report": False}
+    plain = table_of(spikewise.sort(noisy.recording, explain=False, **given))
+    again = spikewise.validate(tmp_path / "out", noisy.recording)
+    pd.testing.assert_frame_equal(again, plain, check_dtype=False, rtol=1e-6)
+    explained = table_of(sorted_noisy)
+    assert not np.allclose(explained["estimated_recall"], plain["estimated_recall"], atol=0.01)
+
+
 def test_exports_carry_the_estimates_and_keep_good_units(noisy, sorted_noisy, tmp_path):
     table = table_of(sorted_noisy)
     spikewise.export_phy(sorted_noisy, noisy.recording, tmp_path / "all", traces="none")

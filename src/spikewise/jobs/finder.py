@@ -5,19 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from spikewise.core.config import SortingConfig
 from spikewise.core.progress import ProgressCallback
 from spikewise.jobs.state.fingerprint import FileWatch
 from spikewise.jobs.state.shards import Shard, ShardStore
-from spikewise.models.checkpoint import GroupModel, Model
+from spikewise.models.checkpoint import Model
 from spikewise.sorting.batch import chunk_samples, find_in_stretch
 from spikewise.sorting.damaged import Found, drop_damaged_spikes
-from spikewise.sorting.detector import Detector, SegmentSearch
-from spikewise.sorting.detectors import make_detector
+from spikewise.sorting.detector import SegmentSearch
 from spikewise.sorting.groups import Group
-from spikewise.sorting.owner.search import OwnerRule, OwnerSearch
+from spikewise.sorting.owner.group_finder import GroupFinder
 
 
 class Finder:
@@ -38,11 +35,7 @@ class Finder:
     ):
         by_name = {group.name: group for group in groups}
         self._readers = [by_name[part.name].reader for part in model.groups]
-        self._rules = [_make_rule(part, model, sorting, threshold) for part in model.groups]
-        self._detectors = [
-            _make_detector(part, model, sorting, threshold, rule)
-            for part, rule in zip(model.groups, self._rules, strict=True)
-        ]
+        self._finders = [GroupFinder(part, model, sorting, threshold) for part in model.groups]
         self._chunk = chunk_samples(sorting.chunk_s, model.sampling_frequency)
         self._search: SegmentSearch | None = None
         self._searched = (-1, -1)  # group and segment of the search
@@ -57,43 +50,13 @@ class Finder:
         report : callable
             Called with the samples and the spikes of each chunk.
         """
-        detector, reader = self._detectors[shard.group_index], self._readers[shard.group_index]
+        finder, reader = self._finders[shard.group_index], self._readers[shard.group_index]
         if self._search is None or self._searched != (shard.group_index, shard.segment_index):
-            self._search = detector.search(reader, shard.segment_index)
-            rule = self._rules[shard.group_index]
-            if rule is not None:
-                self._search = OwnerSearch(self._search, rule, reader, shard.segment_index)
+            self._search = finder.search(reader, shard.segment_index)
             self._searched = (shard.group_index, shard.segment_index)
         spikes = find_in_stretch(self._search, shard.start, shard.stop, self._chunk, report)
         stretch = (shard.segment_index, shard.start, shard.stop)
-        return drop_damaged_spikes(spikes, reader, detector.network, stretch)
-
-
-def _make_rule(
-    part: GroupModel, model: Model, sorting: SortingConfig, threshold: float | None
-) -> OwnerRule | None:
-    """Return what decides about spikes by the traces; None where the network alone decides.
-
-    A stream would have to wait longer for each spike, so it is left out with the live filter.
-    """
-    if not sorting.explain or part.waveforms is None or model.preprocessing_config.filter == "live":
-        return None
-    return OwnerRule(part.waveforms, _thresholds(part, threshold), model.sampling_frequency)
-
-
-def _make_detector(
-    part: GroupModel,
-    model: Model,
-    sorting: SortingConfig,
-    threshold: float | None,
-    rule: OwnerRule | None,
-) -> Detector:
-    thresholds = _thresholds(part, threshold) if rule is None else rule.lowest
-    return make_detector(part.network, thresholds, model.sampling_frequency, model.detection_config, sorting)
-
-
-def _thresholds(part: GroupModel, threshold: float | None) -> np.ndarray:
-    return part.thresholds if threshold is None else np.full_like(part.thresholds, threshold)
+        return drop_damaged_spikes(spikes, reader, finder.detector.network, stretch)
 
 
 class FindingProgress:

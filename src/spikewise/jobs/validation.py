@@ -9,7 +9,6 @@ other sorter is. With ``both`` spikes in common, and ``p`` and ``r`` the precisi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,9 @@ from spikewise.core.errors import SettingError
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.data.labels.events import match_events
 from spikewise.data.opening import open_labels, open_recording
-from spikewise.data.recordings.reader import TraceReader
 from spikewise.jobs.sort import sort
 from spikewise.output.result import StoredResult, load_result
-from spikewise.output.result_groups import groups_of
+from spikewise.output.result_groups import groups_of, preparation_of
 from spikewise.output.results.sorting_result import SortingResult
 from spikewise.output.store import PROVENANCE_FILE
 from spikewise.output.trust.intervals import Fraction, combine
@@ -90,7 +88,7 @@ def validate(
         )
     opened, _ = open_recording(recording, stored.reading)
     used = seed_of(stored) if seed is None else seed
-    return validate_units(stored, _readers(stored, opened), seed=used, progress=progress).table
+    return _table(stored, opened, used, progress)
 
 
 def stored_result(result: SortingResult | BaseSorting | str | Path) -> StoredResult | None:
@@ -110,8 +108,13 @@ def seed_of(stored: StoredResult) -> int:
     return seed if isinstance(seed, int) and seed >= 0 else 0
 
 
-def _readers(stored: StoredResult, recording: BaseRecording) -> Mapping[str, TraceReader]:
-    return {group.name: group.reader for group in groups_of(stored, recording)}
+def _table(
+    stored: StoredResult, recording: BaseRecording, seed: int, progress: ProgressCallback
+) -> pd.DataFrame:
+    """Return the table of the units of a result, whose spikes are found again as in the sort."""
+    readers = {group.name: group.reader for group in groups_of(stored, recording)}
+    sorting = preparation_of(stored).sorting
+    return validate_units(stored, readers, seed=seed, sorting=sorting, progress=progress).table
 
 
 def _validate_other(
@@ -129,7 +132,7 @@ def _validate_other(
         raise SettingError("there is no result", "a result of Spikewise or of another sorter", "give one")
     learnt = sort(opened, labels=labels, config=config, progress=progress)
     stored = StoredResult(learnt.sorting, learnt.model, learnt.provenance, motions=learnt.motions)
-    table = validate_units(stored, _readers(stored, opened), seed=seed, progress=progress).table
+    table = _table(stored, opened, seed, progress)
     rows = table.set_index("unit_id")
     found = [
         _of_other(rows.loc[unit_id], _count_both(labels, learnt.sorting, unit_id))

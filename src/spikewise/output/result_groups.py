@@ -18,8 +18,8 @@ from spikewise.sorting.groups import Group, Preparation, prepare_groups
 
 logger = logging.getLogger(__name__)
 
-_SETTINGS = ("damage", "artefact_noise", "device")
-"""Settings of the sort that affect the prepared traces."""
+_SETTINGS = ("damage", "artefact_noise", "device", "explain")
+"""Settings of the sort that affect the prepared traces, or which spikes are found in them."""
 
 
 def groups_of(result: StoredResult, recording: BaseRecording) -> list[Group]:

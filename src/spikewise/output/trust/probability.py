@@ -83,7 +83,8 @@ def calibrate(
     right = height_of(trial.response[found], thresholds[right_unit])
     false = height_of(trial.take_response, thresholds[trial.take_unit])
     num_found = np.maximum(np.bincount(right_unit, minlength=len(counts)), 1)
-    knots = np.linspace(0, 1, _NUM_KNOTS)
+    lowest = min(0.0, *right, *false)  # below the threshold where the traces decided
+    knots = np.linspace(lowest, 1, _NUM_KNOTS)
     prior = np.full(_NUM_KNOTS, _PRIOR_SPIKES / _NUM_KNOTS)
     heights = np.concatenate([right, false, knots, knots])
     is_right = np.concatenate([np.ones(len(right)), np.zeros(len(false)), np.ones(_NUM_KNOTS), 0 * knots])

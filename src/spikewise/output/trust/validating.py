@@ -24,7 +24,6 @@ from spikewise.core.files import replacing
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.core.seeds import stage_generator
 from spikewise.data.recordings.reader import TraceReader
-from spikewise.models.checkpoint import GroupModel
 from spikewise.output.measures import UnitMeasures, measure_units, spike_trains
 from spikewise.output.result import StoredResult
 from spikewise.output.trust.estimates import UnitEstimate, estimate_units
@@ -33,10 +32,10 @@ from spikewise.output.trust.probability import Calibration, calibrate
 from spikewise.output.trust.relations import relate_units
 from spikewise.output.trust.shapes import UnitShape, channels_near, measure_shapes
 from spikewise.output.trust.stretches import Stretch, TrainsOfGroup, choose_stretches
-from spikewise.output.trust.trial import Find, Trial, run_trial
+from spikewise.output.trust.trial import Trial, run_trial
 from spikewise.output.trust.verdicts import judge
 from spikewise.output.unit_table import COLUMNS, PROBABILITIES_FILE, store_units
-from spikewise.sorting.detectors import make_detector
+from spikewise.sorting.owner.group_finder import GroupFinder
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ def validate_units(
     seed : int
         Seed of the added spikes.
     sorting : SortingConfig, optional
-        Its `device`, `sparse` and `precision` choose the detector, as in the sort.
+        Its `explain`, `device`, `sparse` and `precision`, as in the sort.
     progress : callable
         Called with the stretches that are done, and all of them.
 
@@ -125,12 +124,11 @@ def validate_units(
         reader = readers[group.name]
         shapes = measure_shapes(reader, trains, stretches, channels_near(group), generator, report)
         injected = plan_injection(shapes, trains, stretches, generator)
-        thresholds = _thresholds(result, group)
-        find = _finder(result, group, thresholds, sorting or SortingConfig())
-        trial = run_trial(find, reader, shapes, trains, injected, stretches, report)
+        finder = GroupFinder(group, result.model, sorting or SortingConfig(), result.one_threshold)
+        trial = run_trial(finder.find, reader, shapes, trains, injected, stretches, report)
         relations = relate_units(shapes, trains, reader.num_channels)
         estimates = estimate_units(trial, trains, relations, result.num_samples)
-        calibrations.append(calibrate(trial, trains.counts(), thresholds, estimates))
+        calibrations.append(calibrate(trial, trains.counts(), finder.thresholds, estimates))
         for unit, (estimate, shape) in enumerate(zip(estimates, shapes, strict=True)):
             change = np.nan if shape is None else shape.change
             verdict, reason = judge(estimate, unit, group.unit_ids, relations, float(np.nan_to_num(change)))
@@ -185,17 +183,6 @@ def _store_probabilities(found: Validation, result: StoredResult, responses: Pat
             part = slice(first, first + _SPIKES_AT_ONCE)
             units = spikes["unit_index"][part].astype(np.int64)
             opened.write(found.probabilities(units, np.asarray(of_spikes[part])).tobytes())
-
-
-def _thresholds(result: StoredResult, group: GroupModel) -> np.ndarray:
-    one = result.one_threshold
-    return group.thresholds if one is None else np.full_like(group.thresholds, one)
-
-
-def _finder(result: StoredResult, group: GroupModel, thresholds: np.ndarray, sorting: SortingConfig) -> Find:
-    """Return what finds spikes as they were found for the result."""
-    rate, detection = result.sorting.sampling_frequency, result.model.detection_config
-    return make_detector(group.network, thresholds, rate, detection, sorting).find
 
 
 def _parts(trial: Trial, unit: int, stretches: Sequence[Stretch]) -> dict[str, float]:
