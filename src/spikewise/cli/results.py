@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from spikewise.cli.console import out, print_json, say
 from spikewise.cli.options import AsJson, Output, Overwrite, Reading, flat
 from spikewise.core.config import EvaluationConfig, RecordingConfig
+from spikewise.core.progress import STARTING
+from spikewise.core.progress_bars import progress_bars
 
 
 def evaluate(
@@ -86,16 +88,19 @@ def report(
     truth
         The true spikes: a SpikeInterface sorting, the truth folder of a simulation, NWB units, a CSV.
     """
-    from spikewise import api
+    with progress_bars() as progress:
+        progress(STARTING, 0, 1, "")
+        from spikewise import api
 
-    written = api.report(
-        result,
-        output,
-        recording=None if recording is None else api.load_recording(recording, reading),
-        truth=truth,
-        overwrite=overwrite,
-        config=comparing,
-    )
+        written = api.report(
+            result,
+            output,
+            recording=None if recording is None else api.load_recording(recording, reading),
+            truth=truth,
+            overwrite=overwrite,
+            config=comparing,
+            progress=progress,
+        )
     found, performance = written.provenance["result"], written.performance
     accuracy = None if performance is None else performance.accuracy
     say(

@@ -9,6 +9,7 @@ from typing import Any
 from spikewise.cli.console import print_json, say
 from spikewise.cli.options import AsJson, Output, Overwrite, Resume, Settings
 from spikewise.core.errors import Interrupted
+from spikewise.core.progress import STARTING
 from spikewise.core.progress_bars import progress_bars
 
 
@@ -38,10 +39,10 @@ def sort(
     model
         A model file from `spikewise train` or from an earlier sort.
     """
-    from spikewise import api
-    from spikewise.output.store import REPORT_FILE
-
     with progress_bars() as progress:
+        progress(STARTING, 0, 1, "")
+        from spikewise import api
+
         result = api.sort(
             recording,
             labels=labels,
@@ -52,6 +53,8 @@ def sort(
             config=settings,
             progress=progress,
         )
+    from spikewise.output.store import REPORT_FILE
+
     seconds, found = result.provenance["seconds"], result.provenance["result"]
     factor = result.provenance["real_time_factor"]
     _print_steps(result.provenance)
@@ -100,10 +103,11 @@ def train(
     labels
         Labelled spikes: a Phy or Kilosort folder, a SpikeInterface sorting, NWB units, or a CSV.
     """
-    from spikewise import api
-
     started = time.perf_counter()
     with progress_bars() as progress:
+        progress(STARTING, 0, 1, "")
+        from spikewise import api
+
         model = api.train(
             recording,
             labels,
@@ -163,11 +167,12 @@ def pretrain(
     seed
         Random seed.
     """
-    from spikewise.jobs.pretraining import pair_recordings
-    from spikewise.jobs.pretraining import pretrain as learn
-
     started = time.perf_counter()
     with progress_bars() as progress:
+        progress(STARTING, 0, 1, "")
+        from spikewise.jobs.pretraining import pair_recordings
+        from spikewise.jobs.pretraining import pretrain as learn
+
         pretrained = learn(
             pair_recordings(recordings, labels or []),
             output=output,

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from spikewise.cli.console import print_json, say
 from spikewise.cli.options import AsJson, Overwrite, flat
 from spikewise.core.config import StreamConfig
+from spikewise.core.progress import STARTING
 from spikewise.core.progress_bars import progress_bars
 
 _Name = Annotated[str, Parameter(allow_leading_hyphen=True)]  # a hyphen is standard input
@@ -38,9 +39,10 @@ def stream(
         Where the spikes go, each once: a folder for a result; - for lines on standard output; or an address:
         zmq://HOST:PORT, udp://HOST:PORT, lsl://NAME.
     """
-    from spikewise.jobs.live.streaming import stream as stream_spikes
-
     with progress_bars() as progress:
+        progress(STARTING, 0, 1, "")
+        from spikewise.jobs.live.streaming import stream as stream_spikes
+
         result = stream_spikes(
             source, model=model, sinks=sink, overwrite=overwrite, config=config, progress=progress
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from spikewise.core.progress import Tell
 from spikewise.core.threads import on_all_cores
 from spikewise.data.recordings.reader import TraceReader, Traces
 from spikewise.discovery.event_loops import fill_steps
@@ -33,6 +34,8 @@ class HeldTraces:
         Preprocessed traces, in noise standard deviations.
     memory_bytes : int
         Largest size.
+    tell : callable, optional
+        Called with the number of parts that are read, and of all.
 
     Attributes
     ----------
@@ -45,7 +48,7 @@ class HeldTraces:
         Duration of the recording.
     """
 
-    def __init__(self, traces: Traces, memory_bytes: int = MEMORY_BYTES):
+    def __init__(self, traces: Traces, memory_bytes: int = MEMORY_BYTES, tell: Tell | None = None):
         rate = self.sampling_frequency = traces.sampling_frequency
         parts = _spread(_cut(traces, max(1, round(STRETCH_S * rate))), traces.num_channels, memory_bytes)
         gap = round(GAP_MS * rate / 1000)
@@ -65,6 +68,8 @@ class HeldTraces:
                 traces.read_ahead(*placed[index + 1][:3])
             block = traces.read(segment, start, stop).T
             self._keep(np.ascontiguousarray(block), at)
+            if tell is not None:
+                tell(index + 1, len(placed))
         self.seconds = float(self._lengths.sum()) / rate
         self.total_s = sum(traces.num_samples(index) for index in range(traces.num_segments)) / rate
 

@@ -21,16 +21,19 @@ from spikeinterface.core import BaseRecording, BaseSorting
 
 from spikewise.core.config import Config
 from spikewise.core.errors import SettingError
+from spikewise.core.expected_time import preparing_seconds, sort_seconds, sorting_seconds
 from spikewise.core.files import check_output_file, save_json
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import PREPARING, STARTING, WRITING, ProgressCallback, expect
+from spikewise.core.progress_bars import shown
 from spikewise.data.opening import Inputs, open_inputs, settings_from
 from spikewise.data.recordings.preprocessing import split_groups
+from spikewise.discovery.discover import LEARNT_S
 from spikewise.jobs.cluster import check_cluster
 from spikewise.jobs.finding import find_spikes
 from spikewise.jobs.learn import keep_model, kept_model, learn_model, learning_seconds
 from spikewise.jobs.merge import in_memory, merge_shards
 from spikewise.jobs.provenance import Seconds, describe_sort
-from spikewise.jobs.start import find_start
+from spikewise.jobs.start import find_start, size_of
 from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
 from spikewise.jobs.state.log import log_to
 from spikewise.jobs.state.unfinished import Unfinished
@@ -95,6 +98,8 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     """
     inputs, config, progress = request.inputs, request.config, request.progress
     started = time.perf_counter()
+    _expect(inputs, request.model, config, progress)
+    progress(PREPARING, 0, 1, "")
     groups = prepare_groups(inputs.recording, Preparation.of(config, request.model))
     prepare_s = time.perf_counter() - started
     for group in groups:
@@ -109,7 +114,9 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     learning_s = learning_seconds(model) if request.model is None else prepare_s
 
     started = time.perf_counter()
+    expect(progress, _seconds_after(inputs, model, config))
     found = find_spikes(groups, model, inputs.recording, config, state, request.watch, progress)
+    progress(WRITING, 0, 1, "")
     for group in groups:
         group.reader.release()  # the spikes are mapped into the memory that the traces held
     sorting = merge_shards(found, model, inputs.recording, state.folder / "spikes.npy")
@@ -143,7 +150,7 @@ def sort(
     overwrite: bool = False,
     resume: bool = False,
     config: Config | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback | bool | None = None,
     **options: Any,
 ) -> SortingResult:
     """Sort a recording: with a model, or with one learnt from labels, or without either.
@@ -168,8 +175,9 @@ def sort(
         finished, its result is returned.
     config : Config, optional
         All settings; or give single ones as keyword options.
-    progress : callable, optional
-        Called with the progress of each stage.
+    progress : callable or bool, optional
+        Called with the progress of each stage. By default a terminal or a notebook shows bars; False: nothing
+        is shown.
 
     Returns
     -------
@@ -187,15 +195,17 @@ def sort(
     is_finished = resume and is_finished_result(Path(output or ""))
     if output is not None and not is_finished:
         check_output(output, overwrite, resume)
-    request = _open_request(recording, labels, model, config, progress)
-    if is_finished:
-        return _finished(Path(output or ""), request)
-    if output is None:
-        with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
-            result = run_sort(request, Unfinished(Path(folder)), None)
-            return replace(result, sorting=in_memory(result.sorting))
-    with _unfinished_in(Path(output), overwrite, resume, request.job) as state:
-        result = run_sort(request, state, state.output)
+    with shown(progress) as told:
+        told(STARTING, 0, 1, "")
+        request = _open_request(recording, labels, model, config, told)
+        if is_finished:
+            return _finished(Path(output or ""), request)
+        if output is None:
+            with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
+                result = run_sort(request, Unfinished(Path(folder)), None)
+                return replace(result, sorting=in_memory(result.sorting))
+        with _unfinished_in(Path(output), overwrite, resume, request.job) as state:
+            result = run_sort(request, state, state.output)
     Unfinished(Path(output)).remove()
     return replace(result, sorting=load_sorting_folder(Path(output)), folder=Path(output))
 
@@ -207,7 +217,7 @@ def train(
     output: str | Path | None = None,
     overwrite: bool = False,
     config: Config | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback | bool | None = None,
     **options: Any,
 ) -> Model:
     """Learn the units of a recording from labels.
@@ -224,8 +234,9 @@ def train(
         Whether a file there may be replaced.
     config : Config, optional
         All settings; or give single ones as keyword options.
-    progress : callable, optional
-        Called with the progress of each stage.
+    progress : callable or bool, optional
+        Called with the progress of each stage. By default a terminal or a notebook shows bars; False: nothing
+        is shown.
 
     Returns
     -------
@@ -241,16 +252,43 @@ def train(
     config = settings_from(config, options)
     if output is not None:
         output = check_output_file(output, overwrite, ending=".safetensors")
-    inputs = open_inputs(recording, labels, config.recording)
-    with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
+    with shown(progress) as told, tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
+        told(STARTING, 0, 1, "")
+        inputs = open_inputs(recording, labels, config.recording)
         started = time.perf_counter()
+        _expect(inputs, None, config, told, is_sort=False)
+        told(PREPARING, 0, 1, "")
         groups = prepare_groups(inputs.recording, Preparation.of(config))
         state = Unfinished(Path(folder))
-        start = find_start(groups, inputs, config, state, started, progress)
-        model = learn_model(groups, start, config, state, progress)
+        start = find_start(groups, inputs, config, state, started, told)
+        model = learn_model(groups, start, config, state, told)
     if output is not None:
         save_model(model, output)
     return model
+
+
+def _expect(
+    inputs: Inputs, model: Model | None, config: Config, progress: ProgressCallback, is_sort: bool = True
+) -> None:
+    """Tell how long the stages will probably take, as far as it is known ahead."""
+    labels = inputs.labels
+    interval_s = config.labels.label_interval or (0.0, LEARNT_S if labels is None else float("inf"))
+    labelled_s = min(interval_s[1] - interval_s[0], inputs.recording.get_total_duration())
+    size = size_of(inputs.recording, None if labels is None else labels.get_num_units(), labelled_s)
+    expected = preparing_seconds(size)
+    if model is None:
+        num_groups = len(split_groups(inputs.recording, config.preprocessing.group_by))
+        expected |= sort_seconds(size, num_groups, config, is_labelled=labels is not None)
+    if is_sort and model is None:
+        expected |= sorting_seconds(size, config.sorting.report)
+    expect(progress, expected)
+    if is_sort and model is not None:
+        expect(progress, _seconds_after(inputs, model, config))
+
+
+def _seconds_after(inputs: Inputs, model: Model, config: Config) -> dict[str, float]:
+    """Return the expected seconds of the stages of a sort after learning."""
+    return sorting_seconds(size_of(inputs.recording, len(model.unit_ids), 0.0), config.sorting.report)
 
 
 def _check_together(

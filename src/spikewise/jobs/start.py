@@ -14,10 +14,12 @@ from typing import Any
 
 from spikeinterface.core import BaseRecording, BaseSorting, NumpyFolderSorting, NumpySorting
 
+from spikewise.core import expected_time
 from spikewise.core.config import BootstrapConfig, Config, LabelsConfig
 from spikewise.core.errors import BootstrapError
 from spikewise.core.files import sync_tree, writing
-from spikewise.core.progress import ProgressCallback
+from spikewise.core.progress import CLEANING, FINDING_UNITS, PartOf, ProgressCallback, finding_with
+from spikewise.core.threads import num_threads
 from spikewise.core.untrusted import safe_name
 from spikewise.core.version import __version__
 from spikewise.data.labels.label_set import (
@@ -107,7 +109,7 @@ def label_groups(
     """Return the labels of each group, and the facts about their source: given labels, or discovered ones."""
     if inputs.labels is not None:
         return given_labels(groups, inputs.recording, inputs.labels, inputs.label_source, config.labels)
-    return discovered_labels(groups, config.bootstrap, config.training.seed, state, progress)
+    return discovered_labels(groups, config, state, progress)
 
 
 def given_labels(
@@ -121,8 +123,7 @@ def given_labels(
 
 def discovered_labels(
     groups: Sequence[Group],
-    config: BootstrapConfig,
-    seed: int,
+    config: Config,
     state: Unfinished,
     progress: ProgressCallback,
 ) -> tuple[dict[str, LabelSet], dict[str, Any]]:
@@ -136,15 +137,17 @@ def discovered_labels(
         If no unit is found in any group.
     """
     label_sets: dict[str, LabelSet] = {}
-    facts: dict[str, Any] = {"source": f"bootstrap {config.bootstrap}", "groups": {}}
+    sorter, seed = config.bootstrap.bootstrap, config.training.seed
+    facts: dict[str, Any] = {"source": f"bootstrap {sorter}", "groups": {}}
     next_id = 0
     for index, group in enumerate(groups):
+        told = _part(progress, (index, len(groups)), group, config)
         try:
             kept = _kept_labels(state, index, group)
-            kept = kept or _bootstrap_group(state, index, group, config, seed, next_id, progress)
+            kept = kept or _bootstrap_group(state, index, group, config.bootstrap, seed, next_id, told)
         except BootstrapError as error:
             if len(groups) == 1:
-                raise _with_log_kept(error, state.output / f"bootstrap_{config.bootstrap}.log") from error
+                raise _with_log_kept(error, state.output / f"bootstrap_{sorter}.log") from error
             logger.warning("group %s gives no labels: %s", group.name, error)
             facts["groups"][group.name] = {"error": str(error)}
             continue
@@ -153,11 +156,34 @@ def discovered_labels(
         facts["interval_s"] = list(label_sets[group.name].seconds())
     if not label_sets:
         raise BootstrapError(
-            f"{config.bootstrap} found no unit in any of the {len(groups)} groups",
+            f"{sorter} found no unit in any of the {len(groups)} groups",
             "at least one unit in one group",
             "give labels with --labels, or try another sorter with --bootstrap",
         )
     return label_sets, facts
+
+
+def size_of(recording: BaseRecording, num_units: int | None, labelled_s: float) -> expected_time.Size:
+    """Return the size of the work on a recording, or on one of its groups."""
+    rate = recording.get_sampling_frequency()
+    return expected_time.Size(
+        recording.get_num_channels(),
+        recording.get_total_samples() / rate,
+        rate,
+        num_units,
+        labelled_s,
+        num_threads(),
+    )
+
+
+def _part(
+    progress: ProgressCallback, place: tuple[int, int], group: Group, config: Config
+) -> ProgressCallback:
+    """Return the progress of finding the units of one of several groups; a single one has its own stages."""
+    if place[1] == 1:
+        return progress
+    inner = expected_time.discovery_seconds(size_of(group.recording, None, 0), config)
+    return PartOf(progress, FINDING_UNITS, place, f"group {group.name}", inner)
 
 
 def _bootstrap_group(
@@ -173,7 +199,7 @@ def _bootstrap_group(
     found, facts = (
         _own_labels(group, seed, progress)
         if config.bootstrap == OWN_DISCOVERY
-        else _labels_of_sorter(state, group, config, seed)
+        else _labels_of_sorter(state, group, config, seed, progress)
     )
     label_set = _renumber(found, first_id)
     folder = _labels_folder(state, group)
@@ -234,10 +260,11 @@ def _own_labels(group: Group, seed: int, progress: ProgressCallback) -> tuple[La
 
 
 def _labels_of_sorter(
-    state: Unfinished, group: Group, config: BootstrapConfig, seed: int
+    state: Unfinished, group: Group, config: BootstrapConfig, seed: int, progress: ProgressCallback
 ) -> tuple[LabelSet, dict[str, Any]]:
     """Let another sorter find the units of a group, and repair them; also return the facts."""
     repaired = group.preprocessed.repaired
+    progress(finding_with(config.bootstrap), 0, 1, f"in the first {config.bootstrap_s:g} s")
     bootstrap = bootstrap_labels(
         group.recording if repaired is None else repaired,
         config,
@@ -246,7 +273,9 @@ def _labels_of_sorter(
         folder=state.output,
         silenced_channel_ids=group.preprocessed.silenced_channel_ids,
     )
+    progress(CLEANING, 0, 1, f"of {bootstrap.num_found} units")
     cleaned, changes = clean_labels(bootstrap.label_set, group.reader)
+    progress(CLEANING, 1, 1, f"{cleaned.sorting.get_num_units()} units")
     return cleaned, {
         "sorter": bootstrap.sorter,
         "sorter_version": bootstrap.sorter_version,

@@ -17,6 +17,7 @@ import numpy as np
 from spikeinterface.metrics.quality.misc_metrics import amplitude_cutoff
 
 from spikewise.core.config import SortingConfig
+from spikewise.core.progress import Tell
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.models.checkpoint import GroupModel
 from spikewise.output.measures import (
@@ -96,7 +97,10 @@ class SpikeSamples:
 
 
 def sample_spikes(
-    result: StoredResult, units: list[UnitMeasures], readers: Mapping[str, TraceReader]
+    result: StoredResult,
+    units: list[UnitMeasures],
+    readers: Mapping[str, TraceReader],
+    tell: Tell | None = None,
 ) -> SpikeSamples:
     """Measure spikes and responses in evenly spread seconds of the recording.
 
@@ -107,6 +111,8 @@ def sample_spikes(
         The measures, with waveforms.
     readers : mapping of str to TraceReader
         The preprocessed traces of each group of the model.
+    tell : callable, optional
+        Called with the number of seconds that are measured, and of all, over all groups.
 
     Returns
     -------
@@ -128,7 +134,8 @@ def sample_spikes(
     spikes = result.sorting.to_spike_vector()[rows]
     offsets = np.cumsum([0, *result.num_samples])
     measured = _Measured(len(spikes), len(units))
-    for group in result.model.groups:
+    total = len(sampled) * len(result.model.groups)
+    for number, group in enumerate(result.model.groups):
         shapes = {unit.unit_index: _shape(unit) for unit in units if unit.group is group}
         if not shapes:
             continue
@@ -140,7 +147,9 @@ def sample_spikes(
             result.model.detection_config,
             SortingConfig(),
         )
-        for segment, start, stop in sampled:
+        for done, (segment, start, stop) in enumerate(sampled, number * len(sampled)):
+            if tell is not None:
+                tell(done, total)
             here = np.flatnonzero(
                 (spikes["segment_index"] == segment)
                 & (spikes["sample_index"] >= start)

@@ -16,10 +16,11 @@ from spikeinterface.core import BaseRecording
 from spikewise.core.config import Config, RecordingConfig, StreamConfig
 from spikewise.core.devices import describe_device
 from spikewise.core.errors import SettingError
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import SORTING, ProgressCallback, expect
+from spikewise.core.progress_bars import shown
 from spikewise.core.version import __version__
 from spikewise.data.recordings.probes import load_probe
-from spikewise.jobs.live.keeping import KeptSource
+from spikewise.jobs.live.keeping import COLLECTING, KeptSource
 from spikewise.jobs.live.latency import Delays
 from spikewise.jobs.live.registry import open_source
 from spikewise.jobs.live.sinks import Emission, Sink, open_sinks
@@ -98,7 +99,7 @@ def stream(
     overwrite: bool = False,
     config: StreamConfig | None = None,
     reading: RecordingConfig | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback | bool | None = None,
     **options: Any,
 ) -> StreamResult:
     """Sort a live stream until it ends, or until Ctrl-C.
@@ -117,8 +118,9 @@ def stream(
         All settings; or give single ones as keyword options.
     reading : RecordingConfig, optional
         How a recording is read.
-    progress : callable, optional
-        Called with the seconds sorted.
+    progress : callable or bool, optional
+        Called with the seconds that have come and are sorted. By default a terminal or a notebook shows
+        bars; False: nothing is shown.
 
     Returns
     -------
@@ -150,17 +152,20 @@ def stream(
     )
     opened = open_source(source, channel_ids, config, reading)
     try:
-        facts = opened.open()
-        if model is None:
-            opened, model = _learn(opened, facts, config, reading, progress)
-        check_fits(facts, len(channel_ids), model.sampling_frequency)
-        gain = config.gain_to_uV if config.gain_to_uV is not None else facts.gain_to_uV
-        sorter = StreamSorter(
-            model, channel_ids=facts.channel_ids, gain_to_uV=gain, threshold=config.threshold
-        )
-        sorter.warm_up(facts.dtype)
-        run = _Run(sorter, config, open_sinks(names, model, overwrite), progress)
-        return run.all(opened, facts, str(source))
+        with shown(progress) as told:
+            told("connecting", 0, 1, "")
+            facts = opened.open()
+            if model is None:
+                opened, model = _learn(opened, facts, config, reading, told)
+            check_fits(facts, len(channel_ids), model.sampling_frequency)
+            gain = config.gain_to_uV if config.gain_to_uV is not None else facts.gain_to_uV
+            sorter = StreamSorter(
+                model, channel_ids=facts.channel_ids, gain_to_uV=gain, threshold=config.threshold
+            )
+            told("warming up", 0, 1, "")
+            sorter.warm_up(facts.dtype)
+            run = _Run(sorter, config, open_sinks(names, model, overwrite), told)
+            return run.all(opened, facts, str(source))
     finally:
         opened.close()
 
@@ -189,7 +194,9 @@ def _learn(
         )
     kept = KeptSource(source, facts, rate)
     try:
-        recording = kept.wait_for(config.learn_s or 0.0, config.wait_s)
+        seconds = config.learn_s or 0.0
+        expect(progress, {COLLECTING: seconds})
+        recording = kept.wait_for(seconds, config.wait_s, progress)
         learning = Config.from_options(filter="live", probe=config.probe, device="cpu", damage="keep")
         return kept, train(recording, config=learning, progress=progress)
     except BaseException:
@@ -275,7 +282,7 @@ class _Run:
             self._reported_s = ended
             seconds = result.num_samples / self._rate
             note = f"{result.num_spikes} spikes, {result.num_gaps} gaps, {1000 * late_s:.1f} ms late"
-            self._progress("stream", seconds, self._config.duration_s or seconds, note)
+            self._progress(SORTING, seconds, self._config.duration_s or 0, note)  # 0: without an end
 
     def _check_noise(self) -> None:
         """Warn if the samples seem to have another unit than those of the training."""

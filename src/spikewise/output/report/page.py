@@ -21,6 +21,7 @@ from spikeinterface.core import BaseSorting
 
 from spikewise.core.constants import REFRACTORY_MS
 from spikewise.core.files import check_output_file, writing
+from spikewise.core.progress import REPORT, ProgressCallback, Steps, silent
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.output.colours import colour_of
 from spikewise.output.measures import (
@@ -47,6 +48,10 @@ MAX_NAMED_UNITS = 12
 """Most units that a sentence of the page names; the others are only counted. Chosen by hand."""
 SCRIPTS = ("charts.js", "unit.js", "overview.js", "table.js", "page.js")
 """The scripts of the page, in the order in which they run."""
+
+
+_STEPS = {"mean waveforms": 3.0, "spikes": 3.0, "pairs": 0.5, "traces": 0.5, "page": 1.0}
+"""Relative length of each step, for the progress."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def write_report(
     performance: Performance | None = None,
     interval_s: tuple[float, float] | None = None,
     overwrite: bool = False,
+    progress: ProgressCallback = silent,
 ) -> Path:
     """Write the report of a sort.
 
@@ -105,6 +111,8 @@ def write_report(
         Time of that comparison, in seconds; traces are drawn from this time only.
     overwrite : bool
         Whether an existing file may be replaced.
+    progress : callable
+        Called with the progress of the report.
 
     Returns
     -------
@@ -119,7 +127,10 @@ def write_report(
         If the traces cannot be read.
     """
     path = check_output_file(path, overwrite)
-    contents = _gather(result.with_names_of_recording(), readers, truth, performance, interval_s)
+    steps = Steps(progress, REPORT, _STEPS)
+    steps.begin("mean waveforms")
+    contents = _gather(result.with_names_of_recording(), readers, truth, performance, interval_s, steps)
+    steps.begin("page")
     page = _render(contents, interval_s)
     partial = path.with_name(path.name + ".partial")
     with writing(path):
@@ -131,6 +142,7 @@ def write_report(
             partial.unlink(missing_ok=True)
             raise
     num_units, num_bytes = len(contents.units), len(page.encode())
+    steps.end()
     logger.info("report of %d units written to %s, %d bytes", num_units, path, num_bytes)
     return path
 
@@ -141,15 +153,19 @@ def _gather(
     truth: BaseSorting | None,
     performance: Performance | None,
     interval_s: tuple[float, float] | None,
+    steps: Steps,
 ) -> ReportContents:
     """Measure everything that the report shows; without readers, only what needs no traces."""
     units, truth_snr = measure_units(result, readers, truth)
     samples, similarity = None, None
     pairs: list[UnitPair] = []
     if readers is not None:
-        samples = sample_spikes(result, units, readers)
+        steps.begin("spikes")
+        samples = sample_spikes(result, units, readers, steps.tell)
+        steps.begin("pairs")
         similarity = unit_similarity(units)
         pairs = likely_pairs(result.sorting, spike_trains(result.sorting), result.num_samples, similarity)
+        steps.begin("traces")
     excerpts = [] if readers is None else choose_excerpts(result, units, readers, interval_s)
     return ReportContents(result, units, samples, excerpts, similarity, pairs, performance, truth_snr)
 
