@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spikewise.cli.console import print_json, say
+from spikewise.cli.console import print_json, say, times
 from spikewise.cli.options import AsJson, Output, Overwrite, Resume, Settings
 from spikewise.core.errors import Interrupted
 from spikewise.core.progress import STARTING
@@ -60,8 +60,7 @@ def sort(
     _print_steps(result.provenance)
     say(
         f"{found['num_units']} units, {found['num_spikes']} spikes in {seconds['recorded']:.1f} s",
-        f"learning took {seconds['learning']:.1f} s, sorting {seconds['sorting']:.1f} s "
-        f"({factor:.2g} times real time)",
+        _describe_seconds(result.provenance),
         f"result in {output}" + (f", with {REPORT_FILE}" if (output / REPORT_FILE).exists() else ""),
     )
     if json:
@@ -70,8 +69,10 @@ def sort(
             units=found["num_units"],
             spikes=found["num_spikes"],
             seconds=seconds["total"],
-            sorting_seconds=seconds["sorting"],
+            preparing_seconds=seconds["preparing"],
             learning_seconds=seconds["learning"],
+            sorting_seconds=seconds["sorting"],
+            report_seconds=seconds.get("report"),
             recorded_seconds=seconds["recorded"],
             real_time_factor=factor,
             spikes_hash=found["spikes_hash"],
@@ -204,6 +205,18 @@ def _describe_labels(labels: dict[str, Any]) -> str:
         return f"of {labels['source']}"
     start, stop = labels["interval_s"]
     return f"of {labels['source']}, between {start:.2f} and {stop:.2f} s"
+
+
+def _describe_seconds(provenance: dict[str, Any]) -> str:
+    """Return how long everything took from the file to the result, and its parts."""
+    seconds = provenance["seconds"]
+    names = ["preparing", *(["learning"] if not provenance["model"]["given"] else []), "sorting", "report"]
+    parts = [f"{name} {seconds[name]:.1f}" for name in names if name in seconds]
+    with_model = ", with a given model" if provenance["model"]["given"] else ""
+    return (
+        f"from file to result {seconds['total']:.1f} s{with_model} ({', '.join(parts)}): "
+        f"{times(provenance['real_time_factor'])} times real time"
+    )
 
 
 def _print_steps(provenance: dict[str, Any]) -> None:

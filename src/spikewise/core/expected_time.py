@@ -14,7 +14,7 @@ from spikewise.core import progress as stages
 from spikewise.core.config import Config, UnitsConfig
 
 # Measured on two cores of an AMD EPYC; seconds of one core.
-_PREPARING_S = 0.3, 3e-3
+_PREPARING_S = 0.3, 1e-2
 """Noise and damage: always, and for each channel."""
 _READING_S = 6e-4
 """Reading and preparing traces, for each channel and second."""
@@ -24,7 +24,7 @@ _HELD_VALUES = 2**30
 """Most samples of all channels in which units are searched; see discovery/held_traces.py."""
 _OTHER_SORTERS_S = {"tridesclous2": 0.01, "lupin": 0.02, "spykingcircus2": 0.024}
 """Finding units with another sorter, for each channel and second; of those that are not listed, the mean."""
-_LEARNING_S = 17e-6
+_LEARNING_S = 6e-6
 """Learning a unit, for each patch."""
 _TEMPLATES_S = 0.02
 """Mean waveforms before a round, for each unit."""

@@ -137,6 +137,6 @@ def keep_model(model: Model, state: Unfinished) -> None:
 
 
 def learning_seconds(model: Model) -> float:
-    """Return how long learning took, over all processes."""
+    """Return how long finding units and learning them took, over all processes."""
     groups = model.facts["groups"]
     return model.facts["labels_s"] + sum(group["training_s"] + group["thresholds_s"] for group in groups)

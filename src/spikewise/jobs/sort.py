@@ -23,7 +23,7 @@ from spikewise.core.config import Config
 from spikewise.core.errors import SettingError
 from spikewise.core.expected_time import preparing_seconds, sort_seconds, sorting_seconds
 from spikewise.core.files import check_output_file, save_json
-from spikewise.core.progress import PREPARING, STARTING, WRITING, ProgressCallback, expect
+from spikewise.core.progress import PREPARING, WRITING, ProgressCallback, expect
 from spikewise.core.progress_bars import shown
 from spikewise.data.opening import Inputs, open_inputs, settings_from
 from spikewise.data.recordings.preprocessing import split_groups
@@ -32,7 +32,7 @@ from spikewise.jobs.cluster import check_cluster
 from spikewise.jobs.finding import find_spikes
 from spikewise.jobs.learn import keep_model, kept_model, learn_model, learning_seconds
 from spikewise.jobs.merge import in_memory, merge_shards
-from spikewise.jobs.provenance import Seconds, describe_sort
+from spikewise.jobs.provenance import Seconds, add_report_seconds, describe_sort
 from spikewise.jobs.start import find_start, size_of
 from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
 from spikewise.jobs.state.log import log_to
@@ -75,6 +75,8 @@ class SortRequest:
         Notices when the recording's files change.
     progress : callable
         Called with the progress of each stage.
+    started : float
+        ``time.perf_counter()`` before the inputs were opened.
     """
 
     inputs: Inputs
@@ -83,6 +85,7 @@ class SortRequest:
     job: dict[str, Any]
     watch: FileWatch
     progress: ProgressCallback
+    started: float
 
 
 def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> SortingResult:
@@ -97,21 +100,20 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         Folder to write the result into, with a report; None: nothing is written.
     """
     inputs, config, progress = request.inputs, request.config, request.progress
-    started = time.perf_counter()
     _expect(inputs, request.model, config, progress)
     progress(PREPARING, 0, 1, "")
     groups = prepare_groups(inputs.recording, Preparation.of(config, request.model))
-    prepare_s = time.perf_counter() - started
+    prepare_s = time.perf_counter() - request.started
     for group in groups:
         if group.note:
             logger.warning("%s%s", f"group {group.name}: " if len(groups) > 1 else "", group.note)
 
     model = request.model or kept_model(state)
     if model is None:
-        start = find_start(groups, inputs, config, state, started, progress)
+        start = find_start(groups, inputs, config, state, progress)
         model = learn_model(groups, start, config, state, progress)
         keep_model(model, state)
-    learning_s = learning_seconds(model) if request.model is None else prepare_s
+    learning_s = learning_seconds(model) if request.model is None else 0.0
 
     started = time.perf_counter()
     expect(progress, _seconds_after(inputs, model, config))
@@ -120,9 +122,11 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     for group in groups:
         group.reader.release()  # the spikes are mapped into the memory that the traces held
     sorting = merge_shards(found, model, inputs.recording, state.folder / "spikes.npy")
-    seconds = Seconds(learning_s, found.earlier_s + time.perf_counter() - started)
     if request.model is not None:  # only now: if there was an error before, nothing is worth keeping
         save_model(model, state.output / MODEL_FILE)
+    if folder is not None:
+        save_sorting(sorting, folder)
+    seconds = Seconds(prepare_s, learning_s, found.earlier_s + time.perf_counter() - started)
 
     provenance = {
         **describe_sort(inputs, config, model, request.model is not None, found, sorting, seconds),
@@ -133,11 +137,13 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     if note := summarise_damage(provenance["damage"]):
         logger.warning(note)
     if folder is not None:
-        save_sorting(sorting, folder)
         save_json(provenance, folder / PROVENANCE_FILE)
         if config.sorting.report:
+            started = time.perf_counter()
             readers = {group.name: group.reader for group in groups}
             report_of_sort(StoredResult(sorting, model, provenance), readers, folder, progress)
+            add_report_seconds(provenance, time.perf_counter() - started)
+            save_json(provenance, folder / PROVENANCE_FILE)
     return SortingResult(sorting, model, provenance, folder, inputs.recording)
 
 
@@ -196,7 +202,6 @@ def sort(
     if output is not None and not is_finished:
         check_output(output, overwrite, resume)
     with shown(progress) as told:
-        told(STARTING, 0, 1, "")
         request = _open_request(recording, labels, model, config, told)
         if is_finished:
             return _finished(Path(output or ""), request)
@@ -253,14 +258,12 @@ def train(
     if output is not None:
         output = check_output_file(output, overwrite, ending=".safetensors")
     with shown(progress) as told, tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
-        told(STARTING, 0, 1, "")
         inputs = open_inputs(recording, labels, config.recording)
-        started = time.perf_counter()
         _expect(inputs, None, config, told, is_sort=False)
         told(PREPARING, 0, 1, "")
         groups = prepare_groups(inputs.recording, Preparation.of(config))
         state = Unfinished(Path(folder))
-        start = find_start(groups, inputs, config, state, started, told)
+        start = find_start(groups, inputs, config, state, told)
         model = learn_model(groups, start, config, state, told)
     if output is not None:
         save_model(model, output)
@@ -313,6 +316,7 @@ def _open_request(
     progress: ProgressCallback,
 ) -> SortRequest:
     """Open the inputs of a sort, and check that they fit together."""
+    started = time.perf_counter()
     inputs = open_inputs(recording, labels, config.recording)
     if model is not None:
         model = model if isinstance(model, Model) else load_model(model)
@@ -321,7 +325,7 @@ def _open_request(
     model_hash, filters_hash = (None if one is None else one.hash() for one in (model, pretrained))
     watch = FileWatch(inputs.recording)
     job = describe_job(inputs.recording, inputs.labels, model_hash, filters_hash, config)
-    return SortRequest(inputs, model, config, job, watch, progress)
+    return SortRequest(inputs, model, config, job, watch, progress, started)
 
 
 @contextmanager

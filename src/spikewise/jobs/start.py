@@ -63,7 +63,7 @@ class StartingPoint:
     pretrained_hash : str or None
         Hash of the model or filters that the weights came from.
     seconds : float
-        How long the preparation of groups and labels took.
+        How long finding the labels took.
     """
 
     label_sets: dict[str, LabelSet]
@@ -78,7 +78,6 @@ def find_start(
     inputs: Inputs,
     config: Config,
     state: Unfinished,
-    started: float,
     progress: ProgressCallback,
 ) -> StartingPoint:
     """Return the labels of each group, and the weights that training starts from.
@@ -91,11 +90,10 @@ def find_start(
     config : Config
     state : Unfinished
         Keeps the labels of the units that are found.
-    started : float
-        ``time.perf_counter()`` before the groups were prepared: this time counts too.
     progress : callable
         Called with the progress of each stage.
     """
+    started = time.perf_counter()
     pretrained = open_pretrained(config.transfer, config.design)
     weights = {} if pretrained is None else start_from(pretrained, groups, config.network, config.transfer)
     label_sets, facts = label_groups(groups, inputs, config, state, progress)
