@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from spikeinterface.core import BaseSorting
 from spikeinterface.metrics.quality.misc_metrics import isi_violations, presence_ratio
-from spikeinterface.postprocessing import compute_auto_correlograms
 
 from spikewise.core.constants import REFRACTORY_MS
-from spikewise.data.recordings.reader import TraceReader
+from spikewise.data.recordings.reader import Traces
 from spikewise.models.checkpoint import GroupModel
 from spikewise.output.result import StoredResult
 
@@ -124,14 +123,14 @@ class UnitMeasures:
 
 
 def measure_units(
-    result: StoredResult, readers: Mapping[str, TraceReader] | None, truth: BaseSorting | None = None
+    result: StoredResult, readers: Mapping[str, Traces] | None, truth: BaseSorting | None = None
 ) -> tuple[list[UnitMeasures], list[float | None]]:
     """Measure all units of a result, and the SNR of each true unit; the traces are read once for both.
 
     Parameters
     ----------
     result : StoredResult
-    readers : mapping of str to TraceReader, or None
+    readers : mapping of str to Traces, or None
         The preprocessed traces of each group of the model; None leaves the waveforms out.
     truth : BaseSorting, optional
         The true spikes.
@@ -172,9 +171,7 @@ def _measure_trains(result: StoredResult, trains: list[list[np.ndarray]]) -> lis
     sorting = result.sorting
     rate = sorting.sampling_frequency
     duration_s = sum(result.num_samples) / rate
-    correlograms, _ = compute_auto_correlograms(
-        sorting, window_ms=2 * CORRELOGRAM_MS, bin_ms=CORRELOGRAM_BIN_MS
-    )
+    correlograms = [_correlogram(train, rate) for train in trains]
     one_threshold = result.one_threshold
     units: list[UnitMeasures] = []
     for group in result.model.groups:
@@ -201,9 +198,31 @@ def _measure_trains(result: StoredResult, trains: list[list[np.ndarray]]) -> lis
 
 def spike_trains(sorting: BaseSorting) -> list[list[np.ndarray]]:
     """Return the spike trains: for each unit a list with its frames in each segment."""
-    sorting.precompute_spike_trains()
-    segments = range(sorting.get_num_segments())
-    return [[sorting.get_unit_spike_train(i, segment_index=s) for s in segments] for i in sorting.unit_ids]
+    spikes, num_segments = sorting.to_spike_vector(), sorting.get_num_segments()
+    place = spikes["unit_index"] * num_segments + spikes["segment_index"]
+    frames = spikes["sample_index"][np.argsort(place, kind="stable")].astype(np.int64)
+    ends = np.cumsum(np.bincount(place, minlength=len(sorting.unit_ids) * num_segments))
+    parts = np.split(frames, ends[:-1])
+    return [parts[first : first + num_segments] for first in range(0, len(parts), num_segments)]
+
+
+def _correlogram(train: list[np.ndarray], rate: float) -> np.ndarray:
+    """Return the number of pairs of spikes of a unit in each bin of lag.
+
+    These are the bins of SpikeInterface, whose function takes six seconds to compile in each process.
+    """
+    bin_samples = round(CORRELOGRAM_BIN_MS / 1000 * rate)
+    half = round(CORRELOGRAM_MS / 1000 * rate) // bin_samples
+    counts = np.zeros(2 * half, np.int64)
+    for frames in train:
+        for step in range(1, len(frames)):
+            lags = frames[step:] - frames[:-step]
+            lags = lags[lags <= half * bin_samples]
+            if not len(lags):
+                break
+            counts[half:] += np.bincount(lags // bin_samples, minlength=half)[:half]
+            counts[:half] += np.bincount(-(-lags // bin_samples) - 1, minlength=half)[::-1]
+    return counts
 
 
 def _violations_percent(train: list[np.ndarray], rate: float) -> float | None:
@@ -228,14 +247,14 @@ def _presence_ratio(train: list[np.ndarray], num_samples: list[int], rate: float
     return float(presence_ratio(frames, bin_edges=np.linspace(0, starts[-1], num_bins + 1)))
 
 
-def mean_waveforms(trains: list[list[np.ndarray]], readers: list[TraceReader]) -> list[MeanWaveform | None]:
+def mean_waveforms(trains: list[list[np.ndarray]], readers: list[Traces]) -> list[MeanWaveform | None]:
     """Return the mean waveform of each unit over a few of its spikes.
 
     Parameters
     ----------
     trains : list of lists of ndarray
         Frames of the spikes of each unit in each segment.
-    readers : list of TraceReader
+    readers : list of Traces
         The traces for each unit. One reader is used after the other, each in order of time.
 
     Returns

@@ -18,7 +18,7 @@ from spikeinterface.metrics.quality.misc_metrics import amplitude_cutoff
 
 from spikewise.core.config import SortingConfig
 from spikewise.core.progress import Tell
-from spikewise.data.recordings.reader import TraceReader
+from spikewise.data.recordings.reader import Traces
 from spikewise.models.checkpoint import GroupModel
 from spikewise.output.measures import (
     WAVEFORM_AFTER_MS,
@@ -28,11 +28,14 @@ from spikewise.output.measures import (
     spread,
 )
 from spikewise.output.result import StoredResult
+from spikewise.sorting.detector import Detector
 from spikewise.sorting.detectors import make_detector
+from spikewise.sorting.spikes import Spikes
 
 # All of these were chosen by hand.
-MAX_SECONDS_SAMPLED = 40
-"""Most seconds of the recording from which spikes are taken."""
+MAX_SECONDS_SAMPLED = 39
+"""Most seconds of the recording from which spikes are taken: so many that the evenly spread seconds of the
+mean waveforms (measures.MAX_SECONDS_READ) are among them."""
 MAX_SECONDS_EVALUATED = 20
 """Most of these seconds in which the network is evaluated again."""
 MAX_SAMPLED_SPIKES = 600
@@ -99,7 +102,7 @@ class SpikeSamples:
 def sample_spikes(
     result: StoredResult,
     units: list[UnitMeasures],
-    readers: Mapping[str, TraceReader],
+    readers: Mapping[str, Traces],
     tell: Tell | None = None,
 ) -> SpikeSamples:
     """Measure spikes and responses in evenly spread seconds of the recording.
@@ -109,7 +112,7 @@ def sample_spikes(
     result : StoredResult
     units : list of UnitMeasures
         The measures, with waveforms.
-    readers : mapping of str to TraceReader
+    readers : mapping of str to Traces
         The preprocessed traces of each group of the model.
     tell : callable, optional
         Called with the number of seconds that are measured, and of all, over all groups.
@@ -158,7 +161,7 @@ def sample_spikes(
             )
             measured.add_second(readers[group.name], (segment, start, stop), spikes, here, shapes)
             if (segment, start, stop) in evaluated:
-                peaks = detector.find(readers[group.name], segment, start, stop)
+                peaks = _evaluate(detector, readers[group.name], (segment, start, stop), sampled)
                 bins = np.minimum((peaks.response * RESPONSE_BINS).astype(np.int64), RESPONSE_BINS - 1)
                 np.add.at(measured.responses, (peaks.unit_index + first_unit, bins), 1)
     return SpikeSamples(
@@ -171,6 +174,47 @@ def sample_spikes(
         num_seconds=len(sampled),
         num_seconds_evaluated=len(evaluated),
     )
+
+
+def _evaluate(
+    detector: Detector, traces: Traces, second: tuple[int, int, int], sampled: list[tuple[int, int, int]]
+) -> Spikes:
+    """Find the peaks of the response in a second, without a look at seconds that are not sampled.
+
+    Beside such a second, responses that would depend on it are left out.
+    """
+    segment, start, stop = second
+    is_first, is_last = start == 0, stop == traces.num_samples(segment)
+    before = next((one for one in sampled if one[0] == segment and one[2] == start), None)
+    after = next((one for one in sampled if one[0] == segment and one[1] == stop), None)
+    window = detector.network.window_samples + detector.context
+    low = start if is_first or before is not None else start + window
+    high = stop if is_last or after is not None else stop - window
+    limits = (start if before is None else before[1], stop if after is None else after[2])
+    return detector.find(_Part(traces, limits), segment, low, max(low, high))
+
+
+class _Part:
+    """Traces that are zero outside of a part of a segment, and not read there."""
+
+    def __init__(self, traces: Traces, limits: tuple[int, int]):
+        self._traces, self._limits = traces, limits
+        self.num_segments, self.num_channels = traces.num_segments, traces.num_channels
+        self.sampling_frequency = traces.sampling_frequency
+
+    def num_samples(self, segment_index: int) -> int:
+        """Return the length of a segment."""
+        return self._traces.num_samples(segment_index)
+
+    def read(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return float32 traces (stop - start, num_channels)."""
+        low, high = max(start, self._limits[0]), min(stop, self._limits[1])
+        if (low, high) == (start, stop):
+            return self._traces.read(segment_index, start, stop)
+        traces = np.zeros((self.num_channels, stop - start), np.float32).T
+        if low < high:
+            traces[low - start : high - start] = self._traces.read(segment_index, low, high)
+        return traces
 
 
 def _whole_seconds(num_samples: list[int], rate: float) -> list[tuple[int, int, int]]:
@@ -259,7 +303,7 @@ class _Measured:
 
     def add_second(
         self,
-        reader: TraceReader,
+        reader: Traces,
         second: tuple[int, int, int],
         spikes: np.ndarray,
         here: np.ndarray,

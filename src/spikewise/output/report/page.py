@@ -22,8 +22,9 @@ from spikeinterface.core import BaseSorting
 from spikewise.core.constants import REFRACTORY_MS
 from spikewise.core.files import check_output_file, writing
 from spikewise.core.progress import REPORT, ProgressCallback, Steps, silent
-from spikewise.data.recordings.reader import TraceReader
+from spikewise.data.recordings.reader import TraceReader, Traces
 from spikewise.output.colours import colour_of
+from spikewise.output.kept_traces import KeptTraces
 from spikewise.output.measures import (
     MAX_WAVEFORM_SPIKES,
     UnitMeasures,
@@ -31,7 +32,7 @@ from spikewise.output.measures import (
     spike_trains,
 )
 from spikewise.output.pairs import MIN_SIMILARITY, UnitPair, likely_pairs, unit_similarity
-from spikewise.output.report.excerpts import choose_excerpts
+from spikewise.output.report.excerpts import choose_excerpts, excerpt_windows
 from spikewise.output.report.page_data import ReportContents, compress, page_data
 from spikewise.output.result import StoredResult
 from spikewise.output.samples import sample_spikes
@@ -156,17 +157,21 @@ def _gather(
     steps: Steps,
 ) -> ReportContents:
     """Measure everything that the report shows; without readers, only what needs no traces."""
-    units, truth_snr = measure_units(result, readers, truth)
+    kept: dict[str, Traces] | None = None
+    if readers is not None:  # no second is read twice
+        windows = excerpt_windows(result, interval_s)
+        kept = {name: KeptTraces(reader, windows.get(name, [])) for name, reader in readers.items()}
+    units, truth_snr = measure_units(result, kept, truth)
     samples, similarity = None, None
     pairs: list[UnitPair] = []
-    if readers is not None:
+    if kept is not None:
         steps.begin("spikes")
-        samples = sample_spikes(result, units, readers, steps.tell)
+        samples = sample_spikes(result, units, kept, steps.tell)
         steps.begin("pairs")
         similarity = unit_similarity(units)
         pairs = likely_pairs(result.sorting, spike_trains(result.sorting), result.num_samples, similarity)
         steps.begin("traces")
-    excerpts = [] if readers is None else choose_excerpts(result, units, readers, interval_s)
+    excerpts = [] if kept is None else choose_excerpts(result, units, kept, interval_s)
     return ReportContents(result, units, samples, excerpts, similarity, pairs, performance, truth_snr)
 
 
