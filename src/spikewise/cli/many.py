@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from spikewise.cli.console import out, print_json
 from spikewise.cli.options import AsJson, Settings
 from spikewise.core.errors import SomeFailed
-from spikewise.core.progress import STARTING
+from spikewise.core.progress import begin
 from spikewise.core.progress_bars import progress_bars
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def sort_many(recordings: Path, *, json: AsJson = False, settings: Settings = Se
         file with a table [[recordings]] of the same names for each recording. Paths are relative to the list.
     """
     with progress_bars() as progress:
-        progress(STARTING, 0, 1, "")
+        begin(progress)
         from spikewise.jobs import many
 
         entries = many.read_list(recordings)

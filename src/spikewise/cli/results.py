@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from spikewise.cli.console import out, print_json, say
 from spikewise.cli.options import AsJson, Output, Overwrite, Reading, flat
 from spikewise.core.config import EvaluationConfig, RecordingConfig
-from spikewise.core.progress import STARTING
+from spikewise.core.progress import begin
 from spikewise.core.progress_bars import progress_bars
 
 
@@ -89,7 +89,7 @@ def report(
         The true spikes: a SpikeInterface sorting, the truth folder of a simulation, NWB units, a CSV.
     """
     with progress_bars() as progress:
-        progress(STARTING, 0, 1, "")
+        begin(progress)
         from spikewise import api
 
         written = api.report(

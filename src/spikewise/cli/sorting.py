@@ -9,7 +9,7 @@ from typing import Any
 from spikewise.cli.console import print_json, say, times
 from spikewise.cli.options import AsJson, Output, Overwrite, Resume, Settings
 from spikewise.core.errors import Interrupted
-from spikewise.core.progress import STARTING
+from spikewise.core.progress import begin
 from spikewise.core.progress_bars import progress_bars
 
 
@@ -40,7 +40,7 @@ def sort(
         A model file from `spikewise train` or from an earlier sort.
     """
     with progress_bars() as progress:
-        progress(STARTING, 0, 1, "")
+        begin(progress)
         from spikewise import api
 
         result = api.sort(
@@ -106,7 +106,7 @@ def train(
     """
     started = time.perf_counter()
     with progress_bars() as progress:
-        progress(STARTING, 0, 1, "")
+        begin(progress)
         from spikewise import api
 
         model = api.train(
@@ -170,7 +170,7 @@ def pretrain(
     """
     started = time.perf_counter()
     with progress_bars() as progress:
-        progress(STARTING, 0, 1, "")
+        begin(progress)
         from spikewise.jobs.pretraining import pair_recordings
         from spikewise.jobs.pretraining import pretrain as learn
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from spikewise.cli.console import print_json, say
 from spikewise.cli.options import AsJson, Overwrite, flat
 from spikewise.core.config import StreamConfig
-from spikewise.core.progress import STARTING
+from spikewise.core.progress import begin
 from spikewise.core.progress_bars import progress_bars
 
 _Name = Annotated[str, Parameter(allow_leading_hyphen=True)]  # a hyphen is standard input
@@ -40,7 +40,7 @@ def stream(
         zmq://HOST:PORT, udp://HOST:PORT, lsl://NAME.
     """
     with progress_bars() as progress:
-        progress(STARTING, 0, 1, "")
+        begin(progress)
         from spikewise.jobs.live.streaming import stream as stream_spikes
 
         result = stream_spikes(

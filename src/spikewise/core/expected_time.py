@@ -11,29 +11,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from spikewise.core import progress as stages
-from spikewise.core.config import Config, UnitsConfig
+from spikewise.core.config import ESORT_PAPER, Config, UnitsConfig
 
 # Measured on two cores of an AMD EPYC; seconds of one core.
 _PREPARING_S = 0.3, 1e-2
 """Noise and damage: always, and for each channel."""
 _READING_S = 6e-4
 """Reading and preparing traces, for each channel and second."""
-_FINDING_S = 2.0, 3e-3
+_FINDING_S = 2.0, 2e-3
 """Finding units: always, and for each channel and second."""
 _HELD_VALUES = 2**30
 """Most samples of all channels in which units are searched; see discovery/held_traces.py."""
 _OTHER_SORTERS_S = {"tridesclous2": 0.01, "lupin": 0.02, "spykingcircus2": 0.024}
 """Finding units with another sorter, for each channel and second; of those that are not listed, the mean."""
-_LEARNING_S = 6e-6
+_LEARNING_S = 4.2e-6
 """Learning a unit, for each patch."""
-_TEMPLATES_S = 0.02
+_DENSE_S = 1e-3
+"""Learning the dense network of the paper, for each channel, second and epoch: a guess."""
+_TEMPLATES_S = 0.045
 """Mean waveforms before a round, for each unit."""
-_SEARCHING_S = 1e-4
+_SEARCHING_S = 1.6e-4
 """Searching labelled time again, for each channel and second."""
-_SORTING_S = 8e-4, 1e-4
+_THRESHOLDS_S = 3e-3
+"""Choosing thresholds, for each channel and second that is held out."""
+_MOST_HELD_OUT_S = 30.0
+"""Most seconds that are held out; see learning/thresholds.py."""
+_SORTING_S = 4.5e-4, 3.5e-4
 """Sorting, for each channel and second, and for each unit and second."""
 _WRITING_S = 0.1
-_REPORT_S = 1.5, 4e-3, 0.02
+_REPORT_S = 2.4, 1.3e-3, 0.02
 """The report: always, for each channel and second read, and for each unit."""
 _REPORT_SECONDS = 40.0
 """Most seconds that the report reads."""
@@ -219,8 +225,24 @@ def discovery_seconds(size: Size, config: Config) -> dict[str, float]:
     }
 
 
-def learning_seconds(size: Size, config: UnitsConfig) -> dict[str, float]:
+def learning_seconds(size: Size, config: Config) -> dict[str, float]:
     """Return the expected seconds of the stages of learning the units of a group."""
+    if config.design == ESORT_PAPER:
+        epochs = config.training.resolved().epochs or 1
+        return {stages.LEARNING: _DENSE_S * size.channels * size.labelled_s * epochs}
+    return _unit_seconds(size, config.units) | _threshold_seconds(size, config)
+
+
+def _threshold_seconds(size: Size, config: Config) -> dict[str, float]:
+    """Return the expected seconds of choosing thresholds, which few labels cannot choose."""
+    if config.labels.labels_per_unit is not None or config.detection.threshold is not None:
+        return {}
+    held_out_s = min(_MOST_HELD_OUT_S, config.training.held_out_fraction * size.labelled_s)
+    return {stages.THRESHOLDS: _THRESHOLDS_S * size.channels * held_out_s / size.threads}
+
+
+def _unit_seconds(size: Size, config: UnitsConfig) -> dict[str, float]:
+    """Return the expected seconds of learning units one by one."""
     units, work = size.expected_units, size.channels * size.labelled_s
     patches, _ = config.effort(round(units))
     expected = {stages.READING_LABELLED: _READING_S * work / size.threads}
@@ -255,7 +277,7 @@ def sort_seconds(size: Size, num_groups: int, config: Config, *, is_labelled: bo
     units = None if size.units is None else -(-size.units // num_groups)
     one = replace(size, channels=-(-size.channels // num_groups), units=units)
     found = {} if is_labelled else discovery_seconds(one, config)
-    learnt = learning_seconds(one, config.units)
+    learnt = learning_seconds(one, config)
     if num_groups == 1:
         return found | learnt
     both = {stages.FINDING_UNITS: found, stages.LEARNING: learnt}

@@ -30,6 +30,8 @@ SORTING = "sorting"
 WRITING = "writing"
 REPORT = "report"
 
+_IMPORTING_S = 4.0
+"""Seconds of one core for importing libraries: measured on two cores of an AMD EPYC."""
 _BETWEEN_S = 0.1
 """Least time between two reports of a loop; chosen by hand."""
 
@@ -62,6 +64,12 @@ def expect(progress: ProgressCallback, seconds: Mapping[str, float]) -> None:
     wants = getattr(progress, "expect", None)
     if wants is not None:
         wants(seconds)
+
+
+def begin(progress: ProgressCallback) -> None:
+    """Tell that a command starts: it imports libraries, which takes seconds."""
+    expect(progress, {STARTING: _IMPORTING_S})
+    progress(STARTING, 0, 1, "")
 
 
 class Steps:

@@ -106,7 +106,7 @@ def _expected(groups: Sequence[Group], start: StartingPoint, config: Config) -> 
             samples = sum(last - first for first, last in labels.parts())
             seconds = samples / group.recording.get_sampling_frequency()
             size = size_of(group.recording, labels.sorting.get_num_units(), seconds)
-            expected[group.name] = expected_time.learning_seconds(size, config.units)
+            expected[group.name] = expected_time.learning_seconds(size, config)
     return expected
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from spikewise.data.recordings.reader import Traces
+from spikewise.learning.examples.patch_loops import fill_from_halves, fill_halves
 
 MEMORY_BYTES = 2**29
 """Largest size of the seconds that are kept: 512 MiB are 22 s of 384 channels at 30 kHz. Chosen by hand."""
@@ -43,7 +44,7 @@ class KeptTraces:
         self._second = max(1, round(self.sampling_frequency))
         samples = sum(self.num_samples(segment) for segment in range(self.num_segments))
         fits = 4 * samples * self.num_channels <= memory_bytes
-        self._dtype = np.dtype(np.float32 if fits else np.float16)
+        self._dtype = np.dtype(np.float32 if fits else np.uint16)
         self._left = memory_bytes
         self._seconds: dict[tuple[int, int], np.ndarray] = {}
         self._last: tuple[tuple[int, int], np.ndarray] | None = None
@@ -63,13 +64,16 @@ class KeptTraces:
         for number in range(first // self._second, -(-last // self._second) if last > first else 0):
             offset = number * self._second
             low, high = max(first, offset), min(last, offset + self._second)
-            traces[low - start : high - start] = self._of((segment_index, number))[
-                low - offset : high - offset
-            ]
+            part = self._of((segment_index, number))[:, low - offset : high - offset]
+            target = traces.T[:, low - start : high - start]
+            if part.dtype == np.uint16:
+                fill_from_halves(part, target)
+            else:
+                target[:] = part
         return traces
 
     def _of(self, key: tuple[int, int]) -> np.ndarray:
-        """Return the traces of a second."""
+        """Return the traces of a second (num_channels, num_samples): float32, or the bits of float16."""
         if (kept := self._seconds.get(key)) is not None:
             return kept
         if self._last is not None and self._last[0] == key:
@@ -84,7 +88,12 @@ class KeptTraces:
         size = read.size * self._dtype.itemsize
         if size <= self._left:
             self._left -= size
-            self._seconds[key] = read.astype(self._dtype, order="F")  # the samples of a channel lie together
-            return self._seconds[key]
-        self._last = key, read
-        return read
+            kept = np.empty(read.T.shape, self._dtype)
+            if self._dtype == np.uint16:
+                fill_halves(read.T, kept)
+            else:
+                kept[:] = read.T
+            self._seconds[key] = kept
+            return kept
+        self._last = key, read.T
+        return read.T

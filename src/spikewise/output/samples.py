@@ -127,8 +127,7 @@ def sample_spikes(
         If the traces cannot be read.
     """
     rate = result.sorting.sampling_frequency
-    seconds = _whole_seconds(result.num_samples, rate)
-    sampled = [seconds[index] for index in spread(len(seconds), MAX_SECONDS_SAMPLED)]
+    sampled = sampled_seconds(result)
     evaluated = {sampled[index] for index in spread(len(sampled), MAX_SECONDS_EVALUATED)}
     margin = round((WAVEFORM_BEFORE_MS + WAVEFORM_AFTER_MS) / 1000 * rate)
     rows = _choose_rows(
@@ -174,6 +173,12 @@ def sample_spikes(
         num_seconds=len(sampled),
         num_seconds_evaluated=len(evaluated),
     )
+
+
+def sampled_seconds(result: StoredResult) -> list[tuple[int, int, int]]:
+    """Return segment, start and end of the seconds from which spikes are taken, evenly spread."""
+    seconds = _whole_seconds(result.num_samples, result.sorting.sampling_frequency)
+    return [seconds[index] for index in spread(len(seconds), MAX_SECONDS_SAMPLED)]
 
 
 def _evaluate(

@@ -15,6 +15,7 @@ import numpy as np
 from spikewise.data.recordings.reader import Traces
 from spikewise.output.measures import UnitMeasures
 from spikewise.output.result import StoredResult
+from spikewise.output.samples import sampled_seconds
 
 # All of these were chosen by hand.
 EXCERPT_MS = 50.0
@@ -123,6 +124,7 @@ def _find_windows(
         start = offsets[segment] + step * length
         inside &= (start >= interval_s[0] * rate) & (start + length <= interval_s[1] * rate)
     inside &= drawable[spikes["unit_index"]]
+    inside &= _in_read_seconds(result, spikes, inside)
     spikes, segment, step = spikes[inside], segment[inside], step[inside]
     if len(spikes) == 0:
         return spikes, []
@@ -136,6 +138,18 @@ def _find_windows(
         start = int(step[rows[0]]) * length
         windows.append((names[group[rows[0]]], int(segment[rows[0]]), start, start + length, rows))
     return spikes, windows
+
+
+def _in_read_seconds(result: StoredResult, spikes: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return which spikes lie in seconds that are read anyway, or are of units that do not fire there."""
+    seconds = sampled_seconds(result)
+    width = round(result.sorting.sampling_frequency)
+    number = spikes["sample_index"] // width
+    most = 1 + int(number.max(initial=0))
+    read = [segment * most + start // width for segment, start, _ in seconds]
+    is_read = np.isin(spikes["segment_index"] * most + number, read)
+    without = np.bincount(spikes["unit_index"][inside & is_read], minlength=result.sorting.get_num_units())
+    return is_read | (without == 0)[spikes["unit_index"]]
 
 
 def _choose_windows(window: np.ndarray, unit_index: np.ndarray) -> list[int]:
