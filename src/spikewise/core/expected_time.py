@@ -14,10 +14,10 @@ from spikewise.core import progress as stages
 from spikewise.core.config import ESORT_PAPER, Config, UnitsConfig
 
 # Measured on two cores of an AMD EPYC; seconds of one core.
-_PREPARING_S = 0.3, 1e-2
+_PREPARING_S = 0.6, 7e-3
 """Noise and damage: always, and for each channel."""
-_READING_S = 6e-4
-"""Reading and preparing traces, for each channel and second."""
+_READING_S = 6e-4, 5e-3
+"""Reading and preparing traces, for each channel and second, and for each second."""
 _FINDING_S = 2.0, 2e-3
 """Finding units: always, and for each channel and second."""
 _HELD_VALUES = 2**30
@@ -30,26 +30,26 @@ _DENSE_S = 1e-3
 """Learning the dense network of the paper, for each channel, second and epoch: a guess."""
 _TEMPLATES_S = 0.045
 """Mean waveforms before a round, for each unit."""
-_SEARCHING_S = 1.6e-4
-"""Searching labelled time again, for each channel and second."""
+_SEARCHING_S = 1e-4, 8e-3
+"""Searching labelled time again, for each channel and second, and for each second."""
 _THRESHOLDS_S = 3e-3
 """Choosing thresholds, for each channel and second that is held out."""
 _MOST_HELD_OUT_S = 30.0
 """Most seconds that are held out; see learning/thresholds.py."""
-_SORTING_S = 4.5e-4, 3.5e-4
-"""Sorting, for each channel and second, and for each unit and second."""
+_SORTING_S = 4e-4, 3.5e-4, 9e-3
+"""Sorting, for each channel and second, for each unit and second, and for each second."""
 _WRITING_S = 0.1
-_REPORT_S = 2.4, 1.3e-3, 0.02
+_REPORT_S = 0.9, 1e-3, 0.02
 """The report: always, for each channel and second read, and for each unit."""
 _REPORT_SECONDS = 40.0
 """Most seconds that the report reads."""
 _UNITS_OF_CHANNELS = 0.4
 """Units for each channel, before they are found; chosen by hand."""
-_PRIOR = 0.02
+_PRIOR = 0.05
 """Weight of the pace of the reference machine, as a fraction of all that is expected; chosen by hand."""
 _LEAST_PRIOR_S = 0.5
 """Least such weight; chosen by hand."""
-_OWN_PACE = 0.15
+_OWN_PACE = 0.4
 """Fraction of a stage from which on its own pace counts more than that of the stages before; by hand."""
 _SILENT_REST = 0.1
 """Least part of the rest of a stage that is left while it reports nothing; chosen by hand."""
@@ -80,6 +80,7 @@ class RemainingTime:
         self._stage: str | None = None
         self._stage_begun = self._told = self._begun
         self._fraction = self._largest = 0.0
+        self._at_first = 0.0  # fraction of the stage that an earlier process did
 
     @property
     def stage(self) -> str | None:
@@ -102,9 +103,12 @@ class RemainingTime:
             ended = self.end()
             self._stage, self._stage_begun = stage, now
             self._fraction = 0.0
+            self._at_first = -1.0
         self._told = now
         self.is_counted = total > 0
         self._fraction = min(1.0, max(0.0, done / total)) if total > 0 else 0.0
+        if self._at_first < 0:
+            self._at_first = self._fraction
         return ended
 
     def end(self) -> str | None:
@@ -154,9 +158,9 @@ class RemainingTime:
         for stage, seconds in self.spent.items():
             if stage in self._expected:
                 took, expected = took + seconds, expected + self._expected[stage]
-        if self._stage in self._expected and self._fraction > 0:
+        if self._stage in self._expected and self._fraction > self._at_first:
             took += self._told - self._stage_begun
-            expected += self._fraction * self._expected[self._stage]
+            expected += (self._fraction - self._at_first) * self._expected[self._stage]
         return took / expected
 
     def _rest_of_stage(self) -> float:
@@ -166,13 +170,14 @@ class RemainingTime:
         took, now = self._told - self._stage_begun, self._clock()
         whole = self._expected.get(self._stage)
         by_plan = None if whole is None else whole * self._pace()
-        by_pace = took / self._fraction if self._fraction > 0 else None
+        here = self._fraction - self._at_first
+        by_pace = took / here if here > 0 else None
         if by_plan is None and by_pace is None:
             return 0.0
         if by_plan is None or by_pace is None:
             whole = by_pace if by_plan is None else by_plan
         else:
-            weight = self._fraction / (self._fraction + _OWN_PACE)
+            weight = here / (here + _OWN_PACE)
             whole = weight * by_pace + (1 - weight) * by_plan
         rest = (1 - self._fraction) * (whole or 0.0)
         return max(_SILENT_REST * rest, rest - (now - self._told))
@@ -210,17 +215,22 @@ class Size:
         return max(1.0, _UNITS_OF_CHANNELS * self.channels) if self.units is None else float(self.units)
 
 
+def _linear(constants: tuple[float, float], channels: int, seconds: float) -> float:
+    """Return the seconds of work that grows with channels and seconds, with a part that only seconds cost."""
+    return (constants[0] * channels + constants[1]) * seconds
+
+
 def discovery_seconds(size: Size, config: Config) -> dict[str, float]:
     """Return the expected seconds of the stages of finding units in a group."""
     sorter = config.bootstrap.bootstrap
     if sorter != "spikewise":
         work = size.channels * min(size.seconds, config.bootstrap.bootstrap_s) / size.threads
         of_sorter = _OTHER_SORTERS_S.get(sorter, 0.018)
-        return {stages.finding_with(sorter): of_sorter * work, stages.CLEANING: _READING_S * work}
+        return {stages.finding_with(sorter): of_sorter * work, stages.CLEANING: _READING_S[0] * work}
     held_s = min(size.seconds, _HELD_VALUES / size.channels / size.sampling_frequency)
     work = size.channels * held_s
     return {
-        stages.READING: _READING_S * work / size.threads,
+        stages.READING: _linear(_READING_S, size.channels, held_s) / size.threads,
         stages.FINDING_UNITS: (_FINDING_S[0] + _FINDING_S[1] * work) / size.threads,
     }
 
@@ -243,12 +253,13 @@ def _threshold_seconds(size: Size, config: Config) -> dict[str, float]:
 
 def _unit_seconds(size: Size, config: UnitsConfig) -> dict[str, float]:
     """Return the expected seconds of learning units one by one."""
-    units, work = size.expected_units, size.channels * size.labelled_s
+    units = size.expected_units
     patches, _ = config.effort(round(units))
-    expected = {stages.READING_LABELLED: _READING_S * work / size.threads}
+    expected = {stages.READING_LABELLED: _linear(_READING_S, size.channels, size.labelled_s) / size.threads}
     for number in range(1, config.rounds + 1):
         if number > 1:
-            expected[stages.SEARCHING] = _SEARCHING_S * work / size.threads
+            searching = _linear(_SEARCHING_S, size.channels, size.labelled_s)
+            expected[stages.SEARCHING] = searching / size.threads
         of_round = patches if number == config.rounds else patches / 2
         each = _TEMPLATES_S + _LEARNING_S * of_round
         expected[stages.learning_round(number, config.rounds)] = units * each / size.threads
@@ -257,9 +268,9 @@ def _unit_seconds(size: Size, config: UnitsConfig) -> dict[str, float]:
 
 def sorting_seconds(size: Size, has_report: bool) -> dict[str, float]:
     """Return the expected seconds of the stages after learning."""
-    by_channel, by_unit = (each * size.seconds for each in _SORTING_S)
+    by_channel, by_unit, each = (one * size.seconds for one in _SORTING_S)
     expected = {
-        stages.SORTING: (by_channel * size.channels + by_unit * size.expected_units) / size.threads,
+        stages.SORTING: (by_channel * size.channels + by_unit * size.expected_units + each) / size.threads,
         stages.WRITING: _WRITING_S,
     }
     if has_report:

@@ -66,18 +66,18 @@ MIN_RATES_HZ = (0.1, 0.05)
 
 
 STEPS = {
-    "events": 9.0,
-    "clustering": 2.0,
-    "merging": 9.0,
-    "peeling": 3.0,
-    "second events": 9.0,
+    "events": 13.0,
+    "clustering": 6.0,
+    "merging": 13.0,
+    "peeling": 17.0,
+    "second events": 12.0,
     "second clustering": 1.0,
     "second merging": 1.0,
     "second peeling": 2.0,
-    "dropping": 5.0,
-    "last peeling": 5.0,
+    "dropping": 18.0,
+    "last peeling": 17.0,
 }
-"""Relative length of each step, for the progress: their seconds on the scene `plain` of seed 1."""
+"""Percent of the seconds of each step, for the progress: means over `plain` and `tetrode` of seed 1."""
 
 
 @dataclass(frozen=True)
