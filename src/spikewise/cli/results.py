@@ -36,17 +36,14 @@ def evaluate(
     csv
         File to write the table of units to; it must not exist.
     """
-    from spikewise import api
     from spikewise.core.files import check_output_file, writing
+    from spikewise.data.opening import open_recording, open_sorting
+    from spikewise.output.matching import compare_sortings
 
     if csv is not None:
         check_output_file(csv, overwrite, ending=".csv")
-    performance = api.evaluate(
-        truth,
-        sorting,
-        recording=None if recording is None else api.load_recording(recording, reading),
-        config=comparing,
-    )
+    opened = None if recording is None else open_recording(recording, reading)[0]
+    performance = compare_sortings(open_sorting(truth, opened), open_sorting(sorting, opened), comparing)
     table = performance.units
     if csv is not None:
         with writing(csv):

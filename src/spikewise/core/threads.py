@@ -16,7 +16,6 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, as_c
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
 from threadpoolctl import threadpool_limits
 
 from spikewise.core.progress import Tell
@@ -93,6 +92,8 @@ def one_thread_each() -> Iterator[None]:
     PyTorch's number holds for the calling thread only, so other threads of the program keep theirs. NumPy has
     one number for the process, which is restored at the end.
     """
+    import torch
+
     threads, outer = torch.get_num_threads(), getattr(_local, "num_threads", None)
     _local.num_threads = num_threads()
     torch.set_num_threads(1)
@@ -108,7 +109,11 @@ def num_threads() -> int:
     """Return the number of threads for the caller's loops: one if the caller is a thread of the pool."""
     if getattr(_local, "is_of_pool", False):
         return 1
-    return getattr(_local, "num_threads", None) or torch.get_num_threads()
+    if (number := getattr(_local, "num_threads", None)) is not None:
+        return number
+    import torch  # only here: what computes nothing need not wait for it
+
+    return torch.get_num_threads()
 
 
 def _cancel_and_wait(calls: Iterable[Future]) -> None:
@@ -130,6 +135,8 @@ def _pool_of(threads: int) -> ThreadPoolExecutor:
 
 def _make_pool(threads: int) -> ThreadPoolExecutor:
     """Start a pool of so many threads, each of which computes its PyTorch operations alone."""
+    import torch
+
     own = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "spikewise", initializer=_mark_thread)
     started = threading.Barrier(threads)
@@ -140,6 +147,8 @@ def _make_pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _mark_thread() -> None:
+    import torch
+
     _local.is_of_pool = True
     torch.get_num_threads()  # sets the number of the program, once in each thread: so it must come first
     torch.set_num_threads(1)

@@ -30,7 +30,6 @@ from spikewise.data.labels.label_set import (
     split_labels_by_group,
 )
 from spikewise.data.opening import Inputs
-from spikewise.discovery.bootstrap import bootstrap_labels
 from spikewise.discovery.discover import discover_units
 from spikewise.discovery.label_cleaning import clean_labels
 from spikewise.jobs.state.unfinished import Unfinished
@@ -261,6 +260,8 @@ def _labels_of_sorter(
     state: Unfinished, group: Group, config: BootstrapConfig, seed: int, progress: ProgressCallback
 ) -> tuple[LabelSet, dict[str, Any]]:
     """Let another sorter find the units of a group, and repair them; also return the facts."""
+    from spikewise.discovery.bootstrap import bootstrap_labels  # only here: its imports take a second
+
     repaired = group.preprocessed.repaired
     progress(finding_with(config.bootstrap), 0, 1, f"in the first {config.bootstrap_s:g} s")
     bootstrap = bootstrap_labels(

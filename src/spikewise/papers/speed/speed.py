@@ -400,6 +400,6 @@ def _steps(progress: ProgressCallback, total: int) -> Callable[[str], None]:
     numbers = itertools.count()
 
     def begin(name: str) -> None:
-        progress("benchmark", next(numbers), total, name)
+        progress(name, 0, 1, f"step {next(numbers) + 1} of {total + 1}")
 
     return begin
