@@ -111,6 +111,10 @@ def test_stages_that_are_left_out_do_not_count():
     assert left.remaining() < 12
     left.expect({"report": 3.0})  # known better
     assert 3 < left.remaining() < 14
+    begun = RemainingTime(clock)
+    begun.expect({stages.STARTING: 4.0})
+    begun.tell(stages.STARTING, 0, 1)
+    assert begun.remaining() is None  # of what comes after it, nothing is known yet
     left.tell("live", 1, 0)  # nobody knows how much there is
     assert not left.is_counted
 

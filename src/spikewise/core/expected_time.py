@@ -131,10 +131,10 @@ class RemainingTime:
         return max(self._fraction, elapsed / (elapsed + rest) if elapsed + rest > 0 else 0.0)
 
     def remaining(self) -> float | None:
-        """Return the seconds left; None if nothing was expected."""
-        if not self._expected:
-            return None
+        """Return the seconds left; None if nothing was expected, or only the start of a command."""
         later = self._later()
+        if not self._expected or (self._stage == stages.STARTING and not later):
+            return None
         return self._rest_of_stage() + self._pace() * sum(self._expected[stage] for stage in later)
 
     def fraction(self) -> float:
