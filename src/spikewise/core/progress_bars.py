@@ -25,6 +25,7 @@ _active = threading.Lock()
 UPDATES_HZ = 4.0
 """Updates in a second of a terminal or a notebook; chosen by hand."""
 _BAR_WIDTH = 24
+_NAME_WIDTH = 26  # the longest name of a stage of a sort, so that bars do not jump
 _SHORTEST_S = 0.05
 """A stage that was shorter gets no line of its own. Chosen by hand."""
 
@@ -90,6 +91,9 @@ class Display:
             is_counted = clock.is_counted
             whole, left, elapsed = clock.fraction(), clock.remaining(), clock.elapsed
         table = Table.grid(padding=(0, 1))
+        table.add_column(min_width=_NAME_WIDTH)
+        for _ in range(4):
+            table.add_column()
         if stage is not None:
             about = Text(f"{note}", overflow="ellipsis", no_wrap=True, style="dim")
             percent = _percent(fraction) if is_counted else ""
