@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def unit_table(result: StoredResult, folder: Path | None) -> pd.DataFrame:
     if folder is not None and (folder / UNITS_FILE).is_file():
         return _read_table(folder / UNITS_FILE, result.sorting.unit_ids.tolist())
     units, _ = measure_units(result, None)
-    labels = result.num_labels_of_units or [None] * len(units)
+    labels: Sequence[int | None] = result.num_labels_of_units or [None] * len(units)
     rows = [
         {
             "group": unit.group.name,
