@@ -369,7 +369,8 @@ def _run_other(name: str, scene: Scene, seed: int, peers_python: str | None = No
 
 
 def _run_spikesift(scene: Scene, python: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": SPIKESIFT, "seconds": None, "accuracy": None, "parameters": {}, "reason": None}
+    row: dict[str, Any] = dict.fromkeys(("seconds", "accuracy", "reason"))
+    row |= {"name": SPIKESIFT, "parameters": {}}
     try:
         with tempfile.TemporaryDirectory(prefix=".sorter-", dir=scene.folder.parent) as folder:
             found, seconds = run_spikesift(python, scene.whole[0], scene.start, Path(folder))
