@@ -41,7 +41,7 @@ _SORTING_S = 4e-4, 3.5e-4, 9e-3
 _WRITING_S = 0.1
 _REPORT_S = 0.9, 1e-3, 0.02
 """The report: always, for each channel and second read, and for each unit."""
-_REPORT_SECONDS = 40.0
+_REPORT_SECONDS = 24.0
 """Most seconds that the report reads."""
 _UNITS_OF_CHANNELS = 0.4
 """Units for each channel, before they are found; chosen by hand."""

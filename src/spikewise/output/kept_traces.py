@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from spikewise.core.compiling import compiled
 from spikewise.data.recordings.reader import Traces
 from spikewise.learning.examples.patch_loops import fill_from_halves, fill_halves
 
@@ -97,3 +98,15 @@ class KeptTraces:
             return kept
         self._last = key, read.T
         return read.T
+
+
+@compiled()
+def add_windows(traces, starts, units, sums, squares):  # type: ignore[no-untyped-def]
+    """Add windows of traces (num_channels, num_samples), and their squares, to those of units (U, C, S)."""
+    for index in range(len(starts)):
+        start, unit = starts[index], units[index]
+        for channel in range(len(traces)):
+            for sample in range(sums.shape[2]):
+                value = traces[channel, start + sample]
+                sums[unit, channel, sample] += value
+                squares[unit, channel, sample] += value * value

@@ -33,10 +33,10 @@ from spikewise.sorting.detectors import make_detector
 from spikewise.sorting.spikes import Spikes
 
 # All of these were chosen by hand.
-MAX_SECONDS_SAMPLED = 39
+MAX_SECONDS_SAMPLED = 23
 """Most seconds of the recording from which spikes are taken: so many that the evenly spread seconds of the
 mean waveforms (measures.MAX_SECONDS_READ) are among them."""
-MAX_SECONDS_EVALUATED = 20
+MAX_SECONDS_EVALUATED = 12
 """Most of these seconds in which the network is evaluated again."""
 MAX_SAMPLED_SPIKES = 600
 """Most spikes of a unit whose amplitude and depth are measured."""
