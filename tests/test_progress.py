@@ -1,5 +1,6 @@
 """Progress: the stages of a sort by name, bars in a terminal, lines in a file, and the time left."""
 
+import contextlib
 import io
 import os
 import pty
@@ -208,6 +209,24 @@ def test_in_a_file_each_stage_is_one_line_with_its_seconds():
     assert [name for name, *_ in lines] == ["reading", "sorting"]
     assert all(0.1 <= float(seconds) < 5 for _, seconds, _ in lines)
     assert lines[0][2] == " (of a long note that is wider than the console)"
+
+
+def test_lines_stay_where_they_were_while_the_output_of_another_sorter_goes_to_its_log(capsys):
+    log = io.StringIO()
+    with progress_bars.progress_bars() as progress, contextlib.redirect_stderr(log):
+        progress("finding units with lupin", 0, 1, "")
+        time.sleep(0.06)
+        print("what the sorter says", file=sys.stderr)
+        progress("sorting", 0, 1, "")
+        time.sleep(0.06)
+    assert log.getvalue() == "what the sorter says\n"
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "finding units with lupin",
+        "sorting",
+    ]
+    print("and later", file=sys.stderr)
+    progress_bars.err.print("elsewhere")
+    assert "elsewhere" in capsys.readouterr().err
 
 
 def test_python_shows_nothing_where_nobody_looks(tetrode, trained, capsys):

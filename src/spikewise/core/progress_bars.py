@@ -224,11 +224,22 @@ def _showing(console: Console) -> Iterator[Display]:
     else:
         output = _File(console)
     display.show_on(output)
-    with output:
+    with _held(console), output:
         try:
             yield display
         finally:
             display.end()
+
+
+@contextmanager
+def _held(console: Console) -> Iterator[None]:
+    """Let a console write to the stream that it has now, even while another sorter's output goes to a log."""
+    earlier = console._file  # None: whatever sys.stderr is
+    console.file = console.file
+    try:
+        yield
+    finally:
+        console._file = earlier
 
 
 def in_notebook() -> bool:
