@@ -7,8 +7,9 @@ STAMP := $(VENV)/.installed
 TORCH_CPU := torch==2.13.0+cpu
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 DEMO := demo
+TRY := build/try
 
-.PHONY: setup demo test lint bench docs clean
+.PHONY: setup demo test lint bench docs dist clean
 
 setup: $(STAMP)
 
@@ -49,6 +50,24 @@ docs: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+# The wheel and the source archive into dist/; then the wheel is installed into a fresh environment, and sorts.
+dist: $(VENV)/bin/python
+	rm -rf dist $(TRY)
+	$(BIN)/python -m pip install --quiet build twine
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(TRY)
+	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null; then \
+	  $(TRY)/bin/pip install --quiet "$(TORCH_CPU)" 2> /dev/null || \
+	  $(TRY)/bin/pip install --quiet "$(TORCH_CPU)" --index-url $(TORCH_CPU_INDEX); fi
+	$(TRY)/bin/pip install --quiet "$$(ls dist/*.whl)[simulate]"
+	cd $(TRY) && bin/spikewise simulate --output simulation --num-units 4 --duration-s 10 --seed 7 && \
+	  bin/spikewise sort simulation/recording --labels simulation/truth --output sorted && \
+	  bin/spikewise evaluate simulation/truth sorted
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
 
 clean:
 	rm -rf $(DEMO) bench build dist site

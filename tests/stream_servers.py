@@ -1,5 +1,6 @@
 """Programs that send samples as acquisition systems do, on the loopback address, for the tests of sources."""
 
+import json
 import re
 import socket
 import struct
@@ -156,5 +157,76 @@ def spikeglx_server(port: int, samples: np.ndarray, rate: float) -> Sender:
             with connection:
                 serve(connection, state)
         server.close()
+
+    return Sender(run)
+
+
+def channel_message(values: np.ndarray, channel: int, number: int, rate: float, **content) -> list[bytes]:
+    """One message of the ZMQ Interface: samples (num_samples,) of one channel in microvolts."""
+    facts = {
+        "stream": "probe",
+        "channel_num": channel,
+        "channel_name": f"CH{channel + 1}",
+        "num_samples": len(values),
+        "sample_num": number,
+        "sample_rate": rate,
+        **content,
+    }
+    header = {
+        "message_num": 1,
+        "type": "data",
+        "content": facts,
+        "data_size": 4 * len(values),
+        "timestamp": 0,
+    }
+    return [b"DATA\0", json.dumps(header).encode(), values.astype("<f4").tobytes()]
+
+
+def zmq_interface(
+    port: int,
+    blocks: list[tuple[int, np.ndarray]],
+    rate: float,
+    lost: set[tuple[int, int]],
+    lives: list[dict],
+) -> Sender:
+    """Sends each channel of numbered blocks, but for lost (number, channel); keeps signs of life."""
+
+    def run():
+        context = zmq.Context.instance()
+        socket, life = context.socket(zmq.XPUB), context.socket(zmq.REP)
+        socket.setsockopt(zmq.SNDHWM, 0)
+        for one in (socket, life):
+            one.setsockopt(zmq.LINGER, 2000)
+        socket.bind(f"tcp://127.0.0.1:{port}")
+        life.bind(f"tcp://127.0.0.1:{port + 1}")
+        assert socket.poll(10_000)
+        socket.recv()
+        socket.send_multipart(channel_message(np.zeros(3), 0, 0, 1000.0, stream="other"))
+        for number, samples in blocks:
+            for channel, values in enumerate(samples.T):
+                if (number, channel) not in lost:
+                    socket.send_multipart(channel_message(values, channel, number, rate))
+            if life.poll(0):
+                lives.append(json.loads(life.recv()))
+                life.send(b"{}")
+            time.sleep(0.001)
+        socket.close()
+        life.close()
+
+    return Sender(run)
+
+
+def network_events(port: int, received: list[str], answers: bool = True) -> Sender:
+    """Answers messages as the Network Events plugin does, until ``end`` comes."""
+
+    def run():
+        socket = zmq.Context.instance().socket(zmq.REP)
+        socket.setsockopt(zmq.LINGER, 500)
+        socket.bind(f"tcp://127.0.0.1:{port}")
+        while socket.poll(3000):
+            received.append(socket.recv().decode())
+            if answers:
+                socket.send(b"TTLHandled")
+        socket.close()
 
     return Sender(run)

@@ -242,7 +242,7 @@ def test_too_short_for_another_sorter(refused, tetrode, tmp_path):
         ),
         ([(5, 1), (-1, 1)], ("Line 3 of", "sample_index '-1'", "At least 0", "Correct the line")),
         ([(5, 1), (1e30, 1)], ("Line 3 of", "sample_index '1e+30'", "At least 0", "Correct the line")),
-        ([(5, 1), (1.5, 1)], ("Line 3 of", "sample_index '1.5'", "A whole number", "Correct the line")),
+        ([(50000, 1), (1.5, 1)], ("Line 3 of", "sample_index '1.5'", "A whole number", "Correct the line")),
         ([("x", 1), ("y", 1)], ("Line 2 of", "sample_index 'x'", "A number", "Correct the line (2 in all)")),
         ([(5, 1), (9, "")], ("Line 3 of", "unit_id ''", "A unit id", "Correct the line")),
         ([(5, 1), (9, "NaN")], ("Line 3 of", "unit_id 'NaN'", "A unit id", "Correct the line")),
@@ -258,8 +258,8 @@ def test_labels_in_a_csv(refused_labels, tmp_path, rows, tells):
 
 
 def test_labels_with_another_header(refused_labels, tmp_path):
-    labels = write_csv(tmp_path / "labels.csv", [(5, 1), (9, 1)], "frame,cluster")
-    refused_labels(labels, tells=("The header of", "'frame,cluster'", "sample_index,unit_id", "first line"))
+    labels = write_csv(tmp_path / "labels.csv", [(5, 1), (9, 1)], "place,neuron")
+    refused_labels(labels, tells=("The header of", "'place,neuron'", "sample_index,unit_id", "first line"))
 
 
 def test_labels_of_a_unit_without_spikes(refused_labels, tetrode, tmp_path):

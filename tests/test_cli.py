@@ -392,6 +392,6 @@ def test_help_lists_every_command_and_each_setting():
     assert outcome.code == 0
     commands = ("sort", "train", "evaluate", "simulate", "info")
     assert all(f"│ {name} " in outcome.out for name in commands)
-    outcome = finish(start("sort", "--help"))
+    outcome = finish(start("sort", "--help-advanced"))
     assert "--label-interval" in outcome.out
     assert "--unusable-channels" in outcome.out

@@ -45,6 +45,21 @@ def named(given) -> dict:
     return {"argvalues": given, "ids": [str(item) for item in given]}
 
 
+# Facts that several files tell
+
+
+def test_the_version_is_the_same_wherever_it_is_told():
+    citation = (REPOSITORY / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^version: (.*)$", citation, flags=re.MULTILINE)[1] == spikewise.__version__
+    assert PYPROJECT["project"]["version"] == spikewise.__version__
+
+
+def test_a_release_runs_the_steps_that_can_be_tried_here():
+    workflow = (REPOSITORY / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    assert "run: make dist" in workflow
+    assert re.search(r"^dist:", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)
+
+
 # The code of the pages
 
 
@@ -179,7 +194,7 @@ def test_blocks_run_in_their_order(name, tmp_path, monkeypatch, capsys):
                 accuracy = float(re.search(r"pooled accuracy ([\d.]+)", outcome.out)[1])
                 assert accuracy >= 0.95
     if name == "first-sort.md":
-        assert done == ["simulate", "sort", "evaluate", "report", "python", "sort"]
+        assert done == ["simulate", "sort", "evaluate", "report", "python", "python", "sort"]
         assert (tmp_path / "sorted" / "report.html").is_file()
         first, again = (
             json.loads((tmp_path / n / "provenance.json").read_text()) for n in ("sorted", "again")

@@ -14,6 +14,12 @@ from spikewise.output.export.nwb import write_nwb
 
 START = "2026-03-01T14:00:00+01:00"
 ANIMAL = {"subject_id": "m1", "species": "Mus musculus", "age": "P90D"}
+SESSION = {
+    "experimenter": "Doe, Jane",
+    "institution": "An Institute",
+    "experiment_description": "Spikes of a tetrode.",
+    "brain_area": "VISp",
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,7 @@ def test_the_command_and_what_it_refuses(tetrode, result, analyzer_folder, tmp_p
 @pytest.fixture(scope="module")
 def nwb_file(tetrode, result, analyzer):
     file = result.folder.parent / "units.nwb"
-    config = spikewise.NwbConfig(session_start_time=START, **ANIMAL)
+    config = spikewise.NwbConfig(session_start_time=START, **ANIMAL, **SESSION)
     done = write_nwb(analyzer, load(tetrode.recording), result.provenance, file, False, config)
     assert (done.table, done.num_units) == ("units", 3)
     return file
@@ -94,19 +100,26 @@ def test_without_a_gain_nothing_is_told_in_volts(tetrode, result, tmp_path, capl
 
 
 def inspect(file) -> list[str]:
-    """What nwbinspector finds that is worse than a suggestion."""
+    """All that nwbinspector finds, suggestions included."""
     inspector = pytest.importorskip("nwbinspector")
-    found = [m for m in inspector.inspect_nwbfile(nwbfile_path=file) if m.importance.value >= 2]
+    found = inspector.inspect_nwbfile(nwbfile_path=file)
     return [f"{m.importance.name}: {m.check_function_name}: {m.message}" for m in found]
 
 
-def test_a_new_file_holds_the_units_and_passes_the_inspector(nwb_file, result, analyzer):
+def test_a_new_file_holds_the_units_and_passes_the_inspector(nwb_file, tetrode, result, analyzer):
     pynwb = pytest.importorskip("pynwb")
     assert inspect(nwb_file) == []
     with pynwb.NWBHDF5IO(str(nwb_file), "r") as io:
         read = io.read()
         units = read.units.to_dataframe()
-        assert len(read.electrodes) == 4
+        electrodes = read.electrodes.to_dataframe()
+        assert set(electrodes["location"]) == {"VISp"}
+        positions = load(tetrode.recording).get_channel_locations()
+        np.testing.assert_allclose(electrodes[["rel_x", "rel_y"]], positions)
+        assert read.electrode_groups["0"].location == "VISp"
+        assert list(read.keywords[:]) == ["extracellular electrophysiology", "spike sorting"]
+        places = analyzer.get_extension("unit_locations").get_data()
+        np.testing.assert_allclose(units[["position_x_um", "position_y_um"]], places[:, :2])
         assert set(units["group"]) == {"0"}
         assert read.units.waveform_rate == 30000
         for row, unit in enumerate(result.sorting.unit_ids):

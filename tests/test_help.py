@@ -69,7 +69,8 @@ def test_a_wrong_option_points_to_the_help_of_its_command(capsys, words, place):
 
 @pytest.mark.parametrize("delay_s", [0.5, 2.0])
 def test_ctrl_c_while_the_command_starts_is_quiet(delay_s, tmp_path):
-    process = start("gui", tmp_path / "none", {"--recording": tmp_path})
+    default = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # it may be ignored here
+    process = start("gui", tmp_path / "none", {"--recording": tmp_path}, **default)
     time.sleep(delay_s)
     process.send_signal(signal.SIGINT)
     outcome = finish(process)

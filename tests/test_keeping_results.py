@@ -1,6 +1,7 @@
 """Results are never overwritten unasked, nor lost to an error, a full disk or Ctrl-C."""
 
 import contextlib
+import logging
 import os
 import pty
 import resource
@@ -28,6 +29,7 @@ from commands import (
 from spikeinterface.core import load
 
 import spikewise
+from spikewise.jobs.state.log import WARNINGS_OF_OTHERS, log_to
 
 
 @pytest.fixture(scope="module")
@@ -327,3 +329,15 @@ def test_ctrl_c_while_spikes_are_found(tetrode, sorted_once, tmp_path):
     assert outcome.code == 130, outcome.err
     assert "Interrupted." in outcome.err
     assert contents(tmp_path) == {}
+
+
+def test_a_warning_of_another_library_is_written_once(tmp_path):
+    with log_to(tmp_path):
+        for _ in range(30):
+            logging.getLogger(WARNINGS_OF_OTHERS).warning("the same again")
+            logging.getLogger("spikewise").info("a step")
+        logging.getLogger(WARNINGS_OF_OTHERS).warning("another")
+    lines = (tmp_path / "spikewise.log").read_text().splitlines()
+    assert sum("the same again" in line for line in lines) == 1
+    assert sum("a step" in line for line in lines) == 30
+    assert sum("another" in line for line in lines) == 1

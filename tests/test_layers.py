@@ -27,8 +27,9 @@ ROOMS = [
     "__init__",
 ]
 FOLDERS = {
-    "data": ["recordings", "labels", "simulation", ""],
+    "data": ["spatial", "recordings", "labels", "simulation", ""],
     "sorting": ["", "live"],
+    "discovery": ["", "motion"],
     "output": ["", "report", "export", "results"],
     "jobs": ["state", "", "live"],
     "single_channel": ["", "live"],

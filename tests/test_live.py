@@ -9,7 +9,7 @@ import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording
-from streams import RATE, live_model, noise, offline, pairs, saved, streamed
+from streams import RATE, SILENT, live_model, noise, offline, pairs, saved, streamed
 
 import spikewise
 from spikewise.core.config import PreprocessingConfig
@@ -246,3 +246,33 @@ def test_what_cannot_be_streamed_is_refused_with_advice(model):
         StreamSorter(other)
     with pytest.raises(SettingError, match="band-pass"):
         PreprocessingConfig(filter="live", bandpass=False)
+
+
+@pytest.mark.parametrize("wild", [np.nan, np.inf, 1e30])
+def test_wild_samples_add_no_spikes(model, samples, wild):
+    clean = samples[:60_000].astype("float32")
+    spoilt = clean.copy()
+    spoilt[30_000, 2] = wild
+    spoilt[31_000, SILENT] = wild  # of a silenced channel: nothing happens
+    (before,), (after,) = (offline(model, traces) for traces in (clean, spoilt))
+    far = [[one for one in found if not 29_900 <= one[0] <= 60_000] for found in (before, after)]
+    assert far[0] == far[1]
+    near = [sum(29_900 <= sample <= 33_000 for sample, _ in found) for found in (before, after)]
+    assert near[1] <= near[0] + 5
+    sorter = StreamSorter(model)
+    found = streamed(sorter, spoilt, [29_990, 30_010])
+    first, second = offline(model, clean[:30_000], clean[30_001:])
+    assert found == first + [(sample + 30_001, unit) for sample, unit in second]
+    assert sorter.num_samples == 60_000
+
+
+def test_samples_without_a_unit_of_their_own_are_told():
+    with pytest.raises(RecordingError, match="complex128"):
+        preprocess_recording(NumpyRecording([noise(9000, 2) * (1 + 1j)], RATE), PreprocessingConfig())
+
+
+def test_different_gains_under_a_common_median_are_told(caplog):
+    recording = NumpyRecording([noise(20_000, 4)], RATE)
+    recording.set_channel_gains([1.0, 1.0, 0.5, 1.0])
+    preprocess_recording(recording, PreprocessingConfig(common_reference="median", bad_channels="keep"))
+    assert "gains of the channels go from 0.5 to 1 uV" in caplog.text

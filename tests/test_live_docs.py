@@ -87,7 +87,7 @@ def test_each_command_is_one_that_spikewise_knows(command):
 
 
 def test_there_are_examples_for_open_ephys_lsl_and_python():
-    assert len(commands()) == 7
+    assert len(commands()) == 9
     assert len(blocks("python")) == 3
 
 

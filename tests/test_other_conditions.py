@@ -96,6 +96,23 @@ def test_a_wrong_gain_is_told(quiet, model, told):
     assert "1e+03 times that of the training; each channel is divided by its own noise" in told()[0]
 
 
+def test_the_report_tells_the_noise_of_the_recording(quiet, model, tmp_path):
+    from spikewise.output.measures import measure_units
+    from spikewise.output.result import StoredResult
+    from spikewise.output.result_groups import groups_of
+
+    sizes = []
+    for noise_uV in (10.0, 15.0):
+        recording = simulated(noise_uV).recording
+        made = spikewise.sort(recording, model=model, report=False)
+        result = StoredResult(made.sorting, made.model, made.provenance)
+        readers = {group.name: group.reader for group in groups_of(result, recording)}
+        units, true = measure_units(result, readers, quiet.sorting)
+        sizes.append(([unit.snr for unit in units], true))
+    for low, high in zip(*(np.array(part) for part in sizes), strict=True):
+        np.testing.assert_allclose(np.divide(low, high), 1.5, rtol=0.15)
+
+
 def test_one_noisy_channel_does_not_outweigh_the_others(quiet, model, told):
     noisy = as_recorded(quiet.recording, 1, 1.0)
     traces = noisy.get_traces().copy()

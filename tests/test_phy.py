@@ -207,6 +207,32 @@ def test_segments_groups_and_silent_units(two_groups, tmp_path, caplog):
             assert train.tolist() == sorting.get_unit_spike_train(unit, segment_index=segment).tolist()
 
 
+def table(folder: Path, name: str) -> dict[int, str]:
+    """A column of Phy's table of units."""
+    with (folder / f"cluster_{name}.tsv").open(newline="") as file:
+        return {int(row["cluster_id"]): row[name] for row in csv.DictReader(file, delimiter="\t")}
+
+
+def test_contamination_and_its_guess_are_columns_and_no_unit_is_judged(tmp_path):
+    """At 10 kHz, 1.5 ms are 15 samples: 20 spikes of 2 s in ten pairs, of which the first unit's are near."""
+    recording = generate_recording(num_channels=4, durations=[2.0], sampling_frequency=10000, seed=0)
+    starts = np.arange(500, 19000, 1800)[:10]
+    trains = {name: np.sort(np.r_[starts, starts + gap]) for name, gap in (("near", 10), ("far", 20))}
+    sorting = NumpySorting.from_unit_dict({**trains, "one": np.array([7])}, 10000)
+    traces = Plain([np.random.default_rng(1).normal(0, 1, (20000, 4)).astype(np.float32)], 10000)
+    positions = recording.get_channel_locations()
+    group = SortedGroup("0", traces, np.arange(4), positions, np.ones(4), np.arange(3))
+    write_phy(sorting, recording, [group], tmp_path / "phy", spikewise.PhyConfig())
+    names = {unit: index for index, unit in table(tmp_path / "phy", "unit_id").items()}
+    contamination = table(tmp_path / "phy", "ContamPct")
+    assert contamination == {names["near"]: "100.00", names["far"]: "0.00"}
+    guess = table(tmp_path / "phy", "KSLabel")
+    assert guess == {names["near"]: "mua", names["far"]: "good", names["one"]: "mua"}
+    assert set(table(tmp_path / "phy", "group").values()) == {"unsorted"}
+    back = load_labels(tmp_path / "phy", recording)  # a guess leaves no unit out
+    assert len(back.unit_ids) == 3
+
+
 def test_features_sizes_and_templates_are_those_of_the_windows(tmp_path):
     """Ten channels of two segments, a unit that lacks a channel, and spikes at the very ends of each."""
     random = np.random.default_rng(0)
@@ -296,6 +322,7 @@ def test_phylib_reads_it(exported, scene, two_groups, tmp_path):
     assert read.duration == pytest.approx(24, abs=0.01)
     assert read.get_waveforms(np.arange(3), np.arange(2)).shape[0] == 3
     assert np.isfinite(read.get_depths()).mean() > 0.8
+    assert {"group", "KSLabel", "ContamPct", "unit_id"} <= set(read.metadata)
     assert np.array_equal(read.traces[:100], load(scene.recording).get_traces(end_frame=100))
     write_phy(*two_groups, tmp_path / "phy", spikewise.PhyConfig())
     read = model.load_model(tmp_path / "phy" / "params.py")

@@ -11,7 +11,7 @@ from spikewise.core.errors import RecordingError
 from spikewise.data.opening import open_recording
 from spikewise.data.recordings.preprocessing import split_groups
 from spikewise.output.result import load_result
-from spikewise.sorting.groups import Preparation, prepare_groups
+from spikewise.sorting.groups import Preparation, named_groups, prepare_groups
 
 FAST = {"rounds": 1, "patches_per_unit": 2000, "unit_steps": 200, "label_interval": (0, 4), "seed": 0}
 
@@ -117,6 +117,19 @@ def test_channels_without_a_group_are_told(simulated, missing):
         split_groups(given)
     assert list(split_groups(given, "none")) == ["0"]
     assert list(split_groups(with_groups(recording, np.array([missing, missing])))) == ["0"]
+
+
+def test_many_groups_are_named_in_one_warning(simulated, caplog):
+    """Thirty dead tetrodes are one line, not thirty."""
+    recording, _ = simulated
+    every = recording.channel_ids.tolist()
+    given = recording.clone()
+    given.set_property("group", np.array(list("abcdefgh")))
+    config = Config.from_options(exclude_channels=every[1:], common_reference="none")
+    prepare_groups(given, Preparation.of(config))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == ["all channels of groups b, c, d, e, f, g, h are excluded: they are not sorted"]
+    assert named_groups([str(k) for k in range(30)]) == "groups 0, 1, 2, 3, 4, 5, 6, 7 and 22 more"
 
 
 def test_a_dead_tetrode_is_left_out(simulated, caplog):

@@ -26,8 +26,9 @@ from spikewise.output.pairs import likely_pairs, unit_similarity
 from spikewise.output.report import excerpts, page_data
 from spikewise.output.report import page as report
 from spikewise.output.report.excerpts import choose_excerpts
-from spikewise.output.report.page import write_report
+from spikewise.output.report.page import Comparison, write_report
 from spikewise.output.result import StoredResult, load_result
+from spikewise.output.result_groups import groups_of
 from spikewise.output.samples import sample_spikes
 from spikewise.output.store import save_sorting, spikes_hash
 
@@ -412,7 +413,7 @@ def test_a_bounded_part_of_a_long_recording_is_sampled(monkeypatch):
 def test_responses_above_the_threshold_are_the_spikes_that_were_found(stored):
     result = load_result(stored / "sorted")
     readers = spikewise.output.report.reporting._readers_of(
-        result, spikewise.load_recording(stored / "simulation" / "recording")
+        groups_of(result, spikewise.load_recording(stored / "simulation" / "recording"))
     )
     found = sample_spikes(result, measure_units(result, readers), readers)
     centres = (np.arange(samples.RESPONSE_BINS) + 0.5) / samples.RESPONSE_BINS
@@ -566,7 +567,7 @@ def test_the_command_writes_what_the_sorting_and_the_truth_say(stored, tmp_path,
     assert f"Accuracy, pooled {performance.accuracy:.3f}" in text
     assert "Recorded 6.0 s 1 segment" in text
     assert "Compared with the truth from 3 to 6 s" in text
-    assert "Shaded: the time of the labels that trained the network, 0 to 3 s" in text
+    assert "Blue: the time of the labels that trained the network, 0 to 3 s" in text
     provenance = json.loads((stored / "sorted" / "provenance.json").read_text())
     assert provenance["model"]["given"] is False
     assert provenance["model"]["hash"] in text
@@ -649,13 +650,15 @@ def test_a_result_in_memory_gives_the_same_page_as_its_folder(stored, tmp_path):
 
 def test_traces_are_drawn_from_the_time_that_was_compared(tmp_path):
     result, _, readers, _ = excerpt_case()
-    path = write_report(result, tmp_path / "r.html", readers=readers, interval_s=(0.0, 0.39))
+    path = write_report(
+        result, tmp_path / "r.html", readers=readers, comparison=Comparison(interval_s=(0.0, 0.39))
+    )
     assert [excerpt["start_s"] for excerpt in page_json(path)["excerpts"]] == [0.0, 0.1, 0.25]
-    assert [row[:3] for row in read_page(path).rows[:4]] == [
-        ["unit", "channel", "SNR"],
-        ["a", "ch0", "5.0"],
-        ["b", "ch1", "9.0"],
-        ["c", "ch2", "7.0"],
+    assert [row[:4] for row in read_page(path).rows[:4]] == [
+        ["unit", "channel", "depth (µm)", "SNR"],
+        ["a", "ch0", "0", "5.0"],
+        ["b", "ch1", "20", "9.0"],
+        ["c", "ch2", "40", "7.0"],
     ]
     with pytest.raises(OutputError, match="exists already"):
         write_report(result, path)
@@ -667,7 +670,9 @@ def test_confusion_and_size_of_the_true_units_are_told(tmp_path):
     truth = NumpySorting.from_samples_and_labels([frames], [labels], RATE, [3, 4])
     in_memory = api.SortingResult(result.sorting, result.model, result.provenance)
     performance = api.evaluate(truth, result.sorting)
-    path = write_report(result, tmp_path / "r.html", readers=readers, truth=truth, performance=performance)
+    path = write_report(
+        result, tmp_path / "r.html", readers=readers, comparison=Comparison(truth, performance)
+    )
     told = page_json(path)["truth"]
     assert told["common"] == [[2], [1]]
     assert told["tested"] == ["a"]
@@ -692,7 +697,9 @@ def test_of_many_units_without_a_partner_twelve_are_named_and_the_others_counted
     result = small_result([[(100 * unit + 50, unit) for unit in range(15)]], names, [10000])
     truth = NumpySorting.from_unit_dict({"far": np.array([9000])}, RATE)
     performance = api.evaluate(truth, result.sorting)
-    text = words(read_page(write_report(result, tmp_path / "r.html", performance=performance)))
+    text = words(
+        read_page(write_report(result, tmp_path / "r.html", comparison=Comparison(None, performance)))
+    )
     assert "Units without a true partner: u0, " in text
     assert "u11 and 3 more; with their 15 spikes" in text
     assert "counted as missed: far (1 spike)." in text

@@ -100,9 +100,7 @@ def test_chunks_that_end_where_the_next_output_is_that_of_another_tile(traces, m
     (whole,) = as_arrays([detector.find(traces, 0, 0, num_samples)])
     for offset in (-1, 0, 1):
         ends = [*(np.arange(1, 300) * 64 - detector.context + offset).tolist(), num_samples]
-        parts = [
-            detector.find(traces, 0, start, stop) for start, stop in zip([0, *ends], ends, strict=False)
-        ]
+        parts = [detector.find(traces, 0, start, stop) for start, stop in zip([0, *ends], ends, strict=False)]
         joined = [np.concatenate([getattr(p, name) for p in parts]).tolist() for name in SPIKE_FIELDS]
         assert joined == list(whole), offset
     assert len(whole[0]) > 1000

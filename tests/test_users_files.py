@@ -113,10 +113,62 @@ def test_a_unit_that_is_no_number_is_named_with_its_line(tmp_path):
         load_labels(tmp_path, recording)
 
 
-def test_spike_times_in_seconds_are_told(tmp_path):
-    recording = phy_folder(tmp_path, {}, times=(0.0033, 0.0066, 0.01, 0.0133))
-    with pytest.raises(LabelsError, match=r"not whole numbers, such as 0\.0033.*seconds.*time_s"):
+@pytest.mark.parametrize("times", [(0.0033, 0.0066, 0.01, 0.0133), (1.0, 2.0, 3.0, 9.0)])
+def test_spike_times_in_seconds_are_told(times, tmp_path):
+    recording = phy_folder(tmp_path, {}, times=times)
+    recording = NumpyRecording([np.zeros((300_000, 4), "int16")], 30000.0)
+    with pytest.raises(LabelsError, match=rf"such as {times[0]:g}.*seconds.*time_s"):
         load_labels(tmp_path, recording)
+
+
+def test_spike_times_that_are_no_numbers_are_told(tmp_path):
+    recording = phy_folder(tmp_path, {}, times=(100, np.nan, 200, 300))
+    with pytest.raises(LabelsError, match=r"1 spike times in .* are no numbers"):
+        load_labels(tmp_path, recording)
+
+
+def test_units_that_bombcell_calls_noise_are_left_out_unless_a_person_says_otherwise(tmp_path):
+    bombcell = {"cluster_bc_unitType.tsv": "cluster_id\tbc_unitType\n0\tNOISE\n1\tGOOD\n2\tMUA\n"}
+    recording = phy_folder(tmp_path, bombcell)
+    kept = load_labels(tmp_path, recording).unit_ids.tolist()
+    assert 0 not in kept
+    assert 1 in kept
+    (tmp_path / "cluster_group.tsv").write_text("cluster_id\tgroup\n0\tgood\n")
+    assert 0 in load_labels(tmp_path, recording).unit_ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("sample_index,unit_id\n0.5,1\n1.25,2\n", "seem to be seconds.*time_s"),
+        ("time_s,unit_id\n15000,1\n37500,2\n", "seem to be samples.*sample_index"),
+        ("time_s,unit_id\n500.1,1\n9998.5,2\n", "seem to be milliseconds.*1000"),
+    ],
+)
+def test_tables_of_another_unit_of_time_are_told(rows, told, tmp_path):
+    (tmp_path / "labels.csv").write_text(rows)
+    with pytest.raises(LabelsError, match=told):
+        load_labels(tmp_path / "labels.csv", NumpyRecording([np.zeros((300_000, 4), "int16")], 30000.0))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("labels.csv", "Sample,Cluster_ID\n15000,7\n30000,8\n"),
+        ("labels.csv", "frame,unit,label\n15000,7,a\n30000,8,b\n"),
+        ("labels.csv", "time;unit_id\n0,5;7\n1,0;8\n"),
+        ("labels.csv", "sample_index,unit_id\n15000,7.0\n30000,8.0\n"),
+        ("labels.tsv", "time_s\tunit_id\n0.5\t7\n1.0\t8\n"),
+        ("labels.txt", "sample_index unit_id\n15000 7\n30000 8\n"),
+        ("labels.csv", "sample_index,sample,unit_id\n15000,1,7\n30000,2,8\n"),
+    ],
+)
+def test_tables_of_many_programs(name, rows, tmp_path):
+    (tmp_path / name).write_text(rows)
+    labels = load_labels(tmp_path / name, NumpyRecording([np.zeros((300_000, 4), "int16")], 30000.0))
+    assert labels.unit_ids.tolist() == [7, 8]
+    assert labels.get_unit_spike_train(7).tolist() == [15_000]
+    assert labels.get_unit_spike_train(8).tolist() == [30_000]
 
 
 @pytest.mark.parametrize("sign", [",", "\t", ";"])

@@ -419,7 +419,7 @@ def test_labels_that_do_not_fit_the_signal(refused, earlier_folder, signal, tmp_
     labels.write_text("sample_index,unit_id\n50,1\n90,2\n288000,2\n")
     tells = ("1 of 3 labels lie outside the recording", "0 to 287999", "Give the labels of this recording")
     refused(*sort, "--labels", labels, tells=tells)
-    labels.write_text("time,unit\n1,1\n")
+    labels.write_text("place,neuron\n1,1\n")
     refused(
         *sort, "--labels", labels, tells=("The header of", "sample_index,unit_id", "Correct the first line")
     )

@@ -12,12 +12,22 @@ from spikewise.core.version import __version__
 from spikewise.jobs.registration import register_sorter
 
 if TYPE_CHECKING:
-    from spikewise.api import SortingResult, evaluate, load_recording, report, simulate, sort, train
+    from spikewise.api import (
+        SortingResult,
+        evaluate,
+        load_recording,
+        load_result,
+        report,
+        simulate,
+        sort,
+        train,
+    )
     from spikewise.core.config import Config, EvaluationConfig, RecordingConfig, StreamConfig
     from spikewise.core.errors import SpikewiseError
     from spikewise.data.simulation.saving import save_simulation
     from spikewise.data.simulation.simulate import Simulation
-    from spikewise.jobs.live.streaming import StreamResult, stream
+    from spikewise.jobs.live.loop import StreamResult
+    from spikewise.jobs.live.streaming import stream
     from spikewise.models.checkpoint import Model, load_model, save_model
     from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
     from spikewise.output.export.exporting import analyze, export_nwb, export_phy
@@ -36,6 +46,8 @@ if TYPE_CHECKING:
         WaveClusConfig,
         WaveformTrainingConfig,
     )
+    from spikewise.single_channel.live.stream_sorter import ChannelStreamSorter
+    from spikewise.single_channel.live.streaming import stream_channels
     from spikewise.single_channel.snippets import Snippets, load_snippets
     from spikewise.single_channel.sorting import ChannelResult, sort_channel
     from spikewise.sorting.live.stream_sorter import StreamSorter
@@ -44,6 +56,7 @@ _MODULES = {
     "AnalyzerConfig": "output.export.config",
     "ChannelResult": "single_channel.sorting",
     "ChannelSortingConfig": "single_channel.config",
+    "ChannelStreamSorter": "single_channel.live.stream_sorter",
     "Classification": "single_channel.classifier",
     "Config": "core.config",
     "EvaluationConfig": "core.config",
@@ -59,7 +72,7 @@ _MODULES = {
     "SpikeDetectionConfig": "single_channel.config",
     "SpikewiseError": "core.errors",
     "StreamConfig": "core.config",
-    "StreamResult": "jobs.live.streaming",
+    "StreamResult": "jobs.live.loop",
     "StreamSorter": "sorting.live.stream_sorter",
     "WaveClusConfig": "single_channel.config",
     "WaveformClassifier": "single_channel.classifier",
@@ -72,6 +85,7 @@ _MODULES = {
     "load_classifier": "single_channel.classifier",
     "load_model": "models.checkpoint",
     "load_recording": "api",
+    "load_result": "api",
     "load_snippets": "single_channel.snippets",
     "pretrain": "jobs.pretraining",
     "report": "api",
@@ -83,6 +97,7 @@ _MODULES = {
     "sort": "api",
     "sort_channel": "single_channel.sorting",
     "stream": "jobs.live.streaming",
+    "stream_channels": "single_channel.live.streaming",
     "train": "api",
     "train_waveforms": "single_channel.api",
 }
@@ -91,6 +106,7 @@ __all__ = [
     "AnalyzerConfig",
     "ChannelResult",
     "ChannelSortingConfig",
+    "ChannelStreamSorter",
     "Classification",
     "Config",
     "EvaluationConfig",
@@ -120,6 +136,7 @@ __all__ = [
     "load_classifier",
     "load_model",
     "load_recording",
+    "load_result",
     "load_snippets",
     "pretrain",
     "report",
@@ -131,6 +148,7 @@ __all__ = [
     "sort",
     "sort_channel",
     "stream",
+    "stream_channels",
     "train",
     "train_waveforms",
 ]
@@ -144,3 +162,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'spikewise' has no attribute {name!r}")
     return getattr(importlib.import_module(f"spikewise.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, also those that are not loaded yet."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -13,14 +14,17 @@ from spikewise.core.config import StreamConfig
 from spikewise.core.progress import begin
 from spikewise.core.progress_bars import progress_bars
 
-_Name = Annotated[str, Parameter(allow_leading_hyphen=True)]  # a hyphen is standard input
-_Names = Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)]  # or standard output
+if TYPE_CHECKING:
+    from spikewise.jobs.live.loop import StreamResult
+
+SourceName = Annotated[str, Parameter(allow_leading_hyphen=True)]  # a hyphen is standard input
+SinkNames = Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)]  # or standard output
 
 
 def stream(
-    source: _Name,
+    source: SourceName,
     *,
-    sink: _Names,
+    sink: SinkNames,
     model: Path | None = None,
     overwrite: Overwrite = False,
     json: AsJson = False,
@@ -32,12 +36,12 @@ def stream(
     ----------
     source
         What is sorted: a recording, which is replayed; - for raw samples on standard input; or an address:
-        falcon://HOST:PORT (Open Ephys), lsl://NAME, intan://HOST:PORT, spikeglx://HOST:PORT/PROBE.
+        falcon://HOST:PORT or openephys://HOST:PORT (Open Ephys), lsl://NAME, intan://HOST:PORT, spikeglx://HOST:PORT/PROBE.
     model
         The model: a file from `spikewise train --filter live`, or a result. Without it, give --learn-s.
     sink
         Where the spikes go, each once: a folder for a result; - for lines on standard output; or an address:
-        zmq://HOST:PORT, udp://HOST:PORT, lsl://NAME.
+        zmq://HOST:PORT, udp://HOST:PORT, lsl://NAME, lsl-rates://NAME, openephys-events://HOST:PORT?UNIT=LINE.
     """
     with progress_bars() as progress:
         begin(progress)
@@ -46,6 +50,11 @@ def stream(
         result = stream_spikes(
             source, model=model, sinks=sink, overwrite=overwrite, config=config, progress=progress
         )
+    print_stream(result, sink, json)
+
+
+def print_stream(result: StreamResult, sink: Sequence[str], json: bool) -> None:
+    """Print what a stream gave, and how late its spikes came."""
     summary = result.summary()
     if "-" not in sink:
         delay, gaps = summary["delay"], summary["num_gaps"]

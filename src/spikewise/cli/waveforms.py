@@ -11,7 +11,8 @@ from cyclopts import App, Parameter
 from spikewise.cli.console import print_json, say
 from spikewise.cli.options import AsJson, Output, Overwrite, flat
 from spikewise.cli.options import Reading as RecordingReading
-from spikewise.core.config import RecordingConfig
+from spikewise.cli.stream import SinkNames, SourceName, print_stream
+from spikewise.core.config import RecordingConfig, StreamConfig
 from spikewise.core.errors import Interrupted
 from spikewise.core.progress_bars import progress_bars
 from spikewise.single_channel.config import (
@@ -248,6 +249,58 @@ def simulate(
             seconds=round(time.perf_counter() - started, 3),
             output=str(output),
         )
+
+
+@waveforms.command
+def stream(
+    source: SourceName,
+    *,
+    model: list[Path],
+    sink: SinkNames,
+    column: list[int] | None = None,
+    num_columns: int | None = None,
+    min_probability: float = 0.0,
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+    sampling_frequency: float | None = None,
+    config: Annotated[StreamConfig, flat("Stream")] = StreamConfig(),
+) -> None:
+    """Sort single channels of a live stream with models of `waveforms sort --filter live`; Ctrl-C ends it.
+
+    Parameters
+    ----------
+    source
+        What is sorted: a signal or recording, which is replayed; - for raw samples on standard input; or an
+        address as for `spikewise stream`.
+    model
+        One model for each channel that is sorted.
+    sink
+        Where the spikes go, as for `spikewise stream`.
+    column
+        The channel of the stream of each model, counted from 0. Default: the first ones.
+    num_columns
+        Channels of standard input. Default: up to the last one that has a model.
+    min_probability
+        Leave out spikes whose unit is less probable than this.
+    sampling_frequency
+        Sampling frequency in Hz of a signal in a file that does not hold it.
+    """
+    from spikewise.single_channel.live.streaming import stream_channels
+
+    with progress_bars() as progress:
+        result = stream_channels(
+            source,
+            models=model,
+            sinks=sink,
+            columns=column,
+            num_columns=num_columns,
+            min_probability=min_probability,
+            overwrite=overwrite,
+            config=config,
+            reading=RecordingConfig(sampling_frequency=sampling_frequency),
+            progress=progress,
+        )
+    print_stream(result, sink, json)
 
 
 def _score_lines(truth: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ Tell = Callable[[int, int], None]
 # The stages of a sort, in this order.
 STARTING = "starting"
 PREPARING = "measuring noise and damage"
+MOTION = "measuring motion"
 READING = "reading"
 FINDING_UNITS = "finding units"
 CLEANING = "cleaning labels"

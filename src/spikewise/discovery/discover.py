@@ -25,6 +25,7 @@ import numpy as np
 from spikewise.core.progress import FINDING_UNITS, READING, ProgressCallback, Steps, Tell, silent
 from spikewise.core.threads import one_thread_each
 from spikewise.data.recordings.reader import Traces
+from spikewise.data.spatial.motion import MotionOfFrames
 from spikewise.discovery.clustering import cluster_events
 from spikewise.discovery.event_search import Events, EventSearch, UnitSearch
 from spikewise.discovery.held_traces import HeldTraces
@@ -100,7 +101,11 @@ class Discovered:
 
 
 def discover_units(
-    traces: Traces, positions: np.ndarray, seed: int, progress: ProgressCallback = silent
+    traces: Traces,
+    positions: np.ndarray,
+    seed: int,
+    progress: ProgressCallback = silent,
+    motion: MotionOfFrames | None = None,
 ) -> Discovered:
     """Find the units of preprocessed traces.
 
@@ -114,9 +119,11 @@ def discover_units(
         Seed of the clustering.
     progress : callable
         Called with the progress of reading, and of finding units.
+    motion : MotionOfFrames, optional
+        The motion that was removed from the traces.
     """
     with one_thread_each():
-        return _Discovery(traces, positions, seed, progress).run()
+        return _Discovery(traces, positions, seed, progress, motion).run()
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,15 @@ class Found:
 class _Discovery:
     """One search for units, with its seconds and counts."""
 
-    def __init__(self, traces: Traces, positions: np.ndarray, seed: int, progress: ProgressCallback):
+    def __init__(
+        self,
+        traces: Traces,
+        positions: np.ndarray,
+        seed: int,
+        progress: ProgressCallback,
+        motion: MotionOfFrames | None,
+    ):
+        self._motion = motion
         self._started = time.perf_counter()
         self._steps = Steps(progress, FINDING_UNITS, STEPS)
         self.facts: dict[str, Any] = {"seconds_of_steps": {}}
@@ -153,12 +168,23 @@ class _Discovery:
         self.distance = distances(positions)
         self.positions = positions
         progress(READING, 0, 1, "")
-        self.held = HeldTraces(traces, tell=lambda done, total: progress(READING, done, total, ""))
+        # What is left of the motion counts more after whitening, so moving traces stay as they are.
+        self.held = HeldTraces(
+            traces,
+            distance=self.distance if motion is None else None,
+            tell=lambda done, total: progress(READING, done, total, ""),
+        )
         self.shapes = load_shapes(traces.sampling_frequency)
         self.meter = ShapeMeter(self.held, self.distance, self.shapes.before, self.shapes.bank.shape[1])
-        self.merger = Merger(self.held, self.distance, self.shapes, self.meter)
+        moved = None if motion is None else self._moved
+        self.merger = Merger(self.held, self.distance, self.shapes, self.meter, moved)
         self.fewest = fewest_spikes(self.held.seconds)
-        self._note("reading", looked_at_s=round(self.held.seconds, 3))
+        self._note("reading", looked_at_s=round(self.held.seconds, 3), whitened=self.held.is_whitened)
+
+    def _moved(self, columns: np.ndarray, channel: int) -> np.ndarray:
+        """Return the displacements in um at some columns and the depth of a channel."""
+        frames, _ = self.held.frames_of(np.rint(columns).astype(np.int64))
+        return self._motion.at(frames, self.positions[channel, 1]) if self._motion else np.zeros(len(frames))
 
     def _note(self, step: str, **counts: Any) -> None:
         """Keep the seconds and the counts of a step that is finished."""

@@ -9,7 +9,9 @@ the largest of these responses, in time and over near channels.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -111,6 +113,12 @@ class _Search:
         order = np.lexsort((row, column))
         height = np.concatenate([events.height for events in found])
         return Events(column[order], self._channels_of(row[order]), height[order])
+
+    def in_other(self, held: HeldTraces) -> Self:
+        """Return the same search, with the same noise, in other traces of the recording."""
+        other = copy.copy(self)
+        other._held = held
+        return other
 
     def _channels_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the channels of rows of responses."""

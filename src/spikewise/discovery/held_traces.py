@@ -6,11 +6,15 @@ separate parts that do not follow each other, so a window around a spike never m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from spikewise.core.progress import Tell
 from spikewise.core.threads import on_all_cores
 from spikewise.data.recordings.reader import TraceReader, Traces
+from spikewise.data.spatial.mixing import mix_channels
+from spikewise.data.spatial.whitening import noise_covariance, whitening_weights
 from spikewise.discovery.event_loops import fill_steps
 
 MEMORY_BYTES = 2**31
@@ -25,6 +29,14 @@ UNIT = 1 / 128
 """Value of one step, in noise standard deviations: sizes up to 255 fit into 16 bits."""
 
 
+Part = tuple[int, int, int, int]
+"""Part of a recording: segment, first sample, last sample + 1, global frame of the first."""
+
+
+_NOISE_PARTS = 12
+"""Parts on which the covariance of the noise is measured."""
+
+
 class HeldTraces:
     """Traces as 16-bit integers.
 
@@ -34,6 +46,11 @@ class HeldTraces:
         Preprocessed traces, in noise standard deviations.
     memory_bytes : int
         Largest size.
+    parts : list of Part, optional
+        The parts to hold, in order of time, whatever their size; default: all, or as many as fit.
+    distance : ndarray, optional
+        (num_channels, num_channels) distances of the channels in um, to whiten the traces; default: they
+        stay as they are.
     tell : callable, optional
         Called with the number of parts that are read, and of all.
 
@@ -48,9 +65,18 @@ class HeldTraces:
         Duration of the recording.
     """
 
-    def __init__(self, traces: Traces, memory_bytes: int = MEMORY_BYTES, tell: Tell | None = None):
+    def __init__(
+        self,
+        traces: Traces,
+        memory_bytes: int = MEMORY_BYTES,
+        parts: Sequence[Part] | None = None,
+        distance: np.ndarray | None = None,
+        tell: Tell | None = None,
+    ):
         rate = self.sampling_frequency = traces.sampling_frequency
-        parts = _spread(_cut(traces, max(1, round(STRETCH_S * rate))), traces.num_channels, memory_bytes)
+        if parts is None:
+            whole = cut_traces(traces, max(1, round(STRETCH_S * rate)))
+            parts = _spread(whole, traces.num_channels, memory_bytes)
         gap = round(GAP_MS * rate / 1000)
         column, last = gap, None
         placed = []
@@ -63,15 +89,29 @@ class HeldTraces:
         self._columns = np.array([part[4] for part in placed], np.int64)
         self._frames = np.array([part[3] for part in placed], np.int64)
         self._lengths = np.array([part[2] - part[1] for part in placed], np.int64)
+        self._whitening = None if distance is None else _whitening(traces, parts, distance)
         for index, (segment, start, stop, _, at) in enumerate(placed):
             if index + 1 < len(placed) and isinstance(traces, TraceReader):
                 traces.read_ahead(*placed[index + 1][:3])
             block = traces.read(segment, start, stop).T
-            self._keep(np.ascontiguousarray(block), at)
+            self._keep(self._whitened(np.ascontiguousarray(block)), at)
             if tell is not None:
                 tell(index + 1, len(placed))
         self.seconds = float(self._lengths.sum()) / rate
         self.total_s = sum(traces.num_samples(index) for index in range(traces.num_segments)) / rate
+
+    @property
+    def is_whitened(self) -> bool:
+        """Whether the traces are whitened."""
+        return self._whitening is not None
+
+    def _whitened(self, block: np.ndarray) -> np.ndarray:
+        """Return traces (num_channels, num_samples) whitened, if that is asked for."""
+        if self._whitening is None:
+            return block
+        whitened = np.empty_like(block)
+        mix_channels(block, *self._whitening, whitened)
+        return whitened
 
     def _keep(self, block: np.ndarray, column: int) -> None:
         """Keep traces (num_channels, num_samples) from a column on."""
@@ -106,8 +146,17 @@ class HeldTraces:
         return self._frames[part] + offset, (offset >= 0) & (offset < self._lengths[part])
 
 
-def _cut(traces: Traces, length: int) -> list[tuple[int, int, int, int]]:
-    """Cut all segments into parts: segment, first and last sample + 1, first global frame."""
+def _whitening(
+    traces: Traces, parts: Sequence[Part], distance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return channels and weights that whiten the noise of some evenly spread parts."""
+    chosen = np.unique(np.linspace(0, len(parts) - 1, min(len(parts), _NOISE_PARTS)).round().astype(int))
+    blocks = [traces.read(*parts[index][:3]).T for index in chosen]
+    return whitening_weights(noise_covariance(blocks), distance) if blocks else None
+
+
+def cut_traces(traces: Traces, length: int) -> list[Part]:
+    """Cut all segments into parts of at most so many samples."""
     parts, first = [], 0
     for segment in range(traces.num_segments):
         samples = traces.num_samples(segment)
@@ -119,9 +168,7 @@ def _cut(traces: Traces, length: int) -> list[tuple[int, int, int, int]]:
     return parts
 
 
-def _spread(
-    parts: list[tuple[int, int, int, int]], num_channels: int, memory_bytes: int
-) -> list[tuple[int, int, int, int]]:
+def _spread(parts: list[Part], num_channels: int, memory_bytes: int) -> list[Part]:
     """Return as many parts as fit into the memory, evenly spread."""
     size = sum(stop - start for _, start, stop, _ in parts) * 2 * num_channels
     if size <= memory_bytes:

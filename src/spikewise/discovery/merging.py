@@ -47,6 +47,11 @@ MAX_COINCIDENT = 0.4
 fraction of the number by chance."""
 MIN_EXPECTED_PAIRS = 8.0
 """Fewest such pairs by chance with which this can be judged."""
+MAX_SHARED_MOTION = 0.4
+"""Clusters share a motion if the overlap of their displacements is larger (0: none, 1: the same)."""
+MIN_SIMILARITY_MOVED = 0.85
+"""Cosine from which two clusters that fire at other displacements are one unit, whose waveform changes."""
+MOTION_BIN_UM = 4.0
 NEAREST_MS = 0.6
 """Pairs of spikes closer than this do not count: they may be one spike that was found twice."""
 
@@ -103,9 +108,19 @@ class Merger:
         Distances of the channels in um.
     shapes : SpikeShapes
     meter : ShapeMeter
+    moved : callable, optional
+        Returns the displacements in um of columns at a channel, where the probe moved.
     """
 
-    def __init__(self, held: HeldTraces, distance: np.ndarray, shapes: SpikeShapes, meter: ShapeMeter):
+    def __init__(
+        self,
+        held: HeldTraces,
+        distance: np.ndarray,
+        shapes: SpikeShapes,
+        meter: ShapeMeter,
+        moved: Callable[[np.ndarray, int], np.ndarray] | None = None,
+    ):
+        self._moved = moved
         self._held, self._distance, self._shapes, self._meter = held, distance, shapes, meter
         self._near = channels_within(distance, RADIUS_UM, MOST_CHANNELS)
         keep_isosplit_compiled()
@@ -224,7 +239,12 @@ class Merger:
         self, units: list[UnitShape], members: list[np.ndarray], columns: np.ndarray, pair: Pair
     ) -> bool:
         """Return whether two clusters are one unit: no dip between them, and one refractory period."""
-        _, one, other, lag = pair
+        alike, one, other, lag = pair
+        if self._moved is not None and alike > MIN_SIMILARITY_MOVED:
+            channel = units[one].main_channel
+            moved = (self._moved(columns[members[index]], channel) for index in (one, other))
+            if _overlap(*moved) < MAX_SHARED_MOTION:
+                return True
         if self._fire_independently(columns[members[one]], columns[members[other]] + lag):
             return False
         first, second = columns[_some(members[one])], columns[_some(members[other])] + lag
@@ -266,6 +286,15 @@ class Merger:
 def _tell_in_round(tell: Callable[[float, float], None], number: int, done: int, total: int) -> None:
     """Tell the progress of a round, each of which takes about half of the time that is left."""
     tell(1 - 0.5**number * (1 - 0.5 * done / total), 1)
+
+
+def _overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the overlap (Bhattacharyya) of the displacements at which two clusters fire."""
+    low = min(one.min(), other.min())
+    bins = [np.floor((values - low) / MOTION_BIN_UM).astype(int) for values in (one, other)]
+    count = max(values.max() for values in bins) + 1
+    first, second = (np.bincount(values, minlength=count) / len(values) for values in bins)
+    return float(np.sqrt(first * second).sum())
 
 
 def _some(events: np.ndarray) -> np.ndarray:

@@ -115,6 +115,6 @@ class _Work:
         if sorting.cluster is None:
             find_here(Finder(self.groups, model, sorting, threshold), shards, self.store, self.watch, report)
             return
-        remote = make_remote_work(self.recording, model, self.config)
+        remote = make_remote_work(self.recording, self.groups, model, self.config)
         with open_cluster(sorting.cluster) as cluster:
             find_on_cluster(cluster, remote, shards, self.store, self.watch, report.add)

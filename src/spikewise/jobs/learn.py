@@ -17,7 +17,7 @@ from spikewise.learning.group_learning import learn_group
 from spikewise.learning.settings import LearningSettings
 from spikewise.models.checkpoint import Model, load_model, save_model
 from spikewise.output.store import MODEL_FILE
-from spikewise.sorting.groups import Group
+from spikewise.sorting.groups import Group, named_groups
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,9 @@ def learn_model(
         "detection_config": config.detection,
     }
     models, facts = [], []
+    if without := [group.name for group in groups if group.name not in start.label_sets]:
+        verb = "has no units and is" if len(without) == 1 else "have no units and are"
+        logger.warning("%s %s not sorted", named_groups(without), verb)
     expected = _expected(groups, start, config)
     parts = [name for name in expected if len(expected) > 1]
     if parts:
@@ -57,7 +60,6 @@ def learn_model(
         expect(progress, *expected.values())
     for index, group in enumerate(groups):
         if group.name not in start.label_sets:
-            logger.warning("group %s has no units and is not sorted", group.name)
             continue
         file = state.group_file(index)
         if file.exists():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spikeinterface.core import BaseRecording, load
+from spikeinterface.core.motion import Motion
 
 from spikewise.core.config import Config, SortingConfig
 from spikewise.core.errors import ClusterError, RecordingError
@@ -23,7 +24,7 @@ from spikewise.jobs.state.fingerprint import FileWatch
 from spikewise.jobs.state.shards import Shard, ShardStore
 from spikewise.models.checkpoint import Model, load_model, save_model
 from spikewise.sorting.damaged import Found
-from spikewise.sorting.groups import Preparation, prepare_groups
+from spikewise.sorting.groups import Group, Preparation, prepare_groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,8 @@ class RemoteWork:
     sorting : SortingConfig
     threshold : float or None
         One threshold for all units in place of those of the model.
+    motions : dict of str to Motion
+        The motion of each group that is removed from its traces.
     seed : int
         Chooses the pieces of the recording on which noise and damage are measured.
     version : str
@@ -53,10 +56,13 @@ class RemoteWork:
     sorting: SortingConfig
     threshold: float | None
     seed: int
+    motions: dict[str, Motion]
     version: str
 
 
-def make_remote_work(recording: BaseRecording, model: Model, config: Config) -> RemoteWork:
+def make_remote_work(
+    recording: BaseRecording, groups: Sequence[Group], model: Model, config: Config
+) -> RemoteWork:
     """Pack what workers need.
 
     Raises
@@ -75,8 +81,10 @@ def make_remote_work(recording: BaseRecording, model: Model, config: Config) -> 
         save_model(model, Path(folder) / "model.safetensors")
         content = (Path(folder) / "model.safetensors").read_bytes()
     settings = config.sorting, config.detection.threshold, config.training.seed
-    key = hashlib.sha256(content + pickle.dumps((packed, settings))).hexdigest()
-    return RemoteWork(key, packed, content, *settings, __version__)
+    motions = {group.name: group.motion for group in groups if group.motion is not None}
+    moved = {name: motion.to_dict() for name, motion in motions.items()}
+    key = hashlib.sha256(content + pickle.dumps((packed, settings, moved))).hexdigest()
+    return RemoteWork(key, packed, content, *settings, motions, __version__)
 
 
 _finders = threading.local()
@@ -98,6 +106,7 @@ def find_remotely(work: RemoteWork, shard: Shard) -> tuple[Found, float]:
             file.write_bytes(work.model)
             model = load_model(file)
         preparation = Preparation.of_model(model, work.sorting, work.seed)
+        preparation = dataclasses.replace(preparation, motions=work.motions)
         groups = prepare_groups(load(work.recording), preparation)
         _finders.finder = Finder(groups, model, work.sorting, work.threshold)
         _finders.key = work.key

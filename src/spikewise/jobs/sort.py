@@ -32,6 +32,7 @@ from spikewise.jobs.cluster import check_cluster
 from spikewise.jobs.finding import find_spikes
 from spikewise.jobs.learn import keep_model, kept_model, learn_model, learning_seconds
 from spikewise.jobs.merge import in_memory, merge_shards
+from spikewise.jobs.motion import follow_motion
 from spikewise.jobs.provenance import Seconds, add_report_seconds, describe_sort
 from spikewise.jobs.start import find_start, size_of
 from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
@@ -103,10 +104,12 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     _expect(inputs, request.model, config, progress)
     progress(PREPARING, 0, 1, "")
     groups = prepare_groups(inputs.recording, Preparation.of(config, request.model))
-    prepare_s = time.perf_counter() - request.started
     for group in groups:
         if group.note:
             logger.warning("%s%s", f"group {group.name}: " if len(groups) > 1 else "", group.note)
+
+    groups, motion = follow_motion(groups, config, state, progress)
+    prepare_s = time.perf_counter() - request.started
 
     model = request.model or kept_model(state)
     if model is None:
@@ -132,6 +135,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         **describe_sort(inputs, config, model, request.model is not None, found, sorting, seconds),
         "job": request.job,
         "preprocessing": {group.name: list(group.preprocessed.steps) for group in groups},
+        "motion": motion,
         "noise_ratio": {group.name: round(group.noise_ratio, 4) for group in groups},
     }
     if note := summarise_damage(provenance["damage"]):
@@ -140,8 +144,7 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         save_json(provenance, folder / PROVENANCE_FILE)
         if config.sorting.report:
             started = time.perf_counter()
-            readers = {group.name: group.reader for group in groups}
-            report_of_sort(StoredResult(sorting, model, provenance), readers, folder, progress)
+            report_of_sort(StoredResult(sorting, model, provenance), groups, folder, progress)
             add_report_seconds(provenance, time.perf_counter() - started)
             save_json(provenance, folder / PROVENANCE_FILE)
     return SortingResult(sorting, model, provenance, folder, inputs.recording)
@@ -263,6 +266,7 @@ def train(
         told(PREPARING, 0, 1, "")
         groups = prepare_groups(inputs.recording, Preparation.of(config))
         state = Unfinished(Path(folder))
+        groups, _ = follow_motion(groups, config, state, told)
         start = find_start(groups, inputs, config, state, told)
         model = learn_model(groups, start, config, state, told)
     if output is not None:

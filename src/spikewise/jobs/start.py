@@ -145,7 +145,7 @@ def discovered_labels(
         except BootstrapError as error:
             if len(groups) == 1:
                 raise _with_log_kept(error, state.output / f"bootstrap_{sorter}.log") from error
-            logger.warning("group %s gives no labels: %s", group.name, error)
+            logger.info("group %s gives no labels: %s", group.name, error)  # the warning is that of learning
             facts["groups"][group.name] = {"error": str(error)}
             continue
         label_sets[group.name], facts["groups"][group.name] = kept
@@ -239,7 +239,8 @@ def _own_labels(group: Group, seed: int, progress: ProgressCallback) -> tuple[La
         If there is none.
     """
     started = time.perf_counter()
-    found = discover_units(group.reader, group.recording.get_channel_locations(), seed, progress)
+    positions = group.recording.get_channel_locations()
+    found = discover_units(group.reader, positions, seed, progress, group.reader.motion)
     if not found.trains:
         raise BootstrapError(
             f"no unit was found in {found.facts['looked_at_s']:g} s of the recording",

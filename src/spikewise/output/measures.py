@@ -99,6 +99,8 @@ class UnitMeasures:
         Number of pairs of spikes at each lag from -:data:`CORRELOGRAM_MS` to +:data:`CORRELOGRAM_MS`.
     waveform : MeanWaveform or None
         None without the recording, or without spikes.
+    noise_ratio : float
+        Noise of the recording in the unit of the waveform.
     """
 
     unit_id: int | str
@@ -113,6 +115,7 @@ class UnitMeasures:
     presence_ratio: float
     correlogram: np.ndarray
     waveform: MeanWaveform | None = None
+    noise_ratio: float = 1.0
 
     @property
     def main_channel(self) -> int | None:
@@ -124,7 +127,7 @@ class UnitMeasures:
     @property
     def snr(self) -> float | None:
         """Largest deflection of the mean waveform, in standard deviations of the channel's noise."""
-        return None if self.waveform is None else float(self.waveform.peaks.max())
+        return None if self.waveform is None else float(self.waveform.peaks.max()) / self.noise_ratio
 
 
 def measure_units(
@@ -166,6 +169,7 @@ def measure_units(
     for index, waveform in enumerate(waveforms[len(units) :]):
         if waveform is not None:
             largest.flat[index] = waveform.peaks.max()
+    largest /= np.array([[result.noise_ratio(name)] for name in readers])
     sizes = [float(size) if np.isfinite(size) else None for size in largest.max(axis=0)]
     measured = [replace(unit, waveform=w) for unit, w in zip(units, waveforms, strict=False)]
     return measured, sizes
@@ -193,9 +197,10 @@ def _measure_trains(result: StoredResult, trains: list[list[np.ndarray]]) -> lis
                     num_spikes=num_spikes,
                     rate_hz=num_spikes / duration_s,
                     violations_percent=_violations_percent(trains[index], rate),
-                    violations_ratio=_violations_ratio(trains[index], rate, sum(result.num_samples)),
+                    violations_ratio=violations_ratio(trains[index], rate, sum(result.num_samples)),
                     presence_ratio=_presence_ratio(trains[index], result.num_samples, rate),
                     correlogram=correlograms[index],
+                    noise_ratio=result.noise_ratio(group.name),
                 )
             )
     return units
@@ -237,7 +242,23 @@ def _violations_percent(train: list[np.ndarray], rate: float) -> float | None:
     return float(100 * np.mean(intervals < REFRACTORY_MS / 1000 * rate))
 
 
-def _violations_ratio(train: list[np.ndarray], rate: float, num_samples: int) -> float | None:
+def violations_ratio(train: list[np.ndarray], rate: float, num_samples: int) -> float | None:
+    """Return the rate of violations relative to the unit's own rate; see :class:`UnitMeasures`.
+
+    Parameters
+    ----------
+    train : list of ndarray
+        Frames of the spikes in each segment.
+    rate : float
+        Sampling frequency, Hz.
+    num_samples : int
+        Length of the recording.
+
+    Returns
+    -------
+    float or None
+        None with fewer than two spikes.
+    """
     if sum(map(len, train)) < 2:
         return None
     # In frames, because these intervals are exact; the ratio has no unit.

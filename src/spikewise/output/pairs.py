@@ -33,7 +33,7 @@ MIN_OF_PEAK = 0.1
 """A channel counts for a unit if it has at least this fraction of the unit's largest deflection."""
 _MAX_LAG_MS = 0.2
 """Largest lag between two waveforms when they are compared."""
-_CORE_MS = (0.5, 1.0)
+CORE_MS = (0.5, 1.0)
 """Window around the spike, before and after it, that is compared."""
 
 Verdict = Literal["duplicate", "split", "alike"]
@@ -51,9 +51,10 @@ class UnitPair:
         Cosine of the mean waveforms, 0 to 1.
     shared : float
         Fraction of the smaller unit's spikes that the other unit has too, minus the fraction by chance.
-    refractory : float or None
-        Number of pairs of spikes between ``COINCIDENCE_MS`` and the refractory period apart, relative to the
-        number expected by chance; None if fewer than :data:`MIN_EXPECTED` are expected.
+    num_refractory : int
+        Number of pairs of spikes between ``COINCIDENCE_MS`` and the refractory period apart.
+    num_expected : float
+        The same number, as chance alone would make it.
     verdict : str
         ``duplicate``: spikes are found twice; ``split``: probably parts of one unit; ``alike``: neither.
     correlogram : ndarray, shape (num_bins,)
@@ -64,9 +65,37 @@ class UnitPair:
     second: int
     similarity: float
     shared: float
-    refractory: float | None
+    num_refractory: int
+    num_expected: float
     verdict: Verdict
     correlogram: np.ndarray
+
+    @property
+    def refractory(self) -> float | None:
+        """`num_refractory` relative to chance; None if fewer than :data:`MIN_EXPECTED` are expected."""
+        return self.num_refractory / self.num_expected if self.num_expected >= MIN_EXPECTED else None
+
+    @property
+    def reason(self) -> str:
+        """Why the pair has its verdict, in two sentences at most."""
+        shared = f"They share {100 * self.shared:.1f} % of the smaller unit's spikes beyond chance"
+        limit = f"{100 * MIN_SHARED:.0f} %"
+        if self.verdict == "duplicate":
+            return f"{shared}, which is at least {limit}."
+        apart = f"{shared}, which is less than {limit}."
+        between = f"{COINCIDENCE_MS} to {REFRACTORY_MS} ms apart"
+        if self.refractory is None:
+            return (
+                f"{apart} Too few spikes to tell whether they are parts of one unit: by chance "
+                f"{self.num_expected:.1f} pairs of spikes would be {between}, and {MIN_EXPECTED} are needed."
+            )
+        counts = (
+            f"{self.num_refractory} pairs of spikes are {between}, {self.refractory:.2f} times as many "
+            f"as by chance ({self.num_expected:.0f})"
+        )
+        if self.verdict == "split":
+            return f"{apart} Only {counts}, as between parts of one unit."
+        return f"{apart} {counts}; parts of one unit would have at most {MAX_REFRACTORY} times."
 
 
 def unit_similarity(units: list[UnitMeasures]) -> np.ndarray:
@@ -83,7 +112,7 @@ def unit_similarity(units: list[UnitMeasures]) -> np.ndarray:
         if not of_group:
             continue
         rate = of_group[0].sampling_frequency
-        before, after = (round(side / 1000 * rate) for side in _CORE_MS)
+        before, after = (round(side / 1000 * rate) for side in CORE_MS)
         waveforms = [unit.waveform for unit in of_group if unit.waveform is not None]
         core = np.stack([w.values[w.num_before - before : w.num_before + after] for w in waveforms])
         near = np.stack([w.peaks >= MIN_OF_PEAK * w.peaks.max() for w in waveforms])
@@ -163,17 +192,19 @@ def _judge(
     by_chance = expected * (2 * reach + 1)
     shared = max(0.0, (num_shared - by_chance) / total)
     expected *= 2 * (refractory - reach)
-    ratio = (within_refractory - within_reach) / expected if expected >= MIN_EXPECTED else None
+    num_refractory = within_refractory - within_reach
     verdict: Verdict = "alike"
     if shared >= MIN_SHARED:
         verdict = "duplicate"
-    elif ratio is not None and ratio <= MAX_REFRACTORY:
+    elif expected >= MIN_EXPECTED and num_refractory <= MAX_REFRACTORY * expected:
         verdict = "split"
     both = sorting.select_units(np.asarray(sorting.unit_ids)[list(pair)])
     correlograms, _ = compute_correlograms(
         both, window_ms=2 * CORRELOGRAM_MS, bin_ms=CORRELOGRAM_BIN_MS, method="numpy"
     )
-    return UnitPair(pair[0], pair[1], similarity, shared, ratio, verdict, correlograms[0, 1])
+    return UnitPair(
+        pair[0], pair[1], similarity, shared, num_refractory, expected, verdict, correlograms[0, 1]
+    )
 
 
 def _count_within(a: np.ndarray, b: np.ndarray, reach: int) -> np.ndarray:

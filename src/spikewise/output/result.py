@@ -7,11 +7,12 @@ sort; otherwise a report could describe the wrong result.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from spikeinterface.core import BaseSorting
+from spikeinterface.core.motion import Motion
 
 from spikewise.core.config import RecordingConfig
 from spikewise.core.errors import OutputError
@@ -20,6 +21,7 @@ from spikewise.core.untrusted import read_json
 from spikewise.data.labels.label_files import load_sorting
 from spikewise.data.labels.label_set import with_rate
 from spikewise.models.checkpoint import Model, load_model
+from spikewise.output.motions import load_motions
 from spikewise.output.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
 
 _NUMBER = (int, float)
@@ -54,11 +56,21 @@ class StoredResult:
         The model that found the spikes.
     provenance : dict
         Settings, versions, hashes, seeds and timings; JSON types only.
+    motions : dict of str to Motion
+        The motion of each group that was removed from its traces.
     """
 
     sorting: BaseSorting
     model: Model
     provenance: dict[str, Any]
+    motions: dict[str, Motion] = field(default_factory=dict)
+
+    def with_motions_of(self, folder: Path | None) -> StoredResult:
+        """Return the result with the motions that the folder of a sort holds."""
+        if folder is None:
+            return self
+        names = [group.name for group in self.model.groups]
+        return replace(self, motions=load_motions(folder, names, len(self.num_samples)))
 
     def with_names_of_recording(self) -> StoredResult:
         """Return the result with a model that names the channels as the recording does.
@@ -94,6 +106,15 @@ class StoredResult:
         settings = self.provenance["config"].get("recording")
         used = settings.get("clock") if isinstance(settings, dict) else None
         return RecordingConfig(clock="ignore" if used == "ignore" else "auto")
+
+    def noise_ratio(self, group: str) -> float:
+        """Return the noise of the recording in a group, as a multiple of that of the model's training.
+
+        The traces are in units of the noise of the training.
+        """
+        ratios = self.provenance.get("noise_ratio")
+        ratio = ratios.get(group) if isinstance(ratios, dict) else None
+        return float(ratio) if isinstance(ratio, int | float) and ratio > 0 else 1.0
 
     @property
     def one_threshold(self) -> float | None:
@@ -152,6 +173,7 @@ def load_result(folder: Path | str) -> StoredResult:
     provenance = _read_provenance(folder / PROVENANCE_FILE)
     result = StoredResult(load_sorting(folder / SORTING_FOLDER), load_model(folder / MODEL_FILE), provenance)
     _check_together(result, folder)
+    result = result.with_motions_of(folder)
     rate = float(provenance["recording"]["sampling_frequency"])
     if result.sorting.sampling_frequency != rate:  # of an earlier version, which wrote the rate of the model
         return replace(result, sorting=with_rate(result.sorting, rate))

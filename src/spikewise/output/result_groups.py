@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from spikeinterface.core import BaseRecording
@@ -46,7 +47,7 @@ def preparation_of(result: StoredResult) -> Preparation:
     settings = job.get("settings") or result.provenance.get("config") or {}
     sorting = _known(settings.get("sorting"))
     seed = (settings.get("training") or {}).get("seed", TrainingConfig().seed)
-    return Preparation.of_model(result.model, sorting, seed)
+    return replace(Preparation.of_model(result.model, sorting, seed), motions=result.motions)
 
 
 def _known(settings: dict[str, Any] | None) -> SortingConfig:

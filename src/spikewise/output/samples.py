@@ -10,16 +10,18 @@ the threshold means that a unit is found reliably. Amplitudes are in standard de
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import median_abs_deviation
 from spikeinterface.metrics.quality.misc_metrics import amplitude_cutoff
 
 from spikewise.core.config import SortingConfig
 from spikewise.core.progress import Tell
 from spikewise.data.recordings.reader import Traces
 from spikewise.models.checkpoint import GroupModel
+from spikewise.output.features import PairFeatures, PairWaveforms
 from spikewise.output.measures import (
     WAVEFORM_AFTER_MS,
     WAVEFORM_BEFORE_MS,
@@ -27,6 +29,7 @@ from spikewise.output.measures import (
     UnitMeasures,
     spread,
 )
+from spikewise.output.pairs import UnitPair
 from spikewise.output.result import StoredResult
 from spikewise.sorting.detector import Detector
 from spikewise.sorting.detectors import make_detector
@@ -48,6 +51,8 @@ RESPONSE_BINS = 40
 """Bins of the histogram of responses, from 0 to 1."""
 NEAR_UM = 100.0
 """Channels within this distance of a unit's main channel are near it."""
+NOISE_EVERY = 8
+"""The noise of a second is measured on each so many-th of its samples."""
 _PEAK_JITTER_MS = 0.1
 """The amplitude is the largest value within this time of where the mean waveform has its peak."""
 _MIN_OF_PEAK = 0.3
@@ -72,8 +77,15 @@ class SpikeSamples:
         For each unit (num_snippets, num_samples) single waveforms on the main channel.
     responses : ndarray
         (num_units, :data:`RESPONSE_BINS`) number of peaks of the response in bins from 0 to 1.
-    num_seconds, num_seconds_evaluated : int
-        Number of seconds from which spikes were taken, and in which the network was evaluated.
+    seconds_s : ndarray
+        (num_seconds, 2) start and end of the seconds from which spikes were taken, segments laid end to end.
+    noise : ndarray
+        (num_units, num_seconds) noise on the unit's main channel in each of these seconds; NaN without a
+        waveform. 1 is the noise by which the channel was divided.
+    pair_features : list of PairFeatures
+        Components of the spikes of each look-alike pair.
+    num_seconds_evaluated : int
+        Number of these seconds in which the network was evaluated.
     """
 
     unit_index: np.ndarray
@@ -82,8 +94,15 @@ class SpikeSamples:
     depth_um: np.ndarray
     snippets: list[np.ndarray]
     responses: np.ndarray
-    num_seconds: int
+    seconds_s: np.ndarray
+    noise: np.ndarray
+    pair_features: list[PairFeatures]
     num_seconds_evaluated: int
+
+    @property
+    def num_seconds(self) -> int:
+        """Number of seconds from which spikes were taken."""
+        return len(self.seconds_s)
 
     def of_unit(self, unit_index: int) -> slice:
         """Return the slice of the arrays that holds the spikes of a unit."""
@@ -103,9 +122,10 @@ def sample_spikes(
     result: StoredResult,
     units: list[UnitMeasures],
     readers: Mapping[str, Traces],
+    pairs: Sequence[UnitPair] = (),
     tell: Tell | None = None,
 ) -> SpikeSamples:
-    """Measure spikes and responses in evenly spread seconds of the recording.
+    """Measure spikes, noise and responses in evenly spread seconds of the recording.
 
     Parameters
     ----------
@@ -114,6 +134,8 @@ def sample_spikes(
         The measures, with waveforms.
     readers : mapping of str to Traces
         The preprocessed traces of each group of the model.
+    pairs : sequence of UnitPair
+        Look-alike pairs, whose spikes are compared.
     tell : callable, optional
         Called with the number of seconds that are measured, and of all, over all groups.
 
@@ -135,9 +157,9 @@ def sample_spikes(
     )
     spikes = result.sorting.to_spike_vector()[rows]
     offsets = np.cumsum([0, *result.num_samples])
-    measured = _Measured(len(spikes), len(units))
+    measured = _Measured(len(spikes), units, len(sampled), PairWaveforms(pairs, units))
     total = len(sampled) * len(result.model.groups)
-    for number, group in enumerate(result.model.groups):
+    for group_number, group in enumerate(result.model.groups):
         shapes = {unit.unit_index: _shape(unit) for unit in units if unit.group is group}
         if not shapes:
             continue
@@ -149,16 +171,18 @@ def sample_spikes(
             result.model.detection_config,
             SortingConfig(),
         )
-        for done, (segment, start, stop) in enumerate(sampled, number * len(sampled)):
+        for number, (segment, start, stop) in enumerate(sampled):
             if tell is not None:
-                tell(done, total)
+                tell(group_number * len(sampled) + number, total)
             here = np.flatnonzero(
                 (spikes["segment_index"] == segment)
                 & (spikes["sample_index"] >= start)
                 & (spikes["sample_index"] < stop)
                 & np.isin(spikes["unit_index"], list(shapes))
             )
-            measured.add_second(readers[group.name], (segment, start, stop), spikes, here, shapes)
+            traces = readers[group.name].read(segment, start, stop)
+            measured.add_noise(traces, number, shapes)
+            measured.add_second(traces, start, spikes, here, shapes)
             if (segment, start, stop) in evaluated:
                 peaks = _evaluate(detector, readers[group.name], (segment, start, stop), sampled)
                 bins = np.minimum((peaks.response * RESPONSE_BINS).astype(np.int64), RESPONSE_BINS - 1)
@@ -170,7 +194,9 @@ def sample_spikes(
         depth_um=measured.depth_um,
         snippets=measured.snippets(),
         responses=measured.responses,
-        num_seconds=len(sampled),
+        seconds_s=np.array([offsets[segment] + np.array(ends) for segment, *ends in sampled]) / rate,
+        noise=measured.noise,
+        pair_features=measured.pairs.features(),
         num_seconds_evaluated=len(evaluated),
     )
 
@@ -301,25 +327,37 @@ def nearest_channels(group: GroupModel, channel: int, max_channels: int) -> np.n
 class _Measured:
     """Collects the measures of the sampled spikes, second by second."""
 
-    def __init__(self, num_spikes: int, num_units: int):
+    def __init__(self, num_spikes: int, units: list[UnitMeasures], num_seconds: int, pairs: PairWaveforms):
+        num_units = len(units)
+        self.pairs, self.sampling_frequency = pairs, units[0].sampling_frequency if units else 1.0
+        self.noise = np.full((num_units, num_seconds), np.nan)
         self.amplitude, self.depth_um = (np.full(num_spikes, np.nan) for _ in range(2))
         self.responses = np.zeros((num_units, RESPONSE_BINS), dtype=np.int64)
         self._snippets: list[list[np.ndarray]] = [[] for _ in range(num_units)]
 
+    def add_noise(self, traces: np.ndarray, number: int, shapes: Mapping[int, _Shape | None]) -> None:
+        """Measure the noise of a second on the main channel of each unit; `number` counts the seconds."""
+        main = {unit: int(shape.channels[0]) for unit, shape in shapes.items() if shape is not None}
+        channels = np.unique(list(main.values())).astype(np.int64)
+        noise = median_abs_deviation(traces[::NOISE_EVERY, channels], axis=0, scale="normal")
+        for unit, channel in main.items():
+            self.noise[unit, number] = noise[np.searchsorted(channels, channel)]
+
     def add_second(
         self,
-        reader: Traces,
-        second: tuple[int, int, int],
+        traces: np.ndarray,
+        start: int,
         spikes: np.ndarray,
         here: np.ndarray,
         shapes: Mapping[int, _Shape | None],
     ) -> None:
-        """Measure amplitude, depth and waveform of the spikes in a second; `here` are their indices."""
+        """Measure amplitude, depth and waveform of the spikes in a second; `here` are their indices.
+
+        `traces` begin at the frame `start` of the segment.
+        """
         if len(here) == 0:
             return
-        segment, start, stop = second
-        jitter = max(1, round(_PEAK_JITTER_MS / 1000 * reader.sampling_frequency))
-        traces = reader.read(segment, start, stop)
+        jitter = max(1, round(_PEAK_JITTER_MS / 1000 * self.sampling_frequency))
         for unit in np.unique(spikes["unit_index"][here]):
             shape = shapes[int(unit)]
             if shape is None:
@@ -335,6 +373,7 @@ class _Measured:
             before, length = shape.waveform.num_before, len(shape.waveform.values)
             window = frames[:, None] + np.arange(-before, length - before)
             self._snippets[unit].append(traces[window, shape.channels[0]])
+            self.pairs.add(int(unit), traces, frames)
 
     def snippets(self) -> list[np.ndarray]:
         """Return evenly chosen single waveforms of each unit."""

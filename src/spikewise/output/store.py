@@ -36,13 +36,14 @@ MODEL_FILE = "model.safetensors"
 PROVENANCE_FILE = "provenance.json"
 LOG_FILE = "spikewise.log"
 BOOTSTRAP_FOLDER = "bootstrap"
+MOTION_FOLDER = "motion"
 SPIKES_FILE = "spikes.csv"
 REPORT_FILE = "report.html"
 UNFINISHED_FOLDER = "unfinished"
 _JOB_FILE = f"{UNFINISHED_FOLDER}/job.json"
 _MARKS = {MODEL_FILE, PROVENANCE_FILE, LOG_FILE, UNFINISHED_FOLDER}
 """A folder that holds one of these was written by Spikewise."""
-_OWN_NAMES = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, SPIKES_FILE, REPORT_FILE}
+_OWN_NAMES = _MARKS | {SORTING_FOLDER, BOOTSTRAP_FOLDER, MOTION_FOLDER, SPIKES_FILE, REPORT_FILE}
 """Everything that Spikewise writes into an output folder."""
 _HASHED_AT_ONCE = 2**20
 """Spikes that are hashed at once; it bounds the memory."""
@@ -88,7 +89,7 @@ def _is_just_created(path: Path) -> bool:
 
 def _check_is_result(path: Path) -> None:
     """Raise unless Spikewise wrote everything that overwriting `path` would delete."""
-    allowed = "only a folder that holds a result of Spikewise and nothing else, or nothing, is overwritten"
+    allowed = "Spikewise overwrites only empty folders, and folders that hold nothing but its own result"
     if not path.is_dir():
         raise OutputError(f"the output {path} is a file", allowed, "choose another name")
     names = sorted(item.name for item in path.iterdir())
@@ -112,7 +113,7 @@ def output_folder(path: Path, overwrite: bool, resume: bool = False) -> Iterator
     """Create the folder to write a result into, and make it the output folder when the block succeeds.
 
     A result that is overwritten stays in place until the new one is complete; the new one is written beside
-    it, as ``PATH.new``. After an error the parts that were finished are kept, or nothing.
+    it, as ``PATH.new``. After an error, finished parts are kept; without any, the folder is removed.
 
     Parameters
     ----------
@@ -121,7 +122,7 @@ def output_folder(path: Path, overwrite: bool, resume: bool = False) -> Iterator
     overwrite : bool
         Whether a result at `path` may be replaced.
     resume : bool
-        Whether to go on in the folder of an unfinished sort, if there is one.
+        Whether to continue in the folder of an unfinished sort, if there is one.
 
     Yields
     ------
@@ -210,7 +211,7 @@ def save_sorting(sorting: BaseSorting, folder: Path) -> None:
         for leftover in (partial, folder / SORTING_FOLDER):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         try:
-            with warnings.catch_warnings():  # the sorting lives in memory; that it has no source is expected
+            with warnings.catch_warnings():  # the spikes are in memory, so they have no file as their source
                 warnings.filterwarnings("ignore", message="The extractor is not serializable")
                 sorting.save(folder=partial)
             sync_tree(partial)
@@ -228,7 +229,7 @@ def load_sorting_folder(folder: Path) -> BaseSorting:
 
 
 def is_finished_result(path: Path) -> bool:
-    """Return whether a folder holds a complete result, and no unfinished sort is to be continued."""
+    """Return whether a folder holds a complete result, and no unfinished sort waits to be continued."""
     return (path / PROVENANCE_FILE).exists() and unfinished_folder(path) is None
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from spikewise.core.errors import SettingError, WaveformsError
 from spikewise.core.untrusted import parsing
 from spikewise.models.tensor_file import damaged, fill, read_tensors, write_tensors
 from spikewise.single_channel.config import WaveformTrainingConfig
-from spikewise.single_channel.network import MIN_SAMPLES, WaveformNetwork
+from spikewise.single_channel.network import MIN_SAMPLES, SingleWaveform, WaveformNetwork
 
 FORMAT_VERSION = 1
 UNSORTED = -1
@@ -108,13 +108,20 @@ class WaveformClassifier:
         """Length of the waveforms in samples."""
         return self.network.num_samples
 
-    def probabilities(self, waveforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    @cached_property
+    def _single(self) -> SingleWaveform:
+        return SingleWaveform(self.network)
+
+    def probabilities(self, waveforms: np.ndarray, one_by_one: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Return the probability of each unit for each waveform.
 
         Parameters
         ----------
         waveforms : ndarray
             (num_spikes, num_samples)
+        one_by_one : bool
+            Whether the network computes each waveform alone, as a stream does: the last bits of the numbers
+            depend on how many waveforms it computes together.
 
         Returns
         -------
@@ -138,12 +145,18 @@ class WaveformClassifier:
             )
         if not len(waveforms):
             return (np.zeros((0, self.network.num_units), np.float32),) * 2
-        logits = compute_logits(self.network, waveforms / np.float32(self.scale))
+        scaled = waveforms / np.float32(self.scale)
+        if one_by_one:
+            logits = torch.from_numpy(np.array([self._single.logits(one) for one in scaled]))
+        else:
+            logits = compute_logits(self.network, scaled)
         own = torch.softmax(logits[:, 0] / self.temperature, dim=1)
         present = torch.sigmoid(logits[:, 1]) if self.network.num_heads == 2 else own
         return own.numpy(), present.numpy()
 
-    def classify(self, waveforms: np.ndarray, min_probability: float = 0.0) -> Classification:
+    def classify(
+        self, waveforms: np.ndarray, min_probability: float = 0.0, one_by_one: bool = False
+    ) -> Classification:
         """Give each waveform to a unit.
 
         Parameters
@@ -152,6 +165,8 @@ class WaveformClassifier:
             (num_spikes, num_samples)
         min_probability : float
             Leave a waveform unsorted if its most probable unit is less probable than this.
+        one_by_one : bool
+            See :meth:`probabilities`.
 
         Returns
         -------
@@ -162,7 +177,7 @@ class WaveformClassifier:
         WaveformsError
             If the waveforms have another length than those it learnt from, or are not finite.
         """
-        own, present = self.probabilities(waveforms)
+        own, present = self.probabilities(waveforms, one_by_one)
         num_units, rows = len(self.unit_ids), np.arange(len(own))
         best = own.argmax(axis=1) if len(own) else np.zeros(0, np.int64)
         probability = own[rows, best]

@@ -41,6 +41,11 @@ class SpikeDetectionConfig(Settings):
     freq_max_hz: float = setting(
         3000.0, "Upper edge of the band-pass; at most 0.45 of the sampling frequency is used", unit="Hz"
     )
+    filter: Literal["zero-phase", "live"] = setting(
+        "zero-phase",
+        "How the band-pass runs. zero-phase: forward and backward, so it needs later samples. live: with a "
+        "look-ahead of 1 ms, for models that sort a running stream (spikewise waveforms stream)",
+    )
     detection_threshold: float = setting(
         4.0, "Threshold, in standard deviations of the noise, median(|x|) / 0.6745", minimum=1.0, maximum=50.0
     )

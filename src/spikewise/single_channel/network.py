@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -90,3 +91,58 @@ class WaveformNetwork(nn.Module):
         """Return logits (batch, num_heads, num_units) of waveforms (batch, num_samples)."""
         features = self.convolutions((waveforms @ self.front)[:, None])  # B, F, S // 4
         return self.classifier(features.flatten(1)).unflatten(1, (self.num_heads, self.num_units))
+
+
+class SingleWaveform:
+    """A network that computes one waveform at a time, in NumPy; with PyTorch it takes three times as long.
+
+    Its numbers for a waveform never depend on other waveforms, unlike those of a batch.
+
+    Parameters
+    ----------
+    network : WaveformNetwork
+    """
+
+    def __init__(self, network: WaveformNetwork):
+        folded = network.folded()
+        self._heads = network.num_heads, network.num_units
+        self._front = folded.front.numpy().copy()
+        self._convolutions = [
+            # (3 * features before, features after): the three samples of a window, one after the other
+            (layer.weight.detach().permute(2, 1, 0).flatten(0, 1).contiguous().numpy(), _bias(layer))
+            for layer in folded.convolutions
+            if isinstance(layer, nn.Conv1d)
+        ]
+        linear = [layer for layer in folded.classifier if isinstance(layer, nn.Linear)]
+        weights = [layer.weight.detach().numpy() for layer in linear]
+        features = self._convolutions[-1][0].shape[1]
+        # PyTorch flattens features first, these arrays hold samples first
+        weights[0] = (
+            weights[0].reshape(len(weights[0]), features, -1).transpose(0, 2, 1).reshape(len(weights[0]), -1)
+        )
+        self._linear = [
+            (np.ascontiguousarray(weight.T), _bias(layer))
+            for weight, layer in zip(weights, linear, strict=True)
+        ]
+
+    def logits(self, waveform: np.ndarray) -> np.ndarray:
+        """Return the logits (num_heads, num_units) of a waveform (num_samples,) of float32."""
+        values = (waveform @ self._front)[:, np.newaxis]  # S, F
+        for index, (weight, bias) in enumerate(self._convolutions):
+            padded = np.zeros((len(values) + 2, values.shape[1]), np.float32)
+            padded[1:-1] = values
+            windows = np.concatenate([padded[:-2], padded[1:-1], padded[2:]], axis=1)
+            values = np.maximum(windows @ weight + bias, 0)
+            if index in (1, 2):
+                half = len(values) // 2
+                values = values[: 2 * half].reshape(half, 2, -1).max(axis=1)
+        found = values.reshape(-1)
+        for weight, bias in self._linear[:-1]:
+            found = np.maximum(found @ weight + bias, 0)
+        weight, bias = self._linear[-1]
+        return (found @ weight + bias).reshape(self._heads)
+
+
+def _bias(layer: nn.Conv1d | nn.Linear) -> np.ndarray:
+    assert layer.bias is not None
+    return layer.bias.detach().numpy().copy()

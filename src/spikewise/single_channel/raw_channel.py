@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter1d
@@ -31,6 +32,7 @@ from spikewise.single_channel.files import (
     single_channel,
 )
 from spikewise.single_channel.snippets import Snippets
+from spikewise.sorting.live.channel_peaks import ChannelPeaks, PeakCut, measure
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,16 @@ def bandpass(signal: np.ndarray, sampling_frequency: float, config: SpikeDetecti
         values, or if the band lies above what the sampling frequency allows.
     """
     signal = _checked_signal(signal, sampling_frequency, config)
+    band = (config.freq_min_hz, _highest_edge(sampling_frequency, config))
+    sections = ellip(
+        _FILTER_ORDER, _RIPPLE_DB, _STOPBAND_DB, band, btype="bandpass", output="sos", fs=sampling_frequency
+    )
+    signal = signal.astype(np.float64)
+    return sosfiltfilt(sections, signal - np.median(signal))  # else 0.01 % of the offset would pass
+
+
+def _highest_edge(sampling_frequency: float, config: SpikeDetectionConfig) -> float:
+    """Return the upper edge of the band in Hz; raise if it lies below the lower one."""
     highest = min(config.freq_max_hz, _HIGHEST_EDGE * sampling_frequency)
     if highest <= config.freq_min_hz:
         raise WaveformsError(
@@ -92,12 +104,7 @@ def bandpass(signal: np.ndarray, sampling_frequency: float, config: SpikeDetecti
             f"an edge below {highest:g} Hz, {_HIGHEST_EDGE:g} of the sampling frequency",
             "lower freq_min_hz, or correct the sampling frequency",
         )
-    band = (config.freq_min_hz, highest)
-    sections = ellip(
-        _FILTER_ORDER, _RIPPLE_DB, _STOPBAND_DB, band, btype="bandpass", output="sos", fs=sampling_frequency
-    )
-    signal = signal.astype(np.float64)
-    return sosfiltfilt(sections, signal - np.median(signal))  # else 0.01 % of the offset would pass
+    return highest
 
 
 def find_spikes(signal: np.ndarray, sampling_frequency: float, config: SpikeDetectionConfig) -> Snippets:
@@ -127,11 +134,7 @@ def find_spikes(signal: np.ndarray, sampling_frequency: float, config: SpikeDete
     filtered = bandpass(signal, sampling_frequency, config)
     noise = np.median(np.abs(filtered)) / _NORMAL_MEDIAN
     if noise <= np.finfo(np.float64).eps * np.abs(filtered).max():
-        raise WaveformsError(
-            "the filtered signal is zero most of the time",
-            "a signal with noise, from which the threshold is computed",
-            "choose another channel, or a part that is not blanked",
-        )
+        raise _silent()
     threshold = config.detection_threshold * noise
     distance = max(1, round(config.refractory_ms * sampling_frequency / 1000.0))
     polarity: str = config.polarity
@@ -141,6 +144,54 @@ def find_spikes(signal: np.ndarray, sampling_frequency: float, config: SpikeDete
     peaks, _ = find_peaks(_upward(filtered, polarity), height=threshold, distance=distance)
     logger.info("%d peaks above %.4g, %s", len(peaks), threshold, polarity)
     return _aligned(filtered, peaks, polarity, sampling_frequency, config)
+
+
+def find_live_spikes(
+    signal: np.ndarray, sampling_frequency: float, config: SpikeDetectionConfig
+) -> tuple[Snippets, dict[str, Any]]:
+    """Find the spikes of a signal as a stream does: with a filter that looks 1 ms ahead.
+
+    Returns
+    -------
+    Snippets
+        In order of time, without labels.
+    dict
+        The threshold and the polarity, which a stream cannot measure before it begins.
+
+    Raises
+    ------
+    WaveformsError
+        As for :func:`find_spikes`.
+    """
+    signal = _checked_signal(signal, sampling_frequency, config)
+    _highest_edge(sampling_frequency, config)
+    cut = live_cut(sampling_frequency, config)
+    filtered = ChannelPeaks(cut, np.ones(1), ["both"]).filtered(signal[:, None])[:, 0]
+    rule = measure(filtered, config.detection_threshold, config.polarity, cut.refractory)
+    if rule["threshold"] <= np.finfo(np.float64).eps * np.abs(filtered).max():
+        raise _silent()
+    search = ChannelPeaks(cut, np.array([rule["threshold"]]), [rule["polarity"]])
+    parts = search.push(signal[:, None]), search.end()
+    peaks, waveforms = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("sample_index", "waveforms")
+    )
+    return Snippets(waveforms, None, sampling_frequency, peaks, name="raw channel"), rule
+
+
+def live_cut(sampling_frequency: float, config: SpikeDetectionConfig) -> PeakCut:
+    """Return how a stream of this rate is filtered and its waveforms are cut."""
+    before, after = _num_samples(sampling_frequency, config)
+    band_hz = config.freq_min_hz, config.freq_max_hz
+    refractory = max(1, round(config.refractory_ms * sampling_frequency / 1000.0))
+    return PeakCut(sampling_frequency, band_hz, refractory, before, after, config.upsampling)
+
+
+def _silent() -> WaveformsError:
+    return WaveformsError(
+        "the filtered signal is zero most of the time",
+        "a signal with noise, from which the threshold is computed",
+        "choose another channel, or a part that is not blanked",
+    )
 
 
 def _direction(peak_values: np.ndarray) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from spikewise.core.errors import Interrupted, LabelsError, RecordingError
 from spikewise.core.files import save_json, writing
 from spikewise.core.progress import ProgressCallback, silent
 from spikewise.core.version import __version__
+from spikewise.data.recordings.preprocessing import known_gains
 from spikewise.jobs.state.log import log_to
 from spikewise.output.store import (
     MODEL_FILE,
@@ -54,7 +55,7 @@ from spikewise.single_channel.labelling import (
     labels_from_clusters,
     score_result,
 )
-from spikewise.single_channel.raw_channel import find_spikes
+from spikewise.single_channel.raw_channel import find_live_spikes, find_spikes
 from spikewise.single_channel.snippets import Snippets
 from spikewise.single_channel.sources import Source, open_source, read_labels
 
@@ -170,14 +171,14 @@ def _sort(
     progress: ProgressCallback,
 ) -> ChannelResult:
     started = time.perf_counter()
-    channel, spikes = _find_spikes(source, settings, progress)
+    channel, spikes, live = _find_spikes(source, settings, progress)
     finding_s = time.perf_counter() - started
     started = time.perf_counter()
     examples = _labelled_spikes(source, labels, channel, spikes, settings)
-    model = _train(spikes, examples, settings.training, folder, progress)
+    model = _train(spikes, examples, settings.training, folder, progress, live)
     learning_s = time.perf_counter() - started
     started = time.perf_counter()
-    classification = model.classify(spikes.waveforms, settings.sorting.min_probability)
+    classification = model.classify(spikes.waveforms, settings.sorting.min_probability, bool(live))
     sorting = _make_sorting(spikes, classification)
     sorting_s = finding_s + time.perf_counter() - started
     provenance: dict[str, Any] = {
@@ -201,14 +202,20 @@ def _sort(
 
 def _find_spikes(
     source: Source, settings: _Settings, progress: ProgressCallback
-) -> tuple[RawChannel | None, Snippets]:
-    """Return the signal, None if the source holds waveforms, and the spikes."""
+) -> tuple[RawChannel | None, Snippets, dict[str, Any]]:
+    """Return the signal, None if the source holds waveforms, the spikes, and what a stream must know."""
     progress("find spikes", 0, 1, "")
     opened = open_source(source, settings.reading, settings.sorting.channel)
+    channel, live = (None if isinstance(opened, Snippets) else opened), {}
     if isinstance(opened, Snippets):
-        channel, spikes = None, opened
+        spikes = opened
+    elif settings.detection.filter == "live":
+        spikes, rule = find_live_spikes(opened.signal, opened.sampling_frequency, settings.detection)
+        gain = None if opened.recording is None else known_gains(opened.recording)
+        rule["gain_to_uV"] = None if gain is None or len(set(gain)) > 1 else float(gain[0])
+        live = {"live": {**rule, "detection": settings.detection.to_dict()}}
     else:
-        channel, spikes = opened, find_spikes(opened.signal, opened.sampling_frequency, settings.detection)
+        spikes = find_spikes(opened.signal, opened.sampling_frequency, settings.detection)
     if not len(spikes):
         raise RecordingError(
             "no spike was found",
@@ -216,7 +223,7 @@ def _find_spikes(
             "lower --detection-threshold, or choose another channel",
         )
     progress("find spikes", 1, 1, f"{len(spikes)} spikes")
-    return channel, spikes
+    return channel, spikes, live
 
 
 def _train(
@@ -225,8 +232,9 @@ def _train(
     config: WaveformTrainingConfig,
     folder: Path | None,
     progress: ProgressCallback,
+    facts: dict[str, Any],
 ) -> WaveformClassifier:
-    """Train the classifier and save it in the folder; raise if training was interrupted."""
+    """Train the classifier, add facts to it, and save it in the folder; raise if training was interrupted."""
     model = train_classifier(
         spikes.waveforms[examples.spike_index],
         examples.labels,
@@ -235,6 +243,7 @@ def _train(
         background=spikes.waveforms[examples.background_index],
         progress=progress,
     )
+    model = replace(model, facts={**model.facts, **facts})
     if folder is not None:
         save_classifier(model, folder / MODEL_FILE)
     if model.facts["interrupted"]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from spikeinterface.core import BaseRecording
+from spikeinterface.core.motion import Motion
 
 from spikewise.core.config import Config, NetworkConfig, PreprocessingConfig, SortingConfig
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import RecordingError
 from spikewise.data.recordings.channels import check_channel_names, ids_of, list_channels
+from spikewise.data.recordings.conditioning import ConditionedRecording
 from spikewise.data.recordings.device_reader import make_reader
 from spikewise.data.recordings.preprocessing import (
     Preprocessed,
@@ -22,11 +24,15 @@ from spikewise.data.recordings.preprocessing import (
     split_groups,
 )
 from spikewise.data.recordings.reader import TraceReader
+from spikewise.data.spatial.still_traces import StillTraces
 from spikewise.models.channel_noise import ODD_NOISE, ChannelNoise, noise_ratio
 from spikewise.models.checkpoint import Model
 from spikewise.models.esort import window_samples
 
 logger = logging.getLogger(__name__)
+
+_MOST_NAMED = 8
+"""Most groups that a message names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Group:
         Noise of the traces as a multiple of that of the training; 1 without a model.
     note : str
         How the noise differs from that of the training, and what to do; empty if it does not.
+    motion : Motion or None
+        The motion that is removed from the traces.
     """
 
     name: str
@@ -53,6 +61,26 @@ class Group:
     reader: TraceReader
     noise_ratio: float = 1.0
     note: str = ""
+    motion: Motion | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the traces are those of the live filter."""
+        recording = self.preprocessed.recording
+        return isinstance(recording, ConditionedRecording) and recording.is_live
+
+    @property
+    def is_silent(self) -> np.ndarray:
+        """Which channels (num_channels,) are silenced."""
+        return np.isin(self.recording.channel_ids.astype(str), self.preprocessed.silenced_channel_ids)
+
+    def without_motion(self, motion: Motion) -> Group:
+        """Return the group with traces as if the probe had stood still; they are read on the CPU."""
+        recording = self.preprocessed.recording
+        positions, rate = self.recording.get_channel_locations(), recording.get_sampling_frequency()
+        still = StillTraces(motion, positions, rate, self.is_silent)
+        reader = TraceReader(recording, repaired=self.preprocessed.repaired, still=still)
+        return replace(self, reader=reader, motion=motion)
 
 
 @dataclass(frozen=True)
@@ -73,6 +101,8 @@ class Preparation:
         may name its channels otherwise. Other groups are left out.
     noise : dict of str to ChannelNoise, or None
         With a model: the noise of each of its groups, by which channels are divided.
+    motions : dict of str to Motion, or None
+        The motion of each group that is removed from its traces.
     """
 
     preprocessing: PreprocessingConfig
@@ -81,6 +111,7 @@ class Preparation:
     seed: int
     silenced: Mapping[str, tuple[int, ...]] | None = None
     noise: Mapping[str, ChannelNoise] | None = None
+    motions: Mapping[str, Motion] | None = None
 
     @classmethod
     def of(cls, config: Config, model: Model | None = None) -> Preparation:
@@ -116,13 +147,15 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
         check_channel_names(recording, config.exclude_channels)
     device = choose_device(preparation.sorting.device)
     groups: list[Group] = []
+    unknown: list[str] = []
+    excluded: list[str] = []
     parts = split_groups(recording, config.group_by)
     for name, part in parts.items():
         if silenced is not None and name not in silenced:
-            logger.warning("the model knows no group %s: its channels are not sorted", name)
+            unknown.append(name)
             continue
         if silenced is None and len(parts) > 1 and _is_excluded(part, config.exclude_channels):
-            logger.warning("all channels of group %s are excluded: it is not sorted", name)
+            excluded.append(name)
             continue
         noise = (preparation.noise or {}).get(name)
         preprocessed = preprocess_recording(
@@ -141,13 +174,20 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
         else:
             ratio = noise_ratio(preprocessed.measured_noise, preprocessed.noise_levels)
             groups.append(Group(name, part, preprocessed, reader, ratio, _note(noise, part, preprocessed)))
+    if unknown:
+        its = "its" if len(unknown) == 1 else "their"
+        logger.warning("the model knows no %s: %s channels are not sorted", named_groups(unknown), its)
+    if excluded:
+        it = "it is" if len(excluded) == 1 else "they are"
+        logger.warning("all channels of %s are excluded: %s not sorted", named_groups(excluded), it)
     if not groups:
         raise RecordingError(
             f"all {recording.get_num_channels()} channels are excluded",
             "at least one usable channel is needed",
             "exclude fewer channels",
         )
-    return groups
+    motions = preparation.motions or {}
+    return [group.without_motion(motions[group.name]) if group.name in motions else group for group in groups]
 
 
 def _scale(
@@ -188,6 +228,14 @@ def _note(noise: ChannelNoise, part: BaseRecording, preprocessed: Preprocessed) 
         names = list_channels(dict.fromkeys(noisy.astype(str), ""))
         notes.append(f"channels with much more noise than in training count less: {names}")
     return "; ".join(notes)
+
+
+def named_groups(names: Sequence[str]) -> str:
+    """Return groups as a message names them: ``group 3``, ``groups 3, 4, 5 and 27 more``."""
+    if len(names) == 1:
+        return f"group {names[0]}"
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"groups {', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def _is_excluded(part: BaseRecording, names: Sequence[str]) -> bool:

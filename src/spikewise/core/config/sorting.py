@@ -60,6 +60,12 @@ class SortingConfig(Settings):
         "Find the spikes on a Dask cluster: local:N for N processes of this machine, or the address of a "
         "scheduler, such as tcp://host:8786",
     )
+    motion: str = setting(
+        "auto",
+        "Motion of the tissue along the probe. auto: estimate it, and remove it from the traces if it is "
+        "real; none: leave the traces as they are; or the folder of an estimate that SpikeInterface saved "
+        "(Motion.save)",
+    )
     refresh_min: float | None = setting(
         None,
         "Relearn the units after this many minutes, from their confident spikes of the last minute. For "

@@ -64,6 +64,9 @@ class StreamConfig(Settings):
     duration_s: float | None = setting(
         None, "End after so many seconds of samples; default: when the source ends", unit="s", minimum=0.001
     )
+    view: bool = setting(False, "Show the stream in the browser while it is sorted, on this computer only")
+    view_port: int = setting(0, "Port of the view; 0 chooses a free one", minimum=0, maximum=65535)
+    view_show: bool = setting(True, "Open the view in the browser")
     wait_s: float = setting(
         60.0,
         "End if no samples come for so long. A source that is started again before goes on, with a gap",

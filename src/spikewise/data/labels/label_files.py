@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import logging
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,21 +25,19 @@ from spikewise.core.errors import LabelsError, MissingExtraError
 from spikewise.core.untrusted import check_npz, load_npy, parsing, read_json
 from spikewise.data.labels.curation import CURATION_FILE, apply_curation_file
 from spikewise.data.labels.label_set import check_labels, make_sorting, segment_starts, segments_of
+from spikewise.data.labels.label_tables import CSV_COLUMNS, read_table, required, seem_seconds
 from spikewise.data.recordings.clock import read_times, samples_at
 
 logger = logging.getLogger(__name__)
 
-CSV_COLUMNS = "sample_index,unit_id or time_s,unit_id, and optionally segment_index"
 LABEL_FORMATS = {
     "Phy": "Phy or Kilosort folder (spike_times.npy); units of the group noise are left out",
     "SpikeInterface": "SpikeInterface sorting (folder, .zarr, .npz), analyzer or sorter folder",
     "Spikewise": "folder made by spikewise sort; its curation.json (spikewise gui) is applied",
     "NWB": "NWB file (.nwb) with a units table",
     "MEArec": "MEArec recording (.h5): its true spike trains",
-    "CSV": f"file (.csv) with the columns {CSV_COLUMNS}",
+    "CSV": f"table (.csv, .tsv, .txt) with the columns {CSV_COLUMNS}",
 }
-_LARGEST_TIME = 1e15
-"""Upper limit of times and samples: above it 64-bit integers could overflow; no recording is that long."""
 _MAX_SEGMENTS = 10_000
 """Most segments that a file may claim; chosen by hand."""
 
@@ -140,7 +137,9 @@ def _find_format(path: Path) -> tuple[str, Reader, Path]:
         ".npz": ("SpikeInterface", _read_npz),
         ".nwb": ("NWB", _read_nwb),
         ".h5": ("MEArec", _read_mearec),
-        ".csv": ("CSV", _read_csv),
+        ".csv": ("CSV", read_table),
+        ".tsv": ("CSV", read_table),
+        ".txt": ("CSV", read_table),
     }
     if path.is_file() and path.suffix.lower() in readers:
         return (*readers[path.suffix.lower()], path)
@@ -168,11 +167,16 @@ def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
             "one unit for each spike",
             "export the folder again",
         )
-    broken = times[times != np.rint(times)]
-    if len(broken) and recording is not None and times.max() < recording.get_total_duration() + 1:
+    if not np.isfinite(times).all():
         raise LabelsError(
-            f"the spike times in {folder} are not whole numbers, such as {broken[0]:.6g}, and none lies "
-            f"beyond the {recording.get_total_duration():.6g} s of the recording",
+            f"{np.count_nonzero(~np.isfinite(times))} spike times in {folder} are no numbers",
+            "samples",
+            "export the folder again",
+        )
+    if recording is not None and seem_seconds(times, recording):
+        raise LabelsError(
+            f"the spike times in {folder} are numbers such as {times[0]:.6g}, and none lies beyond the "
+            f"{recording.get_total_duration():.6g} s of the recording",
             "samples; these seem to be seconds",
             "multiply them by the sampling frequency, or give a CSV with time_s and unit_id",
         )
@@ -181,7 +185,7 @@ def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
     frequency = _phy_sampling_frequency(folder)
     if frequency is None:
         logger.warning("%s has no params.py with sample_rate: the recording's frequency is used", folder)
-        frequency = _required(recording, folder).sampling_frequency
+        frequency = required(recording, folder).sampling_frequency
     spikes = np.zeros(kept.sum(), dtype=minimum_spike_dtype)
     starts = np.array([0] if recording is None else segment_starts(recording))
     frames = np.rint(times[kept]).astype(np.int64)  # global frames
@@ -192,7 +196,7 @@ def _read_phy(folder: Path, recording: BaseRecording | None) -> BaseSorting:
 
 
 def _phy_groups(folder: Path) -> dict[int, str]:
-    """Return the group of each unit; manual curation overrides Kilosort's own label."""
+    """Return the group of each unit; manual curation overrides the labels of Kilosort and Bombcell."""
     groups: dict[int, str] = {}
     for stems, column in _PHY_TABLES:
         files = [folder / f"{stem}{ending}" for stem in stems for ending in (".tsv", ".csv")]
@@ -204,6 +208,7 @@ def _phy_groups(folder: Path) -> dict[int, str]:
 
 _PHY_TABLES = (
     (("cluster_KSLabel",), "kslabel"),
+    (("cluster_bc_unitType",), "bc_unittype"),
     (("cluster_info",), "group"),
     (("cluster_group", "cluster_groups"), "group"),
 )
@@ -287,7 +292,7 @@ def _read_nwb(file: Path, recording: BaseRecording | None) -> BaseSorting:
         raise MissingExtraError("h5py", "nwb", "reading labels from NWB") from error
     from spikeinterface.extractors.nwbextractors import NwbSortingExtractor
 
-    recording = _required(recording, file)
+    recording = required(recording, file)
     units = NwbSortingExtractor(file, sampling_frequency=recording.sampling_frequency, t_start=0.0)
     trains = [units.segments[0].get_unit_spike_train_in_seconds(unit_id) for unit_id in units.unit_ids]
     times = np.concatenate([np.empty(0), *trains])
@@ -308,96 +313,3 @@ def _read_mearec(file: Path, recording: BaseRecording | None) -> BaseSorting:
     from spikeinterface.extractors.neoextractors.mearec import MEArecSortingExtractor
 
     return MEArecSortingExtractor(file)
-
-
-def _read_csv(file: Path, recording: BaseRecording | None) -> BaseSorting:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-        text = pd.read_csv(
-            file,
-            dtype=str,
-            sep=_delimiter_of(file),
-            keep_default_na=False,
-            index_col=False,
-            skip_blank_lines=False,
-            skipinitialspace=True,
-            encoding="utf-8-sig",
-        )
-    text.columns = text.columns.str.strip()
-    column = _check_header(file, list(text.columns))
-    table = text.fillna("").apply(lambda cells: cells.str.strip())
-    table = table[(table != "").any(axis=1)]
-
-    numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
-    _check_lines(file, table[column], np.isfinite(numbers), "a number")
-    if column == "sample_index":
-        _check_lines(file, table[column], numbers == np.rint(numbers), "a whole number")
-    named = ~table["unit_id"].str.lower().isin(["", "nan"]).to_numpy()
-    _check_lines(file, table["unit_id"], named, "a unit id")
-    spikes = np.zeros(len(table), dtype=minimum_spike_dtype)
-    recording = _required(recording, file)
-    num_segments = recording.get_num_segments()
-    if "segment_index" in table:
-        segments = pd.to_numeric(table["segment_index"], errors="coerce")
-        allowed = segments.isin(range(num_segments)).to_numpy()
-        _check_lines(
-            file, table["segment_index"], allowed, f"a segment of the recording, 0 to {num_segments - 1}"
-        )
-        spikes["segment_index"] = segments
-    for segment_index in range(num_segments):
-        here = spikes["segment_index"] == segment_index
-        first = read_times(recording, segment_index, 0, 1)[0] if column == "time_s" else 0
-        possible = (numbers[here] >= first) & (numbers[here] < _LARGEST_TIME)
-        _check_lines(file, table[column][here], possible, f"at least {first:g}, the segment's start")
-        samples = numbers if column == "sample_index" else samples_at(recording, numbers, segment_index)
-        spikes["sample_index"][here] = samples[here]
-    names = table["unit_id"].to_numpy(str)
-    whole = table["unit_id"].str.fullmatch(r"[+-]?\d+").all()
-    unit_ids, spikes["unit_index"] = np.unique(
-        names.astype(np.int64) if whole else names, return_inverse=True
-    )
-    return make_sorting(spikes, recording.sampling_frequency, unit_ids, num_segments)
-
-
-def _delimiter_of(file: Path) -> str:
-    """Return the sign that separates the columns: a comma, or the tab or semicolon of other programs."""
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
-        header = lines.readline()
-    return next((sign for sign in "\t;" if sign in header and "," not in header), ",")
-
-
-def _check_header(file: Path, columns: list[str]) -> str:
-    """Return the name of the column with the times; warn about unused columns."""
-    times = [name for name in ("sample_index", "time_s") if name in columns]
-    if not times or "unit_id" not in columns:
-        raise LabelsError(
-            f"the header of {file} is {','.join(columns)!r}",
-            f"allowed: {CSV_COLUMNS}",
-            "correct the first line",
-        )
-    ignored = [name for name in columns if name not in (times[0], "unit_id", "segment_index")]
-    if ignored:
-        logger.warning("%s: the columns %s are not used", file, ", ".join(ignored))
-    return times[0]
-
-
-def _check_lines(file: Path, cells: pd.Series, good: np.ndarray, allowed: str) -> None:
-    """Raise for the first cell that is not good; the index of the cells counts lines after the header."""
-    if good.all():
-        return
-    bad = cells[~good]
-    raise LabelsError(
-        f"line {bad.index[0] + 2} of {file} has the {cells.name} {bad.iloc[0]!r}",
-        allowed,
-        f"correct the line ({len(bad)} in all)" if len(bad) > 1 else "correct the line",
-    )
-
-
-def _required(recording: BaseRecording | None, path: Path) -> BaseRecording:
-    if recording is None:
-        raise LabelsError(
-            f"the file {path} does not contain the sampling frequency of its spikes",
-            "the recording, which has it",
-            "give the recording too (--recording)",
-        )
-    return recording

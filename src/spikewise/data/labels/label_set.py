@@ -152,7 +152,7 @@ def check_labels(sorting: BaseSorting, recording: BaseRecording) -> BaseSorting:
         raise LabelsError(
             "there is only one label" if len(spikes) else "there are no labels",
             "at least two labelled spikes, better 30 for each unit",
-            "label more spikes, or leave the labels out: then a sorter makes them",
+            "label more spikes, or leave the labels out: then the units are found in the recording",
         )
     _check_inside(spikes, sorting.unit_ids, recording)
     distinct = np.unique(spikes)

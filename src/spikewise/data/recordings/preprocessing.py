@@ -9,6 +9,7 @@ are in seconds from its start.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -32,12 +33,16 @@ from spikewise.data.recordings.channels import (
 )
 from spikewise.data.recordings.conditioning import ConditionedRecording
 from spikewise.data.recordings.damage import measure_limits
-from spikewise.data.recordings.repair import RepairedRecording
+from spikewise.data.recordings.repair import FilledRecording, RepairedRecording
+
+logger = logging.getLogger(__name__)
 
 MIN_FILTER_FRAMES = 34
 """Fewest samples of a segment: the band-pass, run forward and backward, mirrors 33 samples at either end."""
 MAX_OF_SAMPLING_FREQUENCY = 0.45
 """Highest upper edge of the band-pass, as a fraction of the sampling frequency; chosen by hand."""
+_GAIN_SPREAD = 0.05
+"""Gains that differ by a larger fraction are told where a common median is subtracted; chosen by hand."""
 _NO_GROUP = ("", "None", "nan", "<NA>")
 """Texts of a group that is missing: SpikeInterface fills gaps of a property with such values."""
 READ_LOCK = threading.RLock()
@@ -163,6 +168,8 @@ def preprocess_recording(
     is_live = config.filter == "live"
     repaired = None if is_live else _repair(silent_input, damage or SortingConfig(), seed)
     source, usable = (silent_input, None) if repaired is None else (repaired, repaired.is_usable)
+    if is_live and silent_input.get_dtype().kind == "f":
+        source = FilledRecording(silent_input, measure_limits(silent_input, None, seed).centers)
     band_hz = None if freq_max is None else (config.freq_min_hz, freq_max)
     steps = (
         [] if band_hz is None else [f"band-pass {band_hz[0]:g}-{band_hz[1]:g} Hz" + ", live filter" * is_live]
@@ -173,6 +180,8 @@ def preprocess_recording(
         steps += [note] if note else []
     good = ~np.isin(recording.channel_ids.astype(str), list(silenced))
     reference = referenced_channels(good, config.common_reference)
+    if reference is not None:
+        _check_gains(recording, reference)
     steps += _describe_reference(good, config.common_reference)
     view = _View(source, band_hz, reference, is_live)
     noise, medians = measure_noise(view.conditioned(), seed, usable)
@@ -254,6 +263,12 @@ def as_signed(recording: BaseRecording) -> BaseRecording:
 
     Floating-point numbers of 16 bits, which the compiled loops do not know, or more than 64 are converted.
     """
+    if recording.get_dtype().kind not in "iufb":
+        raise RecordingError(
+            f"the samples of the recording are of the type {recording.get_dtype()}",
+            "whole or floating-point numbers",
+            "convert them, or correct --dtype",
+        )
     if recording.get_dtype().kind == "f" and recording.get_dtype().itemsize not in (4, 8):
         return spre.astype(recording, "float32" if recording.get_dtype().itemsize == 2 else "float64")
     if recording.get_dtype().kind != "u":
@@ -302,6 +317,18 @@ def known_gains(recording: BaseRecording) -> np.ndarray | None:
     if gains is None or not np.isfinite(gains.astype(float)).all() or not gains.astype(float).all():
         return None
     return np.asarray(gains, float)
+
+
+def _check_gains(recording: BaseRecording, averaged: np.ndarray) -> None:
+    """Warn if channels of a common median have different gains: it is one of the raw numbers."""
+    gains = known_gains(recording)
+    if gains is not None and np.ptp(gains[averaged]) > _GAIN_SPREAD * np.abs(gains[averaged]).min():
+        logger.warning(
+            "the gains of the channels go from %g to %g uV: scale the recording to microvolts before "
+            "(spikeinterface.preprocessing.scale_to_uV), or leave out the common median "
+            "(--common-reference none)",
+            *(gains[averaged].min(), gains[averaged].max()),
+        )
 
 
 def signs_of_gains(recording: BaseRecording) -> np.ndarray:

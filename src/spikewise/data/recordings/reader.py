@@ -19,6 +19,8 @@ from spikewise.data.recordings.damage import STRETCH, clip_stretches
 from spikewise.data.recordings.formats import reading_errors
 from spikewise.data.recordings.preprocessing import READ_LOCK
 from spikewise.data.recordings.repair import RepairedRecording
+from spikewise.data.spatial.motion import MotionOfFrames
+from spikewise.data.spatial.still_traces import StillTraces
 
 
 class TraceReader:
@@ -37,6 +39,8 @@ class TraceReader:
         Length of a block, s.
     repaired : RepairedRecording, optional
         The source of `recording`, which finds the damaged stretches.
+    still : StillTraces, optional
+        Removes a motion from the traces.
 
     Attributes
     ----------
@@ -48,12 +52,17 @@ class TraceReader:
     """Most blocks in memory; with :meth:`read_ahead` two more."""
 
     def __init__(
-        self, recording: BaseRecording, block_s: float = 1.0, repaired: RepairedRecording | None = None
+        self,
+        recording: BaseRecording,
+        block_s: float = 1.0,
+        repaired: RepairedRecording | None = None,
+        still: StillTraces | None = None,
     ):
         if not block_s > 0:
             raise SettingError(f"the length of a block is {block_s!r} s", "it must be above 0", "change it")
         self._recording = recording
         self._repaired = repaired
+        self._still = still
         self._damage: dict[tuple[int, int], np.ndarray] = {}
         self.num_segments: int = recording.get_num_segments()
         self.num_channels: int = recording.get_num_channels()
@@ -65,6 +74,18 @@ class TraceReader:
         self._max_kept = self.max_blocks
         self._blocks_lock = threading.Lock()
         self._ahead_thread: threading.Thread | None = None
+
+    def with_blocks_of(self, block_s: float) -> TraceReader:
+        """Return a reader of the same traces in blocks of another length, to read short parts."""
+        return TraceReader(self._recording, block_s, self._repaired, self._still)
+
+    @property
+    def motion(self) -> MotionOfFrames | None:
+        """The motion that is removed from the traces, if there is one."""
+        if self._still is None:
+            return None
+        lengths = [self.num_samples(index) for index in range(self.num_segments)]
+        return MotionOfFrames(self._still.motion, lengths, self.sampling_frequency)
 
     def num_samples(self, segment_index: int) -> int:
         """Return the number of frames of a segment."""
@@ -192,6 +213,8 @@ class TraceReader:
             raise self._not_finite_error(segment_index, start, stop, traces)
         if self._repaired is not None:
             self._damage_of(segment_index, block_index)
+        if self._still is not None:
+            traces = self._still.apply(traces, segment_index, start)
         traces.flags.writeable = False
         return traces
 

@@ -14,6 +14,7 @@ import numpy as np
 from spikeinterface.core import BaseRecording
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
+from spikewise.data.recordings.channels import LARGEST
 from spikewise.data.recordings.clock import compared_samples, has_clock
 from spikewise.data.recordings.damage import (
     ALL_CHANNELS,
@@ -114,6 +115,42 @@ class _BridgedSegment(BasePreprocessorSegment):
         for part, index in zip(self.parts, self.indices, strict=True):
             traces[:, index] = part.get_traces(start_frame, end_frame, None)
         return traces if channel_indices is None else traces[:, channel_indices]
+
+
+class FilledRecording(BasePreprocessor):
+    """A lazy view of a raw recording in which samples that no electrode gives are replaced by a usual level.
+
+    This needs no later samples, so it fits the live filter. Such samples are not finite, or too large.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        Raw recording of floating-point samples.
+    centers : array_like
+        (num_channels,) usual levels.
+    """
+
+    def __init__(self, recording: BaseRecording, centers: Any):
+        super().__init__(recording)
+        levels = np.asarray(centers, float)
+        for segment in recording.segments:
+            self.add_recording_segment(_FilledSegment(segment, levels))
+        self._kwargs = {"recording": recording, "centers": levels.tolist()}
+
+
+class _FilledSegment(BasePreprocessorSegment):
+    def __init__(self, parent: Any, centers: np.ndarray):
+        super().__init__(parent)
+        self.centers = centers
+
+    def get_traces(self, start_frame: int, end_frame: int, channel_indices: Any) -> np.ndarray:
+        """Return the traces (num_samples, num_channels) of the given channels."""
+        wanted = slice(None) if channel_indices is None else channel_indices
+        traces = self.parent_recording_segment.get_traces(start_frame, end_frame, wanted)
+        is_wild = ~(np.abs(traces) <= LARGEST)  # NaN is not
+        return (
+            np.where(is_wild, self.centers[wanted].astype(traces.dtype), traces) if is_wild.any() else traces
+        )
 
 
 class _RepairedSegment(BasePreprocessorSegment):

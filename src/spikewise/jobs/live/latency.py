@@ -8,6 +8,8 @@ import numpy as np
 
 _LOWEST_S, _STEP, _NUM_BINS = 1e-6, 1.01, 2100
 """Bins grow by one percent, from a microsecond to 20 minutes."""
+_EDGES_MS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000)
+"""Edges of the bins of a histogram."""
 _LOG_STEP = math.log(_STEP)
 
 
@@ -40,6 +42,12 @@ class Delays:
             "p99_ms": self._percentile_ms(0.99),
             "max_ms": round(1000 * self.largest_s, 3),
         }
+
+    def histogram(self) -> dict[str, list[float]]:
+        """Return edges in ms, and the counts below the first, between two of them, above the last."""
+        places = [math.ceil(math.log(edge / 1000 / _LOWEST_S) / _LOG_STEP) for edge in _EDGES_MS]
+        counts = [float(part.sum()) for part in np.split(self._counts, places)]
+        return {"edges_ms": list(_EDGES_MS), "counts": counts}
 
     def _percentile_ms(self, share: float) -> float:
         rank = np.ceil(share * len(self))

@@ -1,4 +1,4 @@
-"""The choice of a source by its name."""
+"""The choice of sources and sinks by their names."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from spikewise.core.errors import SettingError
 from spikewise.jobs.live.falcon import FalconSource
 from spikewise.jobs.live.intan import IntanSource
 from spikewise.jobs.live.lsl import LslSource
+from spikewise.jobs.live.lsl_rates import LslRatesSink
+from spikewise.jobs.live.network_events import NetworkEventsSink
+from spikewise.jobs.live.openephys import OpenEphysSource
 from spikewise.jobs.live.replay import Replay, StandardInput
+from spikewise.jobs.live.sinks import FolderSink, LslSink, Sink, StandardOutput, UdpSink, Units, ZmqSink
 from spikewise.jobs.live.source import Source
 from spikewise.jobs.live.spikeglx import SpikeglxSource
 
 SOURCES: dict[str, Callable[[SplitResult, Sequence[str], StreamConfig], Source]] = {
     "falcon": FalconSource,
+    "openephys": OpenEphysSource,
     "lsl": LslSource,
     "intan": IntanSource,
     "spikeglx": SpikeglxSource,
@@ -54,3 +59,44 @@ def open_source(
             "correct it",
         )
     return SOURCES[url.scheme](url, channel_ids, config)
+
+
+SINKS: dict[str, Callable[[str, Units], Sink]] = {
+    "zmq": ZmqSink,
+    "udp": UdpSink,
+    "lsl": LslSink,
+    "lsl-rates": LslRatesSink,
+    "openephys-events": NetworkEventsSink,
+}
+"""Sinks by the beginning of their names; all other names are folders, and ``-`` is standard output."""
+
+
+def open_sinks(names: Sequence[str], units: Units, overwrite: bool) -> list[Sink]:
+    """Open sinks by their names; if one cannot be opened, the others are closed.
+
+    Raises
+    ------
+    SpikewiseError
+        If a name is not known, or its sink cannot be opened.
+    """
+    opened: list[Sink] = []
+    try:
+        for name in names:
+            scheme = name.split("://")[0] if "://" in name else ""
+            if name == "-":
+                opened.append(StandardOutput(name, units))
+            elif scheme in SINKS:
+                opened.append(SINKS[scheme](name, units))
+            elif scheme:
+                raise SettingError(
+                    f"the sink {name} is of no known kind",
+                    f"a folder, -, or {', '.join(f'{kind}://...' for kind in SINKS)}",
+                    "correct it",
+                )
+            else:
+                opened.append(FolderSink(name, units, overwrite))
+    except BaseException:
+        for sink in opened:
+            sink.close(None)
+        raise
+    return opened

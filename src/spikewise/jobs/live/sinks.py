@@ -11,9 +11,10 @@ import json
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -57,8 +58,55 @@ class Emission:
     num_samples: int
 
 
+@dataclass(frozen=True)
+class Units:
+    """The units of a stream, as sinks need them.
+
+    Attributes
+    ----------
+    ids : list of int or str
+    sampling_frequency : float
+        In Hz.
+    hash : str
+        Of the model.
+    save : callable
+        Called with a folder: writes the model into it.
+    properties : dict of str to ndarray
+        (num_units,) properties of the units in a result.
+    look_ahead : int
+        Samples after a spike until it is certain, at most.
+    main_columns : ndarray of int or None
+        (num_units,) column of the samples on which each unit is drawn.
+    """
+
+    ids: list[int | str]
+    sampling_frequency: float
+    hash: str
+    save: Callable[[Path], None]
+    properties: dict[str, np.ndarray]
+    look_ahead: int
+    main_columns: np.ndarray | None = None
+
+
+def units_of(model: Model, look_ahead: int, main_columns: np.ndarray | None = None) -> Units:
+    """Return the units of a model whose spikes are certain after so many samples."""
+    names = [name for group in model.groups for name in [group.name] * len(group.unit_ids)]
+    thresholds = np.concatenate([group.thresholds for group in model.groups])
+    properties = {"threshold": thresholds, "group": np.array(names)}
+
+    def save(folder: Path) -> None:
+        save_model(model, folder / MODEL_FILE)
+
+    return Units(
+        model.unit_ids, model.sampling_frequency, model.hash(), save, properties, look_ahead, main_columns
+    )
+
+
 class Sink(Protocol):
     """A receiver of spikes."""
+
+    def advance(self, num_samples: int) -> None:
+        """Take note that so many samples have arrived; called after each chunk, also without spikes."""
 
     def send(self, emission: Emission) -> None:
         """Send spikes on; there is at least one."""
@@ -67,11 +115,18 @@ class Sink(Protocol):
         """End; `facts` is the provenance, or None after an error."""
 
 
+class PlainSink:
+    """Base of sinks that need not know how many samples have arrived."""
+
+    def advance(self, num_samples: int) -> None:
+        """Do nothing."""
+
+
 class _Messages:
     """Makes the messages of a stream."""
 
-    def __init__(self, model: Model):
-        self._unit_ids, self._rate = model.unit_ids, model.sampling_frequency
+    def __init__(self, units: Units):
+        self._unit_ids, self._rate = units.ids, units.sampling_frequency
         self._number = 0
 
     def of(self, spikes: np.ndarray) -> bytes:
@@ -89,11 +144,11 @@ class _Messages:
         return json.dumps(message).encode()
 
 
-class StandardOutput:
+class StandardOutput(PlainSink):
     """One message a line on standard output."""
 
-    def __init__(self, name: str, model: Model):
-        self._messages = _Messages(model)
+    def __init__(self, name: str, units: Units):
+        self._messages = _Messages(units)
 
     def send(self, emission: Emission) -> None:
         """Write one line."""
@@ -104,13 +159,13 @@ class StandardOutput:
         """Nothing is left to do."""
 
 
-class UdpSink:
+class UdpSink(PlainSink):
     """Datagrams with at most twelve spikes each to an address, such as ``udp://127.0.0.1:9000``."""
 
-    def __init__(self, name: str, model: Model):
-        self._address = _address(name)
+    def __init__(self, name: str, units: Units):
+        self._address = address_of_sink(name)
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._messages = _Messages(model)
+        self._messages = _Messages(units)
 
     def send(self, emission: Emission) -> None:
         """Send as many datagrams as are needed."""
@@ -123,15 +178,15 @@ class UdpSink:
         self._socket.close()
 
 
-class ZmqSink:
+class ZmqSink(PlainSink):
     """Messages to all subscribers at an address where it listens, such as ``zmq://127.0.0.1:5560``."""
 
-    def __init__(self, name: str, model: Model):
+    def __init__(self, name: str, units: Units):
         try:
             import zmq
         except ImportError as error:
             raise MissingExtraError("pyzmq", "live", f"the sink {name}") from error
-        host, port = _address(name)
+        host, port = address_of_sink(name)
         self._socket: Any = zmq.Context.instance().socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, _MOST_WAITING)
         self._socket.setsockopt(zmq.LINGER, 1000)
@@ -144,7 +199,7 @@ class ZmqSink:
                 "a free port of an address of this computer",
                 "choose another port, or end the program that uses it",
             ) from error
-        self._messages = _Messages(model)
+        self._messages = _Messages(units)
 
     def send(self, emission: Emission) -> None:
         """Publish one message."""
@@ -155,21 +210,21 @@ class ZmqSink:
         self._socket.close()
 
 
-class LslSink:
+class LslSink(PlainSink):
     """Markers in the lab streaming layer, such as ``lsl://spikes``: one text, the unit's id, for each spike.
 
     The time stamp of a marker is that of the spike, counted back from the last sample that has arrived.
     """
 
-    def __init__(self, name: str, model: Model):
+    def __init__(self, name: str, units: Units):
         from spikewise.jobs.live.lsl import import_lsl
 
         self._lsl = import_lsl(f"the sink {name}")
         title = urlsplit(name).netloc or "spikewise"
-        source_id = f"spikewise-{title}-{model.hash()[:12]}"
+        source_id = f"spikewise-{title}-{units.hash[:12]}"
         info = self._lsl.StreamInfo(title, "Markers", 1, self._lsl.IRREGULAR_RATE, "string", source_id)
         self._outlet = self._lsl.StreamOutlet(info)
-        self._unit_ids, self._rate = [str(unit_id) for unit_id in model.unit_ids], model.sampling_frequency
+        self._unit_ids, self._rate = [str(unit_id) for unit_id in units.ids], units.sampling_frequency
 
     def send(self, emission: Emission) -> None:
         """Push one marker for each spike."""
@@ -187,26 +242,26 @@ class _Unfinished(Exception):
     """Ends the output folder of a stream that broke."""
 
 
-class FolderSink:
+class FolderSink(PlainSink):
     """A result that grows: ``spikes.csv`` has whole lines at every moment, and the end makes it a result.
 
     Parameters
     ----------
     name : str
         Path of the folder.
-    model : Model
+    units : Units
     overwrite : bool
         Whether an earlier result there may be replaced.
     """
 
-    def __init__(self, name: str, model: Model, overwrite: bool = False):
-        self._model = model
+    def __init__(self, name: str, units: Units, overwrite: bool = False):
+        self._units = units
         self._stack = ExitStack()
         self._folder = self._stack.enter_context(output_folder(check_output(name, overwrite), overwrite))
-        save_model(model, self._folder / MODEL_FILE)
+        units.save(self._folder)
         self._file = self._stack.enter_context((self._folder / SPIKES_FILE).open("wb", buffering=0))
         self._write(b"sample_index,unit_id,response\n")
-        self._names = [_cell(unit_id) for unit_id in model.unit_ids]
+        self._names = [_cell(unit_id) for unit_id in units.ids]
 
     def send(self, emission: Emission) -> None:
         """Append one line for each spike."""
@@ -240,60 +295,20 @@ class FolderSink:
             self._file.write(lines)
 
     def _sorting(self) -> Any:
-        model = self._model
+        units = self._units
         table = pd.read_csv(self._folder / SPIKES_FILE, usecols=[0, 1], dtype={"unit_id": str})
-        places = {str(unit_id): index for index, unit_id in enumerate(model.unit_ids)}
+        places = {str(unit_id): index for index, unit_id in enumerate(units.ids)}
         spikes = np.zeros(len(table), minimum_spike_dtype)
         spikes["sample_index"] = table["sample_index"]
         spikes["unit_index"] = table["unit_id"].map(places)
-        sorting = make_ordered_sorting(spikes, model.sampling_frequency, np.arange(len(places)), 1)
-        sorting = sorting.rename_units(model.unit_ids)
-        sorting.set_property("threshold", np.concatenate([group.thresholds for group in model.groups]))
-        names = [name for group in model.groups for name in [group.name] * len(group.unit_ids)]
-        sorting.set_property("group", np.array(names))
+        sorting = make_ordered_sorting(spikes, units.sampling_frequency, np.arange(len(places)), 1)
+        sorting = sorting.rename_units(units.ids)
+        for name, values in units.properties.items():
+            sorting.set_property(name, values)
         return sorting
 
 
-SINKS: dict[str, Callable[[str, Model], Sink]] = {
-    "zmq": ZmqSink,
-    "udp": UdpSink,
-    "lsl": LslSink,
-}
-"""Sinks by the beginning of their names; all other names are folders, and ``-`` is standard output."""
-
-
-def open_sinks(names: Sequence[str], model: Model, overwrite: bool) -> list[Sink]:
-    """Open sinks by their names; if one cannot be opened, the others are closed.
-
-    Raises
-    ------
-    SpikewiseError
-        If a name is not known, or its sink cannot be opened.
-    """
-    opened: list[Sink] = []
-    try:
-        for name in names:
-            scheme = name.split("://")[0] if "://" in name else ""
-            if name == "-":
-                opened.append(StandardOutput(name, model))
-            elif scheme in SINKS:
-                opened.append(SINKS[scheme](name, model))
-            elif scheme:
-                raise SettingError(
-                    f"the sink {name} is of no known kind",
-                    f"a folder, -, or {', '.join(f'{kind}://...' for kind in SINKS)}",
-                    "correct it",
-                )
-            else:
-                opened.append(FolderSink(name, model, overwrite))
-    except BaseException:
-        for sink in opened:
-            sink.close(None)
-        raise
-    return opened
-
-
-def _address(name: str) -> tuple[str, int]:
+def address_of_sink(name: str) -> tuple[str, int]:
     """Return host and port; the host is this computer if none is given."""
     try:
         url = urlsplit(name)

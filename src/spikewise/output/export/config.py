@@ -65,8 +65,17 @@ class NwbConfig(Settings):
         None, "Start of the recording, such as 2026-03-01T14:00:00+01:00; required for a new file"
     )
     session_description: str = setting("Extracellular recording, spike sorted", "What was recorded")
+    experiment_description: str | None = setting(None, "What the experiment was about")
+    keywords: str = setting(
+        "extracellular electrophysiology, spike sorting", "Keywords, with commas between them"
+    )
     experimenter: str | None = setting(None, "Name of the experimenter, as Last, First")
     institution: str | None = setting(None, "Where it was recorded")
+    brain_area: str | None = setting(
+        None,
+        "Brain area of the electrodes, if the recording does not tell it; for mice a term of the Allen "
+        "atlas, such as VISp",
+    )
     subject_id: str | None = setting(None, "Name of the animal")
     species: str | None = setting(None, "Species in Latin, such as Mus musculus")
     sex: Literal["M", "F", "U", "O"] = setting("U", "Sex: male, female, unknown, other")

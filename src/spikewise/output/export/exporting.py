@@ -215,6 +215,7 @@ def _stored(result: Any) -> StoredResult:
         stored = load_result(result)
     else:
         stored = StoredResult(result.sorting, result.model, result.provenance)
+        stored = stored.with_motions_of(result.folder)
     groups = stored.model.groups
     names = [group.name for group in groups for _ in group.unit_ids]
     stored.sorting.set_property("group", np.array(names))

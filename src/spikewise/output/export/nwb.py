@@ -29,6 +29,7 @@ from spikewise.core.files import writing
 from spikewise.core.version import __version__
 from spikewise.data.opening import recording_in_file
 from spikewise.output.export.config import NwbConfig
+from spikewise.output.export.nwb_electrodes import add_electrodes
 from spikewise.output.export.spike_times import TimedSorting
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 OWN_TABLE = "spikewise_units"
 """Table for the units if the file has a units table already."""
 _PROVENANCE = "spikewise_provenance"
+_OF_ARCHIVES = ("subject_id", "species", "age", "brain_area")
+"""Settings without which archives refuse a file, or its electrodes cannot be searched."""
 _MAX_ELECTRODES = 16
 """Most electrodes of a unit, those nearest to its main channel; as ``PhyConfig.phy_channels``, by hand."""
 
@@ -137,7 +140,7 @@ def write_nwb(
                 with NWBHDF5IO(str(place), "r+", load_namespaces=True) as io:
                     nwbfile = io.read()
                     described = recording_in_file(recording, file)
-                    table = _add(nwbfile, analyzer, recording, described, provenance, file)
+                    table = _add(nwbfile, analyzer, recording, described, provenance, file, config)
                     _write_added(io, nwbfile, file)
                 if is_open:
                     place.replace(file.resolve())
@@ -146,8 +149,8 @@ def write_nwb(
                     place.unlink(missing_ok=True)
         else:
             nwbfile = _new_file(config)
-            table = _add(nwbfile, analyzer, recording, recording, provenance, file)
-            partial = file.with_name(file.name + ".partial")
+            table = _add(nwbfile, analyzer, recording, recording, provenance, file, config)
+            partial = file.with_name(file.name + ".partial.nwb")  # pynwb warns of other endings
             with NWBHDF5IO(str(partial), "w") as io:
                 io.write(nwbfile)
             partial.replace(file)
@@ -200,10 +203,10 @@ def _new_file(config: NwbConfig) -> NWBFile:
     from pynwb import NWBFile
     from pynwb.file import Subject
 
-    missing = [name for name in ("subject_id", "species", "age") if getattr(config, name) is None]
+    missing = [name for name in _OF_ARCHIVES if getattr(config, name) is None]
     if missing:
         logger.warning(
-            "the NWB file lacks metadata that archives such as DANDI require; give %s",
+            "the NWB file lacks metadata that archives such as DANDI ask for; give %s",
             ", ".join("--" + name.replace("_", "-") for name in missing),
         )
     subject = None
@@ -219,6 +222,8 @@ def _new_file(config: NwbConfig) -> NWBFile:
         session_description=config.session_description,
         identifier=str(uuid.uuid4()),
         session_start_time=_start_time(config),
+        experiment_description=config.experiment_description,
+        keywords=[word.strip() for word in config.keywords.split(",") if word.strip()],
         experimenter=config.experimenter,
         institution=config.institution,
         subject=subject,
@@ -232,13 +237,13 @@ def _add(
     described: BaseRecording,
     provenance: dict[str, Any],
     file: Path,
+    config: NwbConfig,
 ) -> str:
     """Add electrodes, units and provenance, and return the path of the table of units.
 
     The electrodes are those of `described`, which has the channels of the recording.
     """
-    from neuroconv.tools.spikeinterface import add_recording_metadata_to_nwbfile, add_sorting_to_nwbfile
-    from neuroconv.tools.spikeinterface.spikeinterface import _build_channel_id_to_electrodes_table_map
+    from neuroconv.tools.spikeinterface import add_sorting_to_nwbfile
 
     if nwbfile.scratch and _PROVENANCE in nwbfile.scratch:
         raise OutputError(
@@ -246,9 +251,7 @@ def _add(
             "a file without them",
             "write to another file",
         )
-    add_recording_metadata_to_nwbfile(described, nwbfile)
-    rows = _build_channel_id_to_electrodes_table_map(described, nwbfile)
-    means, sds, electrodes = _waveforms(analyzer, [rows[channel_id] for channel_id in recording.channel_ids])
+    means, sds, electrodes = _waveforms(analyzer, add_electrodes(nwbfile, described, config.brain_area))
     rate = float(analyzer.sampling_frequency)
     waveforms = {"means": means, "sds": sds, "sampling_rate": rate, "unit": "volts"}
     sorting = TimedSorting(analyzer.sorting, recording)
@@ -292,12 +295,18 @@ def _waveforms(analyzer: SortingAnalyzer, rows: list[int]) -> tuple[np.ndarray, 
 
 
 def _set_metrics(sorting: BaseSorting, analyzer: SortingAnalyzer) -> dict[str, str]:
-    """Set the metrics as properties of the units, and return a description of each."""
+    """Set positions and metrics as properties of the units, and return a description of each."""
     descriptions = {
         "threshold": "Lowest response that counts as a spike, relative to the response to a perfect spike.",
         "group": "Group of channels on which the unit was sorted.",
         "main_channel_id": "Channel on which the unit has the largest amplitude.",
     }
+    positions = analyzer.get_extension("unit_locations")
+    if positions is not None:
+        for name, column in zip("xyz", positions.get_data()[:, :3].T, strict=False):
+            sorting.set_property(f"position_{name}_um", column.astype(float))
+            method = positions.params["method"].replace("_", " ")
+            descriptions[f"position_{name}_um"] = f"Estimated position in the probe's coordinates, {method}."
     for name in ("quality_metrics", "template_metrics"):
         extension = analyzer.get_extension(name)
         if extension is None:

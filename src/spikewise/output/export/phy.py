@@ -7,7 +7,9 @@ Spikes from all over the recording are averaged to the unit's template. Memory d
 not on the length of the recording. If possible, Phy reads raw traces from the recording's own file.
 
 Conventions: Phy has one time axis, on which segments are laid end to end (global frames). It numbers units
-from 0; here the number is the unit's index in the sorting, and ``cluster_unit_id.tsv`` holds the ids.
+from 0; here the number is the unit's index in the sorting, and ``cluster_unit_id.tsv`` holds the ids. The
+group of all units is ``unsorted``, as nobody has judged them; ``KSLabel`` is only a guess from the
+contamination, under the name that Kilosort gave it and that other tools read.
 Templates and amplitudes are in microvolts. The amplitude of a spike is the size of its unit's template after
 it was scaled to fit the spike best. Templates and features are sparse: ``template_ind.npy`` and
 ``pc_feature_ind.npy`` hold the channels, the one with the largest amplitude first, and -1 where a unit has
@@ -39,9 +41,12 @@ from spikewise.output.export.phy_features import Projection, project_spikes
 from spikewise.output.export.phy_units import LocatedUnits, locate_units, unit_similarity
 from spikewise.output.export.sorted_group import SortedGroup, SpikeList
 from spikewise.output.export.spike_times import has_own_times, times_of_spikes
+from spikewise.output.measures import spike_trains, violations_ratio
 
 logger = logging.getLogger(__name__)
 
+GOOD_CONTAMINATION = 10.0
+"""Contamination in percent below which a unit is guessed to be good; chosen by hand."""
 _GROUP_GAP_UM = 200.0
 """Gap between groups that are moved side by side because their coordinates overlap; chosen by hand."""
 
@@ -122,6 +127,7 @@ def write_phy(
             _write_spikes(partial, spikes, units, projection)
             _write_times(partial, sorting, recording)
             _write_units(partial, sorting, units, groups, projection.templates, recording.sampling_frequency)
+            _write_quality(partial, sorting, recording)
             _write_channels(partial, recording, groups)
             source = _write_params(partial, folder, recording, config)
             partial.rename(folder)
@@ -184,6 +190,18 @@ def _write_units(
         _write_table(folder, "probe_group", [names.get(index, "") for index in range(len(sorting.unit_ids))])
 
 
+def _write_quality(folder: Path, sorting: BaseSorting, recording: BaseRecording) -> None:
+    """Write the contamination of each unit and a guess from it, and the group, which is nobody's yet."""
+    num_samples = sum(recording.get_num_samples(k) for k in range(recording.get_num_segments()))
+    rate = float(recording.sampling_frequency)
+    ratios = [violations_ratio(train, rate, num_samples) for train in spike_trains(sorting)]
+    percent = [None if ratio is None else 100 * min(1.0, ratio) for ratio in ratios]
+    is_good = [value is not None and value < GOOD_CONTAMINATION for value in percent]
+    _write_table(folder, "ContamPct", ["" if value is None else f"{value:.2f}" for value in percent])
+    _write_table(folder, "KSLabel", ["good" if good else "mua" for good in is_good])
+    _write_table(folder, "group", ["unsorted"] * len(ratios))
+
+
 def _names(groups: Sequence[SortedGroup]) -> list[str]:
     return [group.name for group in groups for _ in group.unit_index]
 
@@ -192,7 +210,7 @@ def _write_table(folder: Path, name: str, values: Sequence[str]) -> None:
     with (folder / f"cluster_{name}.tsv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(["cluster_id", name])
-        table.writerows(enumerate(values))
+        table.writerows(row for row in enumerate(values) if row[1])
 
 
 def _write_channels(folder: Path, recording: BaseRecording, groups: Sequence[SortedGroup]) -> None:

@@ -37,6 +37,10 @@ class Excerpt:
     sampling_frequency : float
     traces : ndarray, shape (num_samples, num_channels)
         Traces preprocessed as for the network, in standard deviations of the noise.
+    group : str
+        The group of channels.
+    channel_index : tuple of int
+        Indices of the channels in the group.
     channel_ids : tuple of str
         The channels: the main channels of the largest units that fire, from the top of the probe.
     spikes : list of (int, int, int)
@@ -49,6 +53,8 @@ class Excerpt:
     start_s: float
     sampling_frequency: float
     traces: np.ndarray
+    group: str
+    channel_index: tuple[int, ...]
     channel_ids: tuple[str, ...]
     spikes: list[tuple[int, int, int]]
     num_spikes: int
@@ -214,6 +220,8 @@ def _with_main_channels(
         start_s=start_s,
         sampling_frequency=rate,
         traces=traces[:, kept],
+        group=group.name,
+        channel_index=tuple(kept),
         channel_ids=tuple(group.channel_ids[channel] for channel in kept),
         spikes=[(f, kept.index(main[unit]), unit) for f, unit in spikes if main.get(unit) in kept],
         num_spikes=len(spikes),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.resources
 import logging
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from spikewise.core.files import check_output_file, writing
 from spikewise.core.progress import REPORT, ProgressCallback, Steps, silent
 from spikewise.data.recordings.reader import TraceReader, Traces
 from spikewise.output.colours import colour_of
+from spikewise.output.firing import measure_firing
 from spikewise.output.kept_traces import KeptTraces
 from spikewise.output.measures import (
     MAX_WAVEFORM_SPIKES,
@@ -32,10 +34,17 @@ from spikewise.output.measures import (
     spike_trains,
 )
 from spikewise.output.pairs import MIN_SIMILARITY, UnitPair, likely_pairs, unit_similarity
-from spikewise.output.report.excerpts import choose_excerpts, excerpt_windows
-from spikewise.output.report.page_data import ReportContents, compress, page_data
+from spikewise.output.report.excerpts import Excerpt, choose_excerpts, excerpt_windows
+from spikewise.output.report.page_data import (
+    ReportContents,
+    TraceScale,
+    compress,
+    labels_are_everywhere,
+    page_data,
+)
 from spikewise.output.result import StoredResult
 from spikewise.output.samples import sample_spikes
+from spikewise.output.store import PROVENANCE_FILE
 from spikewise.sorting.damaged import summarise_damage
 
 if TYPE_CHECKING:
@@ -44,15 +53,36 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PAGE_FOLDER = "assets"
+PHY_FOLDER = "phy"
+"""Folder for Phy beside the report, to which the report links if it is there."""
 TEMPLATE = "report.html.jinja"
 MAX_NAMED_UNITS = 12
 """Most units that a sentence of the page names; the others are only counted. Chosen by hand."""
-SCRIPTS = ("charts.js", "unit.js", "overview.js", "table.js", "page.js")
+SCRIPTS = ("charts.js", "saving.js", "unit.js", "pairs.js", "overview.js", "table.js", "page.js")
 """The scripts of the page, in the order in which they run."""
 
 
-_STEPS = {"mean waveforms": 3.0, "spikes": 3.0, "pairs": 0.5, "traces": 0.5, "page": 1.0}
+_STEPS = {"mean waveforms": 3.5, "pairs": 0.5, "spikes": 4.0, "traces": 0.5, "page": 1.0}
 """Relative length of each step, for the progress."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a result is compared with.
+
+    Attributes
+    ----------
+    truth : BaseSorting or None
+        The true spikes; with the traces they give the SNR of each true unit.
+    performance : Performance or None
+        Comparison with the truth; without it no score is shown.
+    interval_s : (float, float) or None
+        Time of that comparison, in seconds; traces are drawn from this time only.
+    """
+
+    truth: BaseSorting | None = None
+    performance: Performance | None = None
+    interval_s: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +95,12 @@ class UnitRow:
     colour : str
     main_channel : str or None
         None without the recording, or without spikes.
+    depth_um : float or None
+        Second coordinate of the unit; None without the recording, or without spikes.
+    snr : float or None
+        Largest deflection of its mean waveform over the noise of this recording.
+    amplitude_uV : float or None
+        Largest deflection of its mean waveform; None where the gain is not known.
     amplitude_cutoff : float or None
         Estimated fraction of its spikes that are too small to be found; None with too few sampled spikes.
     num_labels : int or None
@@ -78,6 +114,9 @@ class UnitRow:
     measures: UnitMeasures
     colour: str
     main_channel: str | None
+    depth_um: float | None
+    snr: float | None
+    amplitude_uV: float | None
     amplitude_cutoff: float | None
     num_labels: int | None
     score: dict[str, Any] | None
@@ -89,9 +128,8 @@ def write_report(
     path: Path | str,
     *,
     readers: Mapping[str, TraceReader] | None = None,
-    truth: BaseSorting | None = None,
-    performance: Performance | None = None,
-    interval_s: tuple[float, float] | None = None,
+    scales: Mapping[str, TraceScale] | None = None,
+    comparison: Comparison | None = None,
     overwrite: bool = False,
     progress: ProgressCallback = silent,
 ) -> Path:
@@ -104,12 +142,10 @@ def write_report(
         File to write, for example ``report.html``.
     readers : mapping of str to TraceReader, optional
         Preprocessed traces of each group of the model; without them no trace or waveform is drawn.
-    truth : BaseSorting, optional
-        The true spikes; with the readers they give the SNR of each true unit.
-    performance : Performance, optional
-        Comparison with the truth; without it no score is shown.
-    interval_s : (float, float), optional
-        Time of that comparison, in seconds; traces are drawn from this time only.
+    scales : mapping of str to TraceScale, optional
+        What the traces of each group are measured in; by default standard deviations of the noise.
+    comparison : Comparison, optional
+        The truth, and how well the result agrees with it.
     overwrite : bool
         Whether an existing file may be replaced.
     progress : callable
@@ -128,11 +164,12 @@ def write_report(
         If the traces cannot be read.
     """
     path = check_output_file(path, overwrite)
+    compared = comparison or Comparison()
     steps = Steps(progress, REPORT, _STEPS)
     steps.begin("mean waveforms")
-    contents = _gather(result.with_names_of_recording(), readers, truth, performance, interval_s, steps)
+    contents = _gather(result.with_names_of_recording(), readers, scales or {}, compared, steps)
     steps.begin("page")
-    page = _render(contents, interval_s)
+    page = _render(contents, compared.interval_s, path)
     partial = path.with_name(path.name + ".partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,32 +188,44 @@ def write_report(
 def _gather(
     result: StoredResult,
     readers: Mapping[str, TraceReader] | None,
-    truth: BaseSorting | None,
-    performance: Performance | None,
-    interval_s: tuple[float, float] | None,
+    scales: Mapping[str, TraceScale],
+    compared: Comparison,
     steps: Steps,
 ) -> ReportContents:
     """Measure everything that the report shows; without readers, only what needs no traces."""
     kept: dict[str, Traces] | None = None
     if readers is not None:  # no second is read twice
-        windows = excerpt_windows(result, interval_s)
+        windows = excerpt_windows(result, compared.interval_s)
         kept = {name: KeptTraces(reader, windows.get(name, [])) for name, reader in readers.items()}
-    units, truth_snr = measure_units(result, kept, truth)
+    units, truth_snr = measure_units(result, kept, compared.truth)
+    trains = spike_trains(result.sorting)
     samples, similarity = None, None
     pairs: list[UnitPair] = []
+    excerpts: list[Excerpt] = []
     if kept is not None:
-        steps.begin("spikes")
-        samples = sample_spikes(result, units, kept, steps.tell)
         steps.begin("pairs")
         similarity = unit_similarity(units)
-        pairs = likely_pairs(result.sorting, spike_trains(result.sorting), result.num_samples, similarity)
+        pairs = likely_pairs(result.sorting, trains, result.num_samples, similarity)
+        steps.begin("spikes")
+        samples = sample_spikes(result, units, kept, pairs, steps.tell)
         steps.begin("traces")
-    excerpts = [] if kept is None else choose_excerpts(result, units, kept, interval_s)
-    return ReportContents(result, units, samples, excerpts, similarity, pairs, performance, truth_snr)
+        excerpts = choose_excerpts(result, units, kept, compared.interval_s)
+    return ReportContents(
+        result=result,
+        units=units,
+        firing=measure_firing(result, trains),
+        scales=scales,
+        samples=samples,
+        excerpts=excerpts,
+        similarity=similarity,
+        pairs=pairs,
+        performance=compared.performance,
+        truth_snr=truth_snr,
+    )
 
 
-def _render(contents: ReportContents, interval_s: tuple[float, float] | None) -> str:
-    """Return the page as HTML."""
+def _render(contents: ReportContents, interval_s: tuple[float, float] | None, path: Path) -> str:
+    """Return the page as HTML; `path` is where it will be."""
     result, performance = contents.result, contents.performance
     return _template().render(
         result=result,
@@ -184,6 +233,9 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None) ->
         damage=summarise_damage(result.provenance.get("damage")),
         num_spikes=sum(unit.num_spikes for unit in contents.units),
         has_recording=contents.samples is not None,
+        has_gain=any(scale.uV is not None for scale in contents.scales.values()),
+        labels_are_everywhere=labels_are_everywhere(result),
+        phy=_phy_commands(result, path),
         performance=performance,
         interval_s=interval_s,
         excerpts=contents.excerpts,
@@ -202,6 +254,20 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None) ->
         style=_page_file("report.css"),
         scripts=[_page_file(name) for name in SCRIPTS],
     )
+
+
+def _phy_commands(result: StoredResult, path: Path) -> dict[str, Any]:
+    """Return the commands that open the result in Phy, and whether the folder is there already."""
+    is_beside = (path.parent / PROVENANCE_FILE).is_file()
+    output = str(path.parent) if is_beside else "OUT"
+    recording = result.provenance["recording"].get("path") or "RECORDING"
+    folder = str(path.parent / PHY_FOLDER) if is_beside else PHY_FOLDER
+    export = ["spikewise", "export", "phy", output, "--recording", str(recording), "-o", folder]
+    return {
+        "export": shlex.join(export),
+        "open": shlex.join(["phy", "template-gui", f"{folder}/params.py"]),
+        "link": f"{PHY_FOLDER}/params.py" if (path.parent / PHY_FOLDER / "params.py").is_file() else None,
+    }
 
 
 def _page_file(name: str) -> str:
@@ -235,6 +301,9 @@ def _rows(contents: ReportContents) -> list[UnitRow]:
             measures=unit,
             colour=colour_of(unit.unit_index),
             main_channel=None if unit.main_channel is None else unit.group.channel_ids[unit.main_channel],
+            depth_um=contents.depth_um(unit),
+            snr=contents.snr(unit),
+            amplitude_uV=contents.amplitude_uV(unit),
             amplitude_cutoff=None if samples is None else samples.amplitude_cutoff(unit.unit_index),
             num_labels=labels[unit.unit_index] if labels is not None else None,
             score=scores.get(str(unit.unit_id)),

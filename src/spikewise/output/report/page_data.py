@@ -10,7 +10,7 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,10 @@ import numpy as np
 from spikewise.core.constants import REFRACTORY_MS
 from spikewise.models.checkpoint import GroupModel
 from spikewise.output.colours import colour_of
-from spikewise.output.measures import CORRELOGRAM_MS, UnitMeasures, spread
-from spikewise.output.pairs import UnitPair
+from spikewise.output.features import PairFeatures
+from spikewise.output.firing import INTERVAL_BIN_MS, Firing
+from spikewise.output.measures import CORRELOGRAM_BIN_MS, CORRELOGRAM_MS, UnitMeasures, spread
+from spikewise.output.pairs import MIN_SIMILARITY, UnitPair
 from spikewise.output.report.excerpts import Excerpt
 from spikewise.output.result import StoredResult
 from spikewise.output.samples import MAX_SNIPPETS, SpikeSamples, nearest_channels
@@ -41,8 +43,30 @@ _STEP = 0.01
 """Step of packed waveforms and amplitudes, in standard deviations of the noise."""
 _TRACE_STEP = 0.05
 """Step of packed traces and single waveforms, in standard deviations of the noise."""
+_FEATURE_STEP = 0.02
+"""Step of packed principal components, in standard deviations of the noise."""
 _SIMILARITY_STEP = 1 / 250
 """Step of packed similarities."""
+
+
+@dataclass(frozen=True)
+class TraceScale:
+    """What the prepared traces of a group are measured in.
+
+    Attributes
+    ----------
+    uV : ndarray or None
+        (num_channels,) microvolts of their unit; None where the gain is not known.
+    noise : float
+        Noise of this recording in their unit. It is not 1 if a model divides by the noise that it learnt.
+    """
+
+    uV: np.ndarray | None = None
+    noise: float = 1.0
+
+    def of_channels(self, num_channels: int) -> list[float]:
+        """Return the factors to microvolts, or to standard deviations of the noise without a gain."""
+        return [1 / self.noise] * num_channels if self.uV is None else self.uV.tolist()
 
 
 @dataclass(frozen=True)
@@ -53,6 +77,9 @@ class ReportContents:
     ----------
     result : StoredResult
     units : list of UnitMeasures
+    firing : Firing
+    scales : mapping of str to TraceScale
+        What the traces of each group are measured in; groups that are left out are in units of their noise.
     samples : SpikeSamples or None
         None without the recording.
     excerpts : sequence of Excerpt
@@ -69,12 +96,34 @@ class ReportContents:
 
     result: StoredResult
     units: list[UnitMeasures]
+    firing: Firing
+    scales: Mapping[str, TraceScale]
     samples: SpikeSamples | None
     excerpts: Sequence[Excerpt]
     similarity: np.ndarray | None
     pairs: Sequence[UnitPair]
     performance: Performance | None
     truth_snr: Sequence[float | None]
+
+    def depth_um(self, unit: UnitMeasures) -> float | None:
+        """Return the second coordinate of a unit; None without a waveform."""
+        place = unit_position(unit, np.asarray(unit.group.channel_positions_um, dtype=float)[:, :2])
+        return None if place is None else place[1]
+
+    def amplitude_uV(self, unit: UnitMeasures) -> float | None:
+        """Return the largest deflection of a unit's mean waveform; None where the gain is not known."""
+        scale, main = self.scale_of(unit.group), unit.main_channel
+        if scale.uV is None or main is None or unit.waveform is None:
+            return None
+        return float(scale.uV[main] * unit.waveform.peaks[main])
+
+    def snr(self, unit: UnitMeasures) -> float | None:
+        """Return the largest deflection of a unit's mean waveform over the noise of this recording."""
+        return None if unit.snr is None else unit.snr / self.scale_of(unit.group).noise
+
+    def scale_of(self, group: GroupModel) -> TraceScale:
+        """Return what the traces of a group are measured in."""
+        return self.scales.get(group.name, TraceScale())
 
 
 def compress(text: str) -> str:
@@ -112,11 +161,16 @@ def page_data(contents: ReportContents) -> str:
     positions = drawn_positions(result.model.groups)
     data = {
         "duration_s": sum(result.num_samples) / result.sorting.sampling_frequency,
+        "num_spikes": sum(unit.num_spikes for unit in contents.units),
         "label_interval_s": result.label_interval_s,
+        "labels_are_everywhere": labels_are_everywhere(result),
         "limits": {
             "refractory_ms": REFRACTORY_MS,
             "correlogram_ms": CORRELOGRAM_MS,
+            "correlogram_bin_ms": CORRELOGRAM_BIN_MS,
             "raster": MAX_RASTER_SPIKES,
+            "interval_bin_ms": INTERVAL_BIN_MS,
+            "similarity": MIN_SIMILARITY,
         },
         "groups": [
             {
@@ -124,22 +178,33 @@ def page_data(contents: ReportContents) -> str:
                 "channel_ids": list(group.channel_ids),
                 "silenced": [channel in group.silenced_channel_ids for channel in group.channel_ids],
                 "positions": np.round(positions[group.name], 2).tolist(),
+                "is_uV": contents.scale_of(group).uV is not None,
+                "scale": contents.scale_of(group).of_channels(len(group.channel_ids)),
             }
             for group in result.model.groups
         ],
         "units": [_unit(unit, positions[unit.group.name]) for unit in contents.units],
         "waveforms": None if samples is None else _waveforms(contents.units, samples),
         "spikes": None if samples is None else _spikes(samples),
-        "trains": _trains(result) if samples is None else None,
+        "trains": _trains(result),
+        "firing": _firing(contents.firing, float(result.sorting.sampling_frequency)),
         "excerpts": [_excerpt(excerpt) for excerpt in contents.excerpts],
         "similarity": None
         if contents.similarity is None
         else pack(contents.similarity, "uint8", _SIMILARITY_STEP),
-        "pairs": [_pair(pair) for pair in contents.pairs],
+        "pairs": _pairs(contents.pairs, [] if samples is None else samples.pair_features),
         "trainings": result.trainings,
         "truth": None if performance is None else _truth(performance, contents.truth_snr),
     }
     return json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
+
+
+def labels_are_everywhere(result: StoredResult) -> bool:
+    """Return whether the labels that trained the network are of the whole recording."""
+    interval = result.label_interval_s
+    if interval is None:
+        return False
+    return interval[0] <= 0 and interval[1] >= sum(result.num_samples) / result.sorting.sampling_frequency
 
 
 def drawn_positions(groups: Sequence[GroupModel]) -> dict[str, np.ndarray]:
@@ -157,13 +222,21 @@ def drawn_positions(groups: Sequence[GroupModel]) -> dict[str, np.ndarray]:
     return positions
 
 
+def unit_position(unit: UnitMeasures, positions: np.ndarray) -> tuple[float, float] | None:
+    """Return the mean over a unit's channels, weighted by the squared deflections; None without a waveform.
+
+    `positions` are those of the channels of its group (num_channels, 2), in um.
+    """
+    if unit.waveform is None or unit.main_channel is None:
+        return None
+    near = nearest_channels(unit.group, unit.main_channel, len(positions))
+    weights = np.square(unit.waveform.peaks[near])
+    x, y = (weights @ positions[near] / weights.sum()).tolist()
+    return x, y
+
+
 def _unit(unit: UnitMeasures, positions: np.ndarray) -> dict[str, Any]:
-    """Return a unit; its position is the mean over its channels, weighted by the squared deflections."""
-    x = y = None
-    if unit.waveform is not None and unit.main_channel is not None:
-        near = nearest_channels(unit.group, unit.main_channel, len(positions))
-        weights = np.square(unit.waveform.peaks[near])
-        x, y = (weights @ positions[near] / weights.sum()).tolist()
+    x, y = unit_position(unit, positions) or (None, None)
     return {
         "id": str(unit.unit_id),
         "group": unit.group.name,
@@ -222,13 +295,14 @@ def _spikes(samples: SpikeSamples) -> dict[str, Any]:
         "amplitude": pack(samples.amplitude[rows], "int16", _STEP),
         "depth_um": pack(samples.depth_um[rows]),
         "responses": samples.responses.tolist(),
-        "num_seconds": samples.num_seconds,
+        "seconds_s": np.round(samples.seconds_s, 6).tolist(),
+        "noise": pack(samples.noise, "uint16", _STEP),
         "num_seconds_evaluated": samples.num_seconds_evaluated,
     }
 
 
 def _trains(result: StoredResult) -> dict[str, Any]:
-    """Return the times of a part of the spikes, for a page without the recording."""
+    """Return the times of an evenly chosen part of all spikes."""
     spikes = result.sorting.to_spike_vector()
     spikes = spikes[spread(len(spikes), MAX_RASTER_SPIKES)]
     offsets = np.cumsum([0, *result.num_samples])
@@ -236,27 +310,46 @@ def _trains(result: StoredResult) -> dict[str, Any]:
     return {"unit": pack(spikes["unit_index"], "uint16"), "time_s": pack(times)}
 
 
+def _firing(firing: Firing, rate: float) -> dict[str, Any]:
+    return {
+        "intervals": pack(firing.intervals, "uint32"),
+        "counts": pack(firing.counts, "uint32"),
+        "bin_s": firing.rate_bin_s,
+        "compared": {
+            "unit": pack(firing.compared_units, "uint16"),
+            "step": pack(np.diff(firing.compared_frames, prepend=0), "uint32"),
+            "frames_per_ms": rate / 1000,
+            "seconds": firing.compared_s,
+        },
+    }
+
+
 def _excerpt(excerpt: Excerpt) -> dict[str, Any]:
     return {
         "start_s": excerpt.start_s,
         "step_ms": 1000 / excerpt.sampling_frequency,
         "channels": list(excerpt.channel_ids),
+        "group": excerpt.group,
+        "channel_index": list(excerpt.channel_index),
         "traces": pack(excerpt.traces.T, "int16", _TRACE_STEP),
         "spikes": excerpt.spikes,
         "num_spikes": excerpt.num_spikes,
     }
 
 
-def _pair(pair: UnitPair) -> dict[str, Any]:
-    return {
-        "first": pair.first,
-        "second": pair.second,
-        "similarity": pair.similarity,
-        "shared": pair.shared,
-        "refractory": pair.refractory,
-        "verdict": pair.verdict,
-        "correlogram": pair.correlogram.tolist(),
-    }
+def _pairs(pairs: Sequence[UnitPair], features: Sequence[PairFeatures]) -> list[dict[str, Any]]:
+    return [
+        {
+            "first": pair.first,
+            "second": pair.second,
+            "similarity": pair.similarity,
+            "reason": pair.reason,
+            "correlogram": pair.correlogram.tolist(),
+            "features": [pack(part, "int16", _FEATURE_STEP) for part in (found.first, found.second)],
+            "channels": list(found.channel_ids),
+        }
+        for pair, found in zip(pairs, features, strict=True)
+    ]
 
 
 def _truth(performance: Performance, truth_snr: Sequence[float | None]) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from spikeinterface.core import BaseRecording, BaseSorting
 
 from spikewise.core.config import EvaluationConfig
@@ -15,13 +16,16 @@ from spikewise.core.files import check_output_file
 from spikewise.core.progress import PREPARING, ProgressCallback
 from spikewise.core.progress_bars import shown
 from spikewise.data.opening import open_recording, open_sorting
+from spikewise.data.recordings.preprocessing import known_gains
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.models.checkpoint import Model
 from spikewise.output.matching import Performance, compare_sortings
-from spikewise.output.report.page import write_report
+from spikewise.output.report.page import Comparison, write_report
+from spikewise.output.report.page_data import TraceScale
 from spikewise.output.result import StoredResult, load_result
 from spikewise.output.result_groups import groups_of
 from spikewise.output.store import REPORT_FILE
+from spikewise.sorting.groups import Group
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,10 @@ class SortedResult(Protocol):
     @property
     def provenance(self) -> dict[str, Any]:
         """Settings, versions, hashes, seeds and timings."""
+
+    @property
+    def folder(self) -> Path | None:
+        """The output folder, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +114,12 @@ def report(
     stored = (
         load_result(result)
         if isinstance(result, str | Path)
-        else StoredResult(result.sorting, result.model, result.provenance)
+        else StoredResult(result.sorting, result.model, result.provenance).with_motions_of(result.folder)
     )
     with shown(progress) as told:
         told(PREPARING, 0, 1, "")
         opened = None if recording is None else open_recording(recording, stored.reading)[0]
-        readers = None if opened is None else _readers_of(stored, opened)
+        groups = None if opened is None else groups_of(stored, opened)
         performance, true_spikes = None, None
         if truth is not None:
             told("comparing with the truth", 0, 1, "")
@@ -120,10 +128,9 @@ def report(
         path = write_report(
             stored,
             output,
-            readers=readers,
-            truth=true_spikes,
-            performance=performance,
-            interval_s=settings.interval,
+            readers=None if groups is None else _readers_of(groups),
+            scales=None if groups is None else _scales_of(groups),
+            comparison=Comparison(true_spikes, performance, settings.interval),
             overwrite=overwrite,
             progress=told,
         )
@@ -131,14 +138,15 @@ def report(
 
 
 def report_of_sort(
-    result: StoredResult, readers: Mapping[str, TraceReader], folder: Path, progress: ProgressCallback
+    result: StoredResult, groups: Sequence[Group], folder: Path, progress: ProgressCallback
 ) -> None:
-    """Write the report of a sort into its output folder, from the traces that were sorted.
+    """Write the report of a sort into its output folder, from the groups that were sorted.
 
     The sort is finished, so an error only logs a warning, and Ctrl-C only skips the report.
     """
     try:
-        write_report(result, folder / REPORT_FILE, readers=readers, progress=progress)
+        readers, scales = _readers_of(groups), _scales_of(groups)
+        write_report(result, folder / REPORT_FILE, readers=readers, scales=scales, progress=progress)
     except (Exception, KeyboardInterrupt) as error:  # the finished sort must survive any error here
         logger.debug("the report failed", exc_info=True)
         logger.warning(
@@ -148,6 +156,16 @@ def report_of_sort(
         )
 
 
-def _readers_of(result: StoredResult, recording: BaseRecording) -> dict[str, TraceReader]:
-    """Return the traces of each group of a result, preprocessed as for its model."""
-    return {group.name: group.reader for group in groups_of(result, recording)}
+def _readers_of(groups: Sequence[Group]) -> dict[str, TraceReader]:
+    """Return the traces of each group, preprocessed as for the model."""
+    return {group.name: group.reader for group in groups}
+
+
+def _scales_of(groups: Sequence[Group]) -> dict[str, TraceScale]:
+    """Return what the traces of each group are measured in."""
+    scales = {}
+    for group in groups:
+        gains = known_gains(group.recording)
+        levels = np.nan_to_num(group.preprocessed.noise_levels)
+        scales[group.name] = TraceScale(None if gains is None else levels * np.abs(gains), group.noise_ratio)
+    return scales

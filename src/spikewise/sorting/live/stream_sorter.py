@@ -11,6 +11,7 @@ import numpy as np
 from spikewise.core.errors import CheckpointError, RecordingError, SettingError
 from spikewise.core.files import replacing
 from spikewise.core.untrusted import load_npz, parsing
+from spikewise.data.recordings.channels import LARGEST
 from spikewise.data.recordings.conditioning import LiveBand
 from spikewise.data.recordings.live_conditioning import LiveConditioner
 from spikewise.data.recordings.preprocessing import (
@@ -136,6 +137,16 @@ class StreamSorter:
         """Samples so far, missing ones included: the index of the next sample."""
         return self._start + self._streams[0].num_samples
 
+    @property
+    def main_columns(self) -> np.ndarray:
+        """Column (num_units,) of the channel that is nearest to each unit."""
+        return np.concatenate(
+            [
+                columns[detector.network.channel_index[:, 0].numpy()]
+                for detector, columns in zip(self._detectors, self._columns, strict=True)
+            ]
+        )
+
     def warm_up(self, dtype: str) -> None:
         """Compile all that :meth:`push` needs for a type of samples, which takes seconds the first time."""
         for stream in self._new_streams():
@@ -145,7 +156,8 @@ class StreamSorter:
     def push(self, block: np.ndarray) -> np.ndarray:
         """Take the next samples; return the spikes that are certain now.
 
-        Rows with NaN or infinite values on channels that the model uses count as missing: they are a gap.
+        Rows with NaN, or values that no electrode gives (above 1e12), on channels that the model uses are a
+        gap.
 
         Parameters
         ----------
@@ -164,8 +176,8 @@ class StreamSorter:
             If the block has another number of columns, or no real numbers.
         """
         block = self._checked(block)
-        if block.dtype.kind == "f" and not np.isfinite(block[:, self._used].sum(dtype=np.float64)):
-            is_good = np.isfinite(block[:, self._used]).all(axis=1)
+        if block.dtype.kind == "f" and not np.abs(block[:, self._used]).max(initial=0.0) <= LARGEST:
+            is_good = (np.abs(block[:, self._used]) <= LARGEST).all(axis=1)  # NaN is not
             if not is_good.all():
                 return self._push_parts(block, is_good)
         return self._push(block)

@@ -1,6 +1,6 @@
 // Drawing: unpacking the data, the style of all charts, and drawing each chart when it comes into view.
 
-const page = { data: null, unit: 0, excerpt: 0, pair: 0 };
+const page = { data: null, unit: 0, excerpt: 0, pair: [0, 1] };
 const COARSE = window.matchMedia("(pointer: coarse)").matches;
 const CONFIG = { displayModeBar: false, responsive: true, doubleClick: "reset" };
 
@@ -11,7 +11,7 @@ async function inflate(id) {
   return new Response(stream).text();
 }
 
-const TYPES = { int16: Int16Array, uint16: Uint16Array, uint8: Uint8Array, float32: Float32Array };
+const TYPES = { int16: Int16Array, uint16: Uint16Array, uint32: Uint32Array, uint8: Uint8Array, float32: Float32Array };
 const unpacked = new Map();
 
 // Return the numbers of a packed array, row after row; each array is unpacked only once.
@@ -76,20 +76,41 @@ function layout(x, y, more = {}) {
   };
 }
 
-function band(axisName, from, to) {
+function band(axisName, from, to, fill = "soft", opacity = 0.16) {
   const along = axisName === "x";
   return {
     type: "rect",
     layer: "below",
     line: { width: 0 },
-    fillcolor: colour("soft"),
-    opacity: 0.16,
+    fillcolor: colour(fill),
+    opacity,
     [along ? "x0" : "y0"]: from,
     [along ? "x1" : "y1"]: to,
     [along ? "y0" : "x0"]: 0,
     [along ? "y1" : "x1"]: 1,
     [along ? "yref" : "xref"]: "paper",
   };
+}
+
+// Return the shaded bands of the time that was not read, for charts of spikes from the seconds that were.
+function unreadBands(scale) {
+  const edges = [[0, 0], ...page.data.spikes.seconds_s, [page.data.duration_s, page.data.duration_s]];
+  return edges
+    .slice(1)
+    .map(([start], k) => [edges[k][1], start])
+    .filter(([from, to]) => to - from > 0.001)
+    .map(([from, to]) => band("x", from / scale, to / scale, "line", 0.6));
+}
+
+// Return the unit of measure of the amplitudes of a group, once they are multiplied by its scale.
+function measureName(group) {
+  return group.is_uV ? "µV" : "noise s.d.";
+}
+
+// Return the largest of 1, 2 and 5 times a power of ten that is not above a value.
+function roundBelow(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [5, 2, 1].map((factor) => factor * power).find((size) => size <= value * 1.000001);
 }
 
 // Each chart is a function that returns { traces, layout, label, onClick }; it is called to draw the chart.

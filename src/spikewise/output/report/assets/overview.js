@@ -43,10 +43,10 @@ chart("probe", () => {
   const equal = spans[1] < 4 * Math.max(spans[0], 10) ? { scaleanchor: "x" } : {};
   const pad = 0.35 * Math.max(spans[0], 20);
   const left = Math.min(...positions.map((position) => position[0]));
-  const x = axis("um", { range: equal.scaleanchor ? undefined : [left - pad, left + spans[0] + pad], nticks: 4 });
+  const x = axis("µm", { range: equal.scaleanchor ? undefined : [left - pad, left + spans[0] + pad], nticks: 4 });
   return {
     traces,
-    layout: layout(x, axis("depth (um)", equal)),
+    layout: layout(x, axis("depth (µm)", equal)),
     label: `Map of ${positions.length} channels and ${placed.length} units.`,
     onClick: (event) => {
       const index = event.points[0].customdata;
@@ -74,13 +74,16 @@ const AMPLITUDES = {
 chart("raster", () => {
   const { data } = page;
   const view = document.getElementById("raster-view").value;
-  const source = data.spikes || data.trains;
+  const source = view === "units" ? data.trains : data.spikes;
   const units = unpack(source.unit);
   const step = Math.max(1, units.length / data.limits.raster);
   const rows = range(Math.min(units.length, data.limits.raster)).map((k) => Math.floor(k * step));
   const { scale, name } = timeScale();
   const times = unpack(source.time_s);
-  const amplitude = data.spikes && unpack(data.spikes.amplitude);
+  const isOne = data.groups.every((group) => group.is_uV === data.groups[0].is_uV);
+  const measure = isOne ? measureName(data.groups[0]) : "noise s.d.";
+  const factors = data.units.map((unit) => (isOne ? measureOf(unit).factor : 1));
+  const amplitude = view === "units" ? null : unpack(data.spikes.amplitude).map((value, row) => value * factors[units[row]]);
   const height = { depth: () => unpack(data.spikes.depth_um), amplitude: () => amplitude, units: () => units }[view]();
   const largest = amplitude && [...rows.map((row) => amplitude[row])].sort((a, b) => a - b)[Math.floor(rows.length * 0.97)];
   const byAmplitude = {
@@ -88,7 +91,7 @@ chart("raster", () => {
     colorscale: AMPLITUDES[document.documentElement.dataset.theme],
     cmin: 0,
     cmax: largest,
-    colorbar: { title: { text: "noise s.d.", side: "right" }, thickness: 10, len: 0.7, outlinewidth: 0 },
+    colorbar: { title: { text: measure, side: "right" }, thickness: 10, len: 0.7, outlinewidth: 0 },
   };
   const traces = [
     {
@@ -102,14 +105,19 @@ chart("raster", () => {
       marker: { size: 3.5, opacity: 0.8, ...(view === "depth" ? byAmplitude : { color: rows.map((row) => data.units[units[row]].colour) }) },
     },
   ];
-  const shapes = data.label_interval_s ? [band("x", ...data.label_interval_s.map((time) => time / scale))] : [];
+  const shapes = view === "units" ? [] : unreadBands(scale);
+  if (data.label_interval_s && !data.labels_are_everywhere) shapes.push(band("x", ...data.label_interval_s.map((time) => time / scale), "mark", 0.12));
   const named = data.units.length <= 40 ? { tickvals: range(data.units.length), ticktext: data.units.map((unit) => plain(unit.id)) } : {};
   const y = {
-    depth: () => axis("depth (um)"),
-    amplitude: () => axis("amplitude (noise s.d.)", { rangemode: "tozero" }),
+    depth: () => axis("depth (µm)"),
+    amplitude: () => axis(`amplitude (${measure})`, { rangemode: "tozero" }),
     units: () => axis("unit", { ...named, showgrid: false, range: [data.units.length - 0.5, -0.5] }),
   }[view]();
-  document.getElementById("raster-drawn").textContent = `${counted(rows.length, "spike")} are drawn, evenly chosen.`;
+  const drawn = counted(rows.length, "spike");
+  document.getElementById("raster-drawn").textContent =
+    view === "units"
+      ? `${drawn} of ${formatted(data.num_spikes, 0)} are drawn, evenly chosen from the whole recording.`
+      : `${drawn} are drawn, from ${formatted(data.spikes.seconds_s.length, 0)} s, evenly spread. Grey: time that was not read for this view.`;
   return {
     traces,
     layout: layout(axis(`time (${name})`, { range: [0, data.duration_s / scale] }), y, { shapes }),
@@ -151,7 +159,11 @@ chart("similarity", () => {
   const label = `Similarity of the mean waveforms of ${units.length} units; ${page.data.pairs.length} pairs are alike.`;
   return {
     ...heatmap(values, names, names, ["unit", "unit"], label, "units %{text}: %{z:.2f}<extra></extra>"),
-    onClick: (event) => choose(order[event.points[0].pointIndex[0]]),
+    onClick: (event) => {
+      const [a, b] = event.points[0].pointIndex.map((k) => order[k]);
+      if (a === b) choose(a);
+      else showPair(a, b);
+    },
   };
 });
 
@@ -245,10 +257,12 @@ function firing(excerpt) {
 
 chart("moment-traces", () => {
   const excerpt = page.data.excerpts[page.excerpt];
-  const values = unpack(excerpt.traces);
   const [channels, size] = excerpt.traces.shape;
+  const group = page.data.groups.find(({ name }) => name === excerpt.group);
+  const factors = excerpt.channel_index.map((channel) => group.scale[channel]);
+  const values = unpack(excerpt.traces).map((value, k) => value * factors[Math.floor(k / size)]);
   const times = range(size, 0, excerpt.step_ms);
-  const spacing = 0.75 * Math.max(8, values.reduce((most, value) => Math.max(most, Math.abs(value)), 0));
+  const spacing = 0.75 * Math.max(8 * Math.min(...factors), values.reduce((most, value) => Math.max(most, Math.abs(value)), 0));
   const level = (channel, sample) => values[channel * size + sample] - spacing * channel;
   const base = { type: "scatter", mode: "lines", hoverinfo: "skip" };
   const traces = range(channels).map((channel) => ({
@@ -276,14 +290,20 @@ chart("moment-traces", () => {
   }
   const lowest = range(size).map((sample) => level(channels - 1, sample));
   const highest = range(size).map((sample) => level(0, sample));
-  const y = axis(`channel (${formatted(spacing, 0)} noise s.d. apart)`, {
+  const measure = measureName(group);
+  const bar = roundBelow(0.8 * spacing);
+  const right = 1.02 * times[size - 1];
+  const shapes = [{ type: "line", x0: right, x1: right, y0: 0, y1: bar, line: { color: colour("ink"), width: 2 } }];
+  const text = `${bar}<br>${measure.replace(" ", "<br>")}`;
+  annotations.push({ x: right, y: bar / 2, text, align: "left", xanchor: "left", xshift: 2, showarrow: false, font: { size: 11 } });
+  const y = axis("channel", {
     tickvals: range(channels).map((channel) => -spacing * channel), ticktext: excerpt.channels.map(plain), showgrid: false,
     range: [Math.min(...lowest, -spacing * (channels - 0.5)) - 0.05 * spacing, Math.max(...highest, spacing / 2) + 0.35 * spacing],
   });
   const units = firing(excerpt);
   return {
     traces,
-    layout: layout(axis(`ms after ${excerpt.start_s.toFixed(3)} s`, { range: [0, times[size - 1]] }), y, { annotations }),
+    layout: layout(axis(`ms after ${excerpt.start_s.toFixed(3)} s`, { range: [0, 1.08 * times[size - 1]] }), y, { annotations, shapes }),
     label: `Traces of ${channels} channels from ${excerpt.start_s.toFixed(3)} s with ${counted(excerpt.spikes.length, "spike")} of units ${units.join(", ")} marked.`,
   };
 });

@@ -45,21 +45,6 @@ function prepareExcerpts() {
   showExcerpt(0);
 }
 
-function preparePairs() {
-  const table = document.getElementById("pair-rows");
-  if (!table) return;
-  const show = (index) => {
-    page.pair = index;
-    [...table.rows].forEach((row, k) => row.toggleAttribute("aria-current", k === index));
-    redraw(["pair-probe", "pair-correlogram"]);
-  };
-  table.addEventListener("click", (event) => {
-    const row = event.target.closest("tr");
-    if (row) show([...table.rows].indexOf(row));
-  });
-  show(0);
-}
-
 function prepareKeys() {
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest("input, select, textarea");
@@ -110,6 +95,7 @@ async function begin() {
   prepareExcerpts();
   preparePairs();
   prepareKeys();
+  prepareSaving();
   preparePrinting();
   if (rows.length) choose(0);
   watch();

@@ -57,7 +57,7 @@ function filterRows() {
   document.getElementById("shown").textContent = `${shown} of ${rows.length} units shown`;
 }
 
-const UNIT_CHARTS = ["unit-probe", "unit-waveforms", "unit-correlogram", "unit-amplitudes", "unit-responses", "probe"];
+const UNIT_CHARTS = ["unit-probe", "unit-waveforms", "unit-correlogram", "unit-intervals", "unit-rate", "unit-amplitudes", "unit-responses", "probe"];
 
 function choose(index) {
   page.unit = index;
@@ -91,6 +91,10 @@ function describe(index, row) {
     value.textContent = text;
     facts.append(name, value);
   });
+  const [name, value] = [document.createElement("dt"), document.createElement("dd")];
+  name.textContent = "in Phy";
+  value.textContent = `cluster ${index}`;
+  facts.append(name, value);
   document.getElementById("unit-labels").textContent = page.labels(row.dataset.labels);
 }
 
@@ -103,7 +107,19 @@ function step(by) {
   choose(Number(shown[next].dataset.index));
 }
 
+// List what the columns mean, for those who cannot point at the names.
+function explainColumns() {
+  const list = document.getElementById("columns");
+  for (const cell of headers) {
+    const [name, meaning] = [document.createElement("dt"), document.createElement("dd")];
+    name.textContent = cell.textContent.trim();
+    meaning.textContent = cell.firstElementChild.title;
+    list.append(name, meaning);
+  }
+}
+
 function prepareTable() {
+  explainColumns();
   for (const cell of headers) {
     const button = cell.firstElementChild;
     button.addEventListener("click", () => sortBy(button.dataset.sort));

@@ -1,4 +1,4 @@
-// The charts of one unit (waveforms, correlogram, amplitudes, responses), and of a pair of units.
+// The charts of one unit: waveforms, correlogram, intervals, rate, amplitudes, responses.
 
 function unitOf(index) {
   return page.data.units[index];
@@ -35,11 +35,19 @@ function pitch(positions) {
   return { x: x || y || 20, y: y || x || 20 };
 }
 
+// Return by what to multiply amplitudes of a unit, and in which unit of measure they then are.
+function measureOf(unit) {
+  const group = groupOf(unit);
+  return { factor: unit.main === null ? 1 : group.scale[unit.main], name: measureName(group) };
+}
+
 // Draw the waveforms of units at the positions of their channels.
 function onProbe(indices) {
   const first = unitOf(indices[0]);
   const group = groupOf(first);
-  const shown = indices.map((index) => meansOf(index));
+  const shown = indices.map((index) =>
+    meansOf(index).map(({ channel, values }) => ({ channel, values: values.map((value) => value * group.scale[channel]) })),
+  );
   const channels = shown[0].map((part) => part.channel);
   const positions = channels.map((channel) => group.positions[channel]);
   const size = pitch(positions);
@@ -59,7 +67,8 @@ function onProbe(indices) {
       x.push(null);
       y.push(null);
     }
-    const line = { color: unitOf(indices[k]).colour, width: 1.6 };
+    const fill = indices.length > 1 ? pairColours()[k] : unitOf(indices[k]).colour;
+    const line = { color: fill, width: 1.6 };
     return { x, y, mode: "lines", line, hoverinfo: "skip", type: "scatter" };
   });
   traces.push({
@@ -75,9 +84,26 @@ function onProbe(indices) {
   });
   const pad = { x: 0.6 * size.x, y: 1.1 * size.y };
   const extent = (k, by) => [Math.min(...positions.map((p) => p[k])) - by, Math.max(...positions.map((p) => p[k])) + by];
-  const x = axis("", { ...BARE, range: extent(0, pad.x) });
-  const y = axis("", { ...BARE, range: extent(1, pad.y) });
-  return { traces, layout: layout(x, y, { margin: { l: 26, r: 4, t: 4, b: 4 } }) };
+  const [left, right] = extent(0, pad.x);
+  const [lowest, highest] = extent(1, pad.y);
+  const tall = (0.9 * size.y) / largest;
+  const bar = roundBelow(largest / 1.5);
+  const corner = { x: left + 0.04 * (right - left), y: lowest - bar * tall };
+  const line = { color: colour("ink"), width: 2 };
+  traces.push({
+    x: [corner.x, corner.x, corner.x + width],
+    y: [corner.y + bar * tall, corner.y, corner.y],
+    mode: "lines", line, hoverinfo: "skip", type: "scatter",
+  });
+  const annotations = [
+    {
+      x: corner.x + width, y: corner.y + (bar * tall) / 2, xanchor: "left", xshift: 4, showarrow: false,
+      text: `${bar} ${measureName(group)}, 1 ms`, font: { size: 11 },
+    },
+  ];
+  const x = axis("", { ...BARE, range: [left, right] });
+  const y = axis("", { ...BARE, range: [corner.y - 0.3 * size.y, highest] });
+  return { traces, layout: layout(x, y, { margin: { l: 26, r: 4, t: 4, b: 4 }, annotations }) };
 }
 
 chart("unit-probe", () => {
@@ -96,8 +122,10 @@ chart("unit-waveforms", () => {
   if (unit.main === null) return emptyChart(`Unit ${unit.id} has no waveform.`);
   const { num_samples: size, deviation, snippets, num_snippets: counts } = page.data.waveforms;
   const times = waveformTimes();
-  const mean = Array.from(meansOf(page.unit)[0].values);
-  const around = unpack(deviation).subarray(page.unit * size, (page.unit + 1) * size);
+  const { factor, name: measure } = measureOf(unit);
+  const scaled = (values) => Array.from(values, (value) => value * factor);
+  const mean = scaled(meansOf(page.unit)[0].values);
+  const around = scaled(unpack(deviation).subarray(page.unit * size, (page.unit + 1) * size));
   const most = snippets.shape[1];
   const all = unpack(snippets);
   const x = [];
@@ -105,7 +133,7 @@ chart("unit-waveforms", () => {
   for (let k = 0; k < counts[page.unit]; k += 1) {
     const first = (page.unit * most + k) * size;
     x.push(...times, null);
-    y.push(...all.subarray(first, first + size), null);
+    y.push(...scaled(all.subarray(first, first + size)), null);
   }
   const thin = { color: colour("soft"), width: 0.6 };
   const fill = { type: "scatter", mode: "lines", hoverinfo: "skip", line: { width: 0 } };
@@ -118,7 +146,7 @@ chart("unit-waveforms", () => {
   const name = plain(groupOf(unit).channel_ids[unit.main]);
   return {
     traces,
-    layout: layout(axis("ms"), axis(`channel ${name}`)),
+    layout: layout(axis("ms"), axis(`channel ${name} (${measure})`)),
     label: `${counted(counts[page.unit], "spike")} of unit ${unit.id} on channel ${name} and their mean.`,
   };
 });
@@ -139,6 +167,49 @@ chart("unit-correlogram", () => {
   return correlogram(unit.correlogram, unit.colour, `Auto-correlogram of unit ${unit.id}.`);
 });
 
+chart("unit-intervals", () => {
+  const { intervals } = page.data.firing;
+  const { interval_bin_ms: width, refractory_ms: refractory } = page.data.limits;
+  const bins = intervals.shape[1];
+  const counts = Array.from(unpack(intervals).subarray(page.unit * bins, (page.unit + 1) * bins));
+  const centres = range(bins, width / 2, width);
+  const isShort = centres.map((centre) => centre < refractory);
+  const fill = unitOf(page.unit).colour;
+  const marker = { color: isShort.map((is) => (is ? colour("bad") : fill)) };
+  const traces = [{ type: "bar", x: centres, y: counts, width, marker, hovertemplate: "%{x:.2f} ms: %{y}<extra></extra>" }];
+  const violations = counts.filter((_, k) => isShort[k]).reduce((a, b) => a + b, 0);
+  const line = { color: colour("bad"), width: 1.2, dash: "dot" };
+  const shapes = [{ type: "line", x0: refractory, x1: refractory, y0: 0, y1: 1, yref: "paper", line }];
+  const note = {
+    x: refractory, y: 1, yref: "paper", xanchor: "left", yanchor: "top", xshift: 4, showarrow: false,
+    text: counted(violations, "violation"), font: { color: colour("bad") },
+  };
+  const x = axis("inter-spike interval (ms)", { showgrid: false, range: [0, bins * width] });
+  return {
+    traces,
+    layout: layout(x, axis("intervals", { rangemode: "tozero", nticks: 4 }), { shapes, annotations: [note], bargap: 0 }),
+    label: `Inter-spike intervals of unit ${unitOf(page.unit).id}: ${violations} under ${refractory} ms.`,
+  };
+});
+
+chart("unit-rate", () => {
+  const { counts, bin_s: width } = page.data.firing;
+  const bins = counts.shape[1];
+  const rates = Array.from(unpack(counts).subarray(page.unit * bins, (page.unit + 1) * bins), (count) => count / width);
+  const { scale, name } = timeScale();
+  const unit = unitOf(page.unit);
+  const line = { color: unit.colour, width: 1.4, shape: "hvh" };
+  const traces = [
+    { type: "scatter", mode: "lines", x: range(bins, width / 2 / scale, width / scale), y: rates, line, fill: "tozeroy", fillcolor: `${unit.colour}33` },
+  ];
+  const x = axis(`time (${name})`, { range: [0, page.data.duration_s / scale] });
+  return {
+    traces,
+    layout: layout(x, axis("rate (Hz)", { rangemode: "tozero", nticks: 4 })),
+    label: `Firing rate of unit ${unit.id} in ${bins} bins of ${formatted(width, 1)} s.`,
+  };
+});
+
 // Return the first and the end index of the spikes of a unit in the arrays of spikes, which are ordered by unit.
 function spikesOf(index) {
   const units = unpack(page.data.spikes.unit);
@@ -150,19 +221,36 @@ chart("unit-amplitudes", () => {
   const unit = unitOf(page.unit);
   const [first, end] = spikesOf(page.unit);
   const { scale, name } = timeScale();
+  const { factor, name: measure } = measureOf(unit);
   const traces = [
     {
       type: "scatter",
       mode: "markers",
       x: Array.from(unpack(page.data.spikes.time_s).subarray(first, end), (time) => time / scale),
-      y: unpack(page.data.spikes.amplitude).subarray(first, end),
+      y: Array.from(unpack(page.data.spikes.amplitude).subarray(first, end), (value) => value * factor),
       marker: { color: unit.colour, size: 4, opacity: 0.6 },
+      hovertemplate: `%{y:.1f} ${measure}<extra></extra>`,
     },
   ];
+  const { noise, seconds_s: seconds } = page.data.spikes;
+  const levels = unpack(noise).subarray(page.unit * seconds.length, (page.unit + 1) * seconds.length);
+  if (unit.main !== null) {
+    traces.push({
+      type: "scatter",
+      mode: "lines",
+      name: "noise",
+      x: seconds.flatMap(([start, stop]) => [start / scale, stop / scale]),
+      y: Array.from(levels).flatMap((level) => [level * factor, level * factor]),
+      line: { color: colour("ink"), width: 1.2 },
+      fill: "tozeroy",
+      fillcolor: `${colour("ink")}22`,
+      hovertemplate: `noise %{y:.1f} ${measure}<extra></extra>`,
+    });
+  }
   const x = axis(`time (${name})`, { range: [0, page.data.duration_s / scale] });
   return {
     traces,
-    layout: layout(x, axis("amplitude", { rangemode: "tozero" })),
+    layout: layout(x, axis(`amplitude (${measure})`, { rangemode: "tozero" }), { shapes: unreadBands(scale) }),
     label: `Amplitudes of ${counted(end - first, "spike")} of unit ${unit.id} over time.`,
   };
 });
@@ -191,16 +279,4 @@ chart("unit-responses", () => {
     layout: layout(axis("response (probability)", { range: [0, 1], showgrid: false }), y, { shapes, bargap: 0 }),
     label: `Responses of the network for unit ${unit.id}: ${above} peaks above the threshold ${formatted(unit.threshold)}.`,
   };
-});
-
-chart("pair-probe", () => {
-  const pair = page.data.pairs[page.pair];
-  const [first, second] = [pair.first, pair.second].map((index) => unitOf(index).id);
-  return { ...onProbe([pair.first, pair.second]), label: `Mean waveforms of units ${first} and ${second}.` };
-});
-
-chart("pair-correlogram", () => {
-  const pair = page.data.pairs[page.pair];
-  const [first, second] = [pair.first, pair.second].map((index) => unitOf(index).id);
-  return correlogram(pair.correlogram, colour("mark"), `Cross-correlogram of units ${first} and ${second}.`);
 });

@@ -1,0 +1,1 @@
+"""The motion of the tissue along the probe, estimated from the events that discovery searches."""

@@ -1,0 +1,1 @@
+"""Single channels in a running stream: detect, align and classify their spikes."""
