@@ -1,6 +1,7 @@
 """The speed benchmark: small runs from end to end, and what its numbers rest on."""
 
 import dataclasses
+import importlib.util
 import json
 import sys
 from types import SimpleNamespace
@@ -56,7 +57,8 @@ def test_the_results_agree_with_one_another(measured):
     stages = results["stages"]
     assert [*stages] == ["read", "prepare", "preprocess", *NETWORK_STAGES, "write"]
     in_all = sum(stage["seconds"] for stage in stages.values())
-    assert 1 / 30 < in_all / results["end_to_end_seconds"] < 30  # tenths of a second, whatever else runs
+    assert results["end_to_end_seconds"] == results["training_seconds"] + results["sorting_seconds"]
+    assert 1 / 30 < in_all / results["sorting_seconds"] < 30  # tenths of a second, whatever else runs
     assert results["paper_form_ratio"] == results["paper_form_seconds"] / results["network_seconds"]
     assert results["other_sorter_ratio"] is None
     assert results["network_seconds"] < results["dense_seconds"]
@@ -110,7 +112,9 @@ def test_simulation_and_model_are_used_again_unless_settings_change(measured):
     assert train_model(folder, scene, SMALL, UNITS, lambda *_: None) == (files[1], None)
     assert [file.stat().st_mtime_ns for file in files] == before
     quicker = dataclasses.replace(UNITS, unit_steps=10)
-    assert train_model(folder, scene, SMALL, quicker, lambda *_: None)[1] > 0
+    taken = train_model(folder, scene, SMALL, quicker, lambda *_: None)[1]
+    assert taken > 0
+    assert speed.earlier_seconds(folder) == pytest.approx(taken, abs=0.001)  # told when it is used again
     assert train_model(folder, scene, SMALL, quicker, lambda *_: None)[1] is None
 
 
@@ -175,6 +179,23 @@ def test_the_command_measures_a_given_model_and_another_sorter(measured, capsys,
     written = json.loads((folder / "speed.json").read_text())
     assert written == {name: told[name] for name in written}
     assert (folder / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("python", [sys.executable, "/nowhere/python"])
+def test_spikesift_that_is_not_there_is_told(measured, python):
+    if python == sys.executable and importlib.util.find_spec("spikesift"):
+        pytest.skip("it is installed")
+    told = speed._run_other("spikesift", make_scene(measured[0], SMALL), 0, python)
+    assert (told["seconds"], told["accuracy"]) == (None, None)
+    assert python in told["reason"]
+    assert "--peers-python" in told["reason"]
+
+
+def test_spikesift_sorts_the_tested_part(measured):
+    pytest.importorskip("spikesift")
+    told = speed._run_other("spikesift", make_scene(measured[0], SMALL), 0)
+    assert told["seconds"] > 0
+    assert 0 <= told["accuracy"] <= 1
 
 
 def test_a_sorter_that_fails_is_told_with_its_reason(measured, monkeypatch):

@@ -77,7 +77,7 @@ def test_units_that_are_not_learnt_anew_stay_as_they_were(scene, refreshed):
     assert made.unit_ids == part.unit_ids
 
 
-@pytest.mark.parametrize(("stage", "after"), [("sort", 5), ("train", 8)])
+@pytest.mark.parametrize(("stage", "after"), [("sorting", 6), ("learning", 10)])
 def test_it_goes_on_where_it_was_ended(scene, refreshed, tmp_path, stage, after):
     given = {"labels": scene.truth, "output": tmp_path / "out", **EVERY, **QUICK_UNITS}
     with pytest.raises(Ended):

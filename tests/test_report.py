@@ -19,6 +19,7 @@ from spikewise.cli import main as cli
 from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.core.errors import CheckpointError, OutputError, RecordingError, SpikewiseError
 from spikewise.core.files import save_json
+from spikewise.data.recordings.reader import TraceReader
 from spikewise.output import colours, measures, samples
 from spikewise.output.measures import spike_trains
 from spikewise.output.pairs import likely_pairs, unit_similarity
@@ -420,6 +421,40 @@ def test_responses_above_the_threshold_are_the_spikes_that_were_found(stored):
     assert counts.sum() > 20
     assert found.responses[:, centres > 0.2].sum(axis=1).tolist() == counts.tolist()
     assert found.responses[:, centres < 0.05].sum() == 0
+
+
+def test_no_second_is_read_twice(stored, monkeypatch, tmp_path):
+    read = collections.Counter()
+    original = TraceReader._read_block
+
+    def counted(self, segment_index, block_index):
+        read[segment_index, block_index] += 1
+        return original(self, segment_index, block_index)
+
+    monkeypatch.setattr(TraceReader, "_read_block", counted)
+    recording = spikewise.load_recording(stored / "simulation" / "recording")
+    spikewise.report(stored / "sorted", tmp_path / "report.html", recording=recording)
+    assert sorted(read) == [(0, second) for second in range(6)]
+    assert set(read.values()) == {1}
+
+
+def test_no_second_of_a_long_recording_is_read_twice(tmp_path):
+    """Of two minutes, some seconds are read: for mean waveforms, single spikes, responses and excerpts."""
+    second, length = round(RATE), 120 * round(RATE)
+    frames = list(range(400, length - 400, 900))
+    traces = np.zeros((length, 3), np.float32)
+    traces[frames] = [-5.0, -9.0, -4.0]
+    read = collections.Counter()
+
+    class Counted(ArrayTraces):
+        def read(self, segment_index, start, stop):
+            read.update(range(max(0, start) // second, -(-min(stop, length) // second)))
+            return super().read(segment_index, start, stop)
+
+    result = small_result([[(frame, 0) for frame in frames]], ["a"], [length])
+    write_report(result, tmp_path / "report.html", readers={"0": Counted(traces, sampling_frequency=RATE)})
+    assert len(read) == samples.MAX_SECONDS_SAMPLED
+    assert set(read.values()) == {1}
 
 
 def test_units_found_twice_split_and_only_alike_are_told_apart():

@@ -32,7 +32,7 @@ def ending(stage: str, after: int):
 
     def tell(name: str, done: float, total: float, note: str = "") -> None:
         nonlocal count
-        count += name == stage
+        count += name.startswith(stage)
         if count == after:
             raise Ended
 
@@ -53,7 +53,8 @@ def undisturbed(many_units):
 
 
 @pytest.mark.parametrize(
-    ("stage", "after"), [("train", 2), ("look", 2), ("train", 37), ("sort", 1), ("sort", 9)]
+    ("stage", "after"),
+    [("learning", 3), ("searching", 2), ("learning", 39), ("sorting", 2), ("sorting", 10)],
 )
 def test_a_sort_goes_on_wherever_it_was_ended(many_units, undisturbed, tmp_path, caplog, stage, after):
     given = {"labels": many_units.truth, "output": tmp_path / "out", "shard_s": 1.0, "chunk_s": 0.5, **UNITS}
@@ -70,17 +71,18 @@ def test_a_sort_goes_on_wherever_it_was_ended(many_units, undisturbed, tmp_path,
     assert expected["result"]["num_spikes"] > 100
     assert contents(tmp_path / "out").keys() >= {"sorting", "model.safetensors", "provenance.json"}
     assert not (tmp_path / "out" / "unfinished").exists()
-    stages = {name for name, *_ in told}
-    assert ("train" in stages) == (stage != "sort")  # what is finished is not done again
-    if stage == "sort":
-        assert told[0][1] == (4 if after == 9 else 0.5)  # the seconds that are finished, or the first chunk
+    stages = [name for name, *_ in told]
+    is_learnt = any(name.startswith("learning") for name in stages)
+    assert is_learnt == (stage != "sorting")  # what is finished is not done again
+    if stage == "sorting":
+        assert told[stages.index("sorting")][1] == (4 if after == 10 else 0)  # the seconds that are finished
 
 
 def test_training_goes_on_after_the_last_block(many_units, tmp_path, monkeypatch):
     """What was kept of the first 16 units is taken as it is: a change in it stays."""
     given = {"labels": many_units.truth, "output": tmp_path / "out", **UNITS}
     with pytest.raises(Ended):
-        spikewise.sort(many_units.recording, progress=ending("train", 37), **given)  # 17 units of round 2
+        spikewise.sort(many_units.recording, progress=ending("learning", 39), **given)  # 17 units of round 2
     file = tmp_path / "out" / "unfinished" / "training-0.safetensors"
     done = load_progress(file)
     assert (done.number, len(done.unit_losses), len(done.train_loss)) == (1, 16, 1)
@@ -93,7 +95,7 @@ def test_training_goes_on_after_the_last_block(many_units, tmp_path, monkeypatch
 def test_a_damaged_checkpoint_begins_the_training_anew(many_units, undisturbed, tmp_path, caplog):
     given = {"labels": many_units.truth, "output": tmp_path / "out", "shard_s": 1.0, **UNITS}
     with pytest.raises(Ended):
-        spikewise.sort(many_units.recording, progress=ending("train", 18), **given)
+        spikewise.sort(many_units.recording, progress=ending("learning", 19), **given)
     file = tmp_path / "out" / "unfinished" / "training-0.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     resumed = spikewise.sort(many_units.recording, resume=True, **given)
@@ -110,12 +112,12 @@ def test_groups_that_are_learnt_are_not_learnt_again(tetrode, tmp_path):
     told = []
     whole = spikewise.sort(recording, progress=lambda *what: told.append(what[0]), **given)
     shutil.rmtree(tmp_path / "out")
-    of_first = told[: len(told) // 2].count("train")
+    of_first = told[: len(told) // 2].count("learning")
     with pytest.raises(Ended):
-        spikewise.sort(recording, progress=ending("train", told.count("train") - 5), **given)
+        spikewise.sort(recording, progress=ending("learning", told.count("learning") - 5), **given)
     again = []
     resumed = spikewise.sort(recording, progress=lambda *what: again.append(what[0]), resume=True, **given)
-    assert 0 < again.count("train") <= of_first < told.count("train")
+    assert 0 < again.count("learning") <= of_first < told.count("learning")
     assert resumed.provenance["result"] == whole.provenance["result"]
     assert resumed.provenance["model"]["hash"] == whole.provenance["model"]["hash"]
 
@@ -131,7 +133,7 @@ def begun(tetrode, trained, tmp_path):
             tetrode.recording,
             model=trained,
             output=tmp_path / "out",
-            progress=ending("sort", 7),
+            progress=ending("sorting", 8),
             shard_s=1.0,
             chunk_s=0.5,
         )
@@ -248,8 +250,8 @@ def test_a_file_that_is_cut_short_while_it_is_sorted(tetrode, trained, tmp_path)
 
     def cut(name, done, total, note=""):
         nonlocal told
-        told += name == "sort"
-        if told == 5:  # two of eight shards are finished
+        told += name == "sorting"
+        if told == 6:  # two of eight shards are finished
             file.write_bytes(content[: len(content) * 3 // 4])
 
     given = {"model": trained, "output": tmp_path / "out", "shard_s": 1.0, "chunk_s": 0.5}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from spikeinterface.core import BaseRecording, BaseSorting
-from spikeinterface.sorters import installed_sorters
 
 from spikewise.core.config import Bootstrap, EvaluationConfig, RecordingConfig, SimulationConfig
 from spikewise.core.devices import describe_device
@@ -109,6 +108,8 @@ def simulate(*, config: SimulationConfig | None = None, **options: Any) -> Simul
 
 def describe_installation() -> dict[str, Any]:
     """Return what is installed, which device is used, and which formats can be read."""
+    from spikeinterface.sorters import installed_sorters  # only here: it takes a second
+
     installed = {}
     for name in (
         *PACKAGES,

@@ -30,6 +30,11 @@ def say(*lines: str) -> None:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def times(factor: float) -> str:
+    """Return a factor with two digits, or more if it is larger than 100."""
+    return f"{factor:.0f}" if factor >= 9.95 else f"{factor:.2g}"
+
+
 def print_json(**summary: Any) -> None:
     """Print one JSON object on one line."""
     print(json.dumps(summary), flush=True)

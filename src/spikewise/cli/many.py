@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spikewise.cli.console import out, print_json
 from spikewise.cli.options import AsJson, Settings
 from spikewise.core.errors import SomeFailed
+from spikewise.core.progress import begin
 from spikewise.core.progress_bars import progress_bars
 
 if TYPE_CHECKING:
@@ -28,10 +29,11 @@ def sort_many(recordings: Path, *, json: AsJson = False, settings: Settings = Se
         The list: a CSV file with the columns recording and output, and optionally labels or model; or a TOML
         file with a table [[recordings]] of the same names for each recording. Paths are relative to the list.
     """
-    from spikewise.jobs import many
-
-    entries = many.read_list(recordings)
     with progress_bars() as progress:
+        begin(progress)
+        from spikewise.jobs import many
+
+        entries = many.read_list(recordings)
         jobs = many.sort_many(entries, settings, progress=progress)
     _print_table(jobs)
     if json:

@@ -9,6 +9,7 @@ from typing import Annotated
 from spikewise.cli.console import out, print_json, say
 from spikewise.cli.options import AsJson, Output, Overwrite, Reading, flat
 from spikewise.core.config import RecordingConfig, SimulationConfig
+from spikewise.core.progress import WRITING
 from spikewise.core.progress_bars import progress_bars
 
 
@@ -26,15 +27,15 @@ def simulate(
     output
         Folder for the simulation; it must not exist.
     """
-    from spikewise import api
     from spikewise.data.simulation.saving import save_simulation
+    from spikewise.data.simulation.simulate import simulate_recording
 
     started = time.perf_counter()
     with progress_bars() as progress:
-        progress("simulate", 0, 1, "")
-        simulated = api.simulate(config=simulation)
+        progress("simulating", 0, 1, "")
+        simulated = simulate_recording(simulation)
+        progress(WRITING, 0, 1, "")
         save_simulation(simulated, output, overwrite=overwrite)
-        progress("simulate", 1, 1, "")
     num_units, num_spikes = simulated.sorting.get_num_units(), int(simulated.sorting.count_total_num_spikes())
     num_channels, duration = simulated.recording.get_num_channels(), simulated.recording.get_total_duration()
     say(

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from spikewise.cli.console import out, print_json, say
 from spikewise.cli.options import AsJson, Output, Overwrite, Reading, flat
 from spikewise.core.config import EvaluationConfig, RecordingConfig
+from spikewise.core.progress import begin
 from spikewise.core.progress_bars import progress_bars
 
 
@@ -37,17 +38,14 @@ def evaluate(
     csv
         File to write the table of units to; it must not exist.
     """
-    from spikewise import api
     from spikewise.core.files import check_output_file, writing
+    from spikewise.data.opening import open_recording, open_sorting
+    from spikewise.output.matching import compare_sortings
 
     if csv is not None:
         check_output_file(csv, overwrite, ending=".csv")
-    performance = api.evaluate(
-        truth,
-        sorting,
-        recording=None if recording is None else api.load_recording(recording, reading),
-        config=comparing,
-    )
+    opened = None if recording is None else open_recording(recording, reading)[0]
+    performance = compare_sortings(open_sorting(truth, opened), open_sorting(sorting, opened), comparing)
     table = performance.units
     if csv is not None:
         with writing(csv):
@@ -89,16 +87,19 @@ def report(
     truth
         The true spikes: a SpikeInterface sorting, the truth folder of a simulation, NWB units, a CSV.
     """
-    from spikewise import api
+    with progress_bars() as progress:
+        begin(progress)
+        from spikewise import api
 
-    written = api.report(
-        result,
-        output,
-        recording=None if recording is None else api.load_recording(recording, reading),
-        truth=truth,
-        overwrite=overwrite,
-        config=comparing,
-    )
+        written = api.report(
+            result,
+            output,
+            recording=None if recording is None else api.load_recording(recording, reading),
+            truth=truth,
+            overwrite=overwrite,
+            config=comparing,
+            progress=progress,
+        )
     found, performance = written.provenance["result"], written.performance
     accuracy = None if performance is None else performance.accuracy
     say(
@@ -142,11 +143,13 @@ def validate(
     seed
         Random seed of the added spikes; default: that of the sort.
     """
-    from spikewise import api
     from spikewise.output.unit_table import check_units_file, store_units, summarise_units, write_units
 
     file = check_units_file(result, output, overwrite)
     with progress_bars() as progress:
+        begin(progress)
+        from spikewise import api
+
         opened = api.load_recording(recording, reading)
         table = api.validate(result, opened, seed=seed, progress=progress)
     if output is None:

@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from spikewise.cli.console import print_json, say
+from spikewise.cli.console import print_json, say, times
 from spikewise.cli.options import AsJson, Output, Overwrite, Resume, Settings
 from spikewise.core.errors import Interrupted
+from spikewise.core.progress import begin
 from spikewise.core.progress_bars import progress_bars
 
 
@@ -38,11 +39,10 @@ def sort(
     model
         A model file from `spikewise train` or from an earlier sort.
     """
-    from spikewise import api
-    from spikewise.output.store import REPORT_FILE
-    from spikewise.output.unit_table import UNITS_FILE, summarise_units
-
     with progress_bars() as progress:
+        begin(progress)
+        from spikewise import api
+
         result = api.sort(
             recording,
             labels=labels,
@@ -53,13 +53,15 @@ def sort(
             config=settings,
             progress=progress,
         )
+    from spikewise.output.store import REPORT_FILE
+    from spikewise.output.unit_table import UNITS_FILE, summarise_units
+
     seconds, found = result.provenance["seconds"], result.provenance["result"]
     factor = result.provenance["real_time_factor"]
     _print_steps(result.provenance)
     say(
         f"{found['num_units']} units, {found['num_spikes']} spikes in {seconds['recorded']:.1f} s",
-        f"learning took {seconds['learning']:.1f} s, sorting {seconds['sorting']:.1f} s "
-        f"({factor:.2g} times real time)",
+        _describe_seconds(result.provenance),
     )
     if (output / UNITS_FILE).exists():
         say(f"{summarise_units(result.units)}; {UNITS_FILE} tells how far each can be trusted")
@@ -70,8 +72,11 @@ def sort(
             units=found["num_units"],
             spikes=found["num_spikes"],
             seconds=seconds["total"],
-            sorting_seconds=seconds["sorting"],
+            preparing_seconds=seconds["preparing"],
             learning_seconds=seconds["learning"],
+            sorting_seconds=seconds["sorting"],
+            trust_seconds=seconds.get("trust"),
+            report_seconds=seconds.get("report"),
             recorded_seconds=seconds["recorded"],
             real_time_factor=factor,
             spikes_hash=found["spikes_hash"],
@@ -103,10 +108,11 @@ def train(
     labels
         Labelled spikes: a Phy or Kilosort folder, a SpikeInterface sorting, NWB units, or a CSV.
     """
-    from spikewise import api
-
     started = time.perf_counter()
     with progress_bars() as progress:
+        begin(progress)
+        from spikewise import api
+
         model = api.train(
             recording,
             labels,
@@ -166,11 +172,12 @@ def pretrain(
     seed
         Random seed.
     """
-    from spikewise.jobs.pretraining import pair_recordings
-    from spikewise.jobs.pretraining import pretrain as learn
-
     started = time.perf_counter()
     with progress_bars() as progress:
+        begin(progress)
+        from spikewise.jobs.pretraining import pair_recordings
+        from spikewise.jobs.pretraining import pretrain as learn
+
         pretrained = learn(
             pair_recordings(recordings, labels or []),
             output=output,
@@ -202,6 +209,24 @@ def _describe_labels(labels: dict[str, Any]) -> str:
         return f"of {labels['source']}"
     start, stop = labels["interval_s"]
     return f"of {labels['source']}, between {start:.2f} and {stop:.2f} s"
+
+
+def _describe_seconds(provenance: dict[str, Any]) -> str:
+    """Return how long everything took from the file to the result, and its parts."""
+    seconds = provenance["seconds"]
+    names = [
+        "preparing",
+        *(["learning"] if not provenance["model"]["given"] else []),
+        "sorting",
+        "trust",
+        "report",
+    ]
+    parts = [f"{name} {seconds[name]:.1f}" for name in names if name in seconds]
+    with_model = ", with a given model" if provenance["model"]["given"] else ""
+    return (
+        f"from file to result {seconds['total']:.1f} s{with_model} ({', '.join(parts)}): "
+        f"{times(provenance['real_time_factor'])} times real time"
+    )
 
 
 def _print_steps(provenance: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from spikewise.cli.console import print_json, say
 from spikewise.cli.options import AsJson, Overwrite, flat
 from spikewise.core.config import StreamConfig
+from spikewise.core.progress import begin
 from spikewise.core.progress_bars import progress_bars
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ def stream(
         Where the spikes go, each once: a folder for a result; - for lines on standard output; or an address:
         zmq://HOST:PORT, udp://HOST:PORT, lsl://NAME, lsl-rates://NAME, openephys-events://HOST:PORT?UNIT=LINE.
     """
-    from spikewise.jobs.live.streaming import stream as stream_spikes
-
     with progress_bars() as progress:
+        begin(progress)
+        from spikewise.jobs.live.streaming import stream as stream_spikes
+
         result = stream_spikes(
             source, model=model, sinks=sink, overwrite=overwrite, config=config, progress=progress
         )

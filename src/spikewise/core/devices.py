@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from spikewise.core.errors import SettingError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def choose_device(name: str) -> torch.device:
@@ -17,6 +18,8 @@ def choose_device(name: str) -> torch.device:
     SettingError
         If the device is not available.
     """
+    import torch  # only here: what computes nothing need not wait for it
+
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "cpu")
@@ -31,6 +34,8 @@ def choose_device(name: str) -> torch.device:
 
 def describe_device(name: str) -> dict[str, Any]:
     """Return what computes where the settings name a device, for the provenance."""
+    import torch
+
     device = choose_device(name)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"device": name, "threads": torch.get_num_threads()}

@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
 from threadpoolctl import threadpool_limits
+
+from spikewise.core.progress import Tell
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -27,19 +28,28 @@ _pool_lock = threading.Lock()
 _pool: tuple[int, ThreadPoolExecutor] | None = None
 
 
-def on_all_cores(run: Callable[[int], None], starts: Iterable[int]) -> None:
+def on_all_cores(run: Callable[[int], None], starts: Iterable[int], tell: Tell | None = None) -> None:
     """Call `run` with each start, on as many threads as PyTorch uses; raise the error of a call.
 
-    Nested calls run one after the other, on the thread of the outer call.
+    Nested calls run one after the other, on the thread of the outer call. `tell` is called after each call,
+    on the thread of the caller.
     """
     threads = num_threads()
     if threads == 1:
-        for start in starts:
+        starts = list(starts)
+        for done, start in enumerate(starts, 1):
             run(start)
+            if tell is not None:
+                tell(done, len(starts))
         return
     pool = _pool_of(threads)
     calls = [pool.submit(run, start) for start in starts]
     try:
+        if tell is not None:
+            for done, call in enumerate(as_completed(calls), 1):
+                if call.exception() is not None:
+                    break
+                tell(done, len(calls))
         wait(calls, return_when=FIRST_EXCEPTION)
     finally:
         _cancel_and_wait(calls)
@@ -48,20 +58,29 @@ def on_all_cores(run: Callable[[int], None], starts: Iterable[int]) -> None:
             call.result()
 
 
-def results_in_order(run: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+def results_in_order(
+    run: Callable[[_Item], _Result], items: Iterable[_Item], tell: Tell | None = None
+) -> Iterator[_Result]:
     """Call `run` with each item on the threads of :func:`on_all_cores`; yield the results in order.
 
-    The error of a call is raised in place of its result; calls that have not started are cancelled.
+    The error of a call is raised in place of its result; calls that have not started are cancelled. `tell` is
+    called after each result.
     """
     threads = num_threads()
     if threads == 1:
-        yield from map(run, items)
+        items = list(items)
+        for done, item in enumerate(items, 1):
+            yield run(item)
+            if tell is not None:
+                tell(done, len(items))
         return
     pool = _pool_of(threads)
     calls = [pool.submit(run, item) for item in items]
     try:
-        for call in calls:
+        for done, call in enumerate(calls, 1):
             yield call.result()
+            if tell is not None:
+                tell(done, len(calls))
     finally:
         _cancel_and_wait(calls)
 
@@ -73,6 +92,8 @@ def one_thread_each() -> Iterator[None]:
     PyTorch's number holds for the calling thread only, so other threads of the program keep theirs. NumPy has
     one number for the process, which is restored at the end.
     """
+    import torch
+
     threads, outer = torch.get_num_threads(), getattr(_local, "num_threads", None)
     _local.num_threads = num_threads()
     torch.set_num_threads(1)
@@ -88,7 +109,11 @@ def num_threads() -> int:
     """Return the number of threads for the caller's loops: one if the caller is a thread of the pool."""
     if getattr(_local, "is_of_pool", False):
         return 1
-    return getattr(_local, "num_threads", None) or torch.get_num_threads()
+    if (number := getattr(_local, "num_threads", None)) is not None:
+        return number
+    import torch  # only here: what computes nothing need not wait for it
+
+    return torch.get_num_threads()
 
 
 def _cancel_and_wait(calls: Iterable[Future]) -> None:
@@ -110,6 +135,8 @@ def _pool_of(threads: int) -> ThreadPoolExecutor:
 
 def _make_pool(threads: int) -> ThreadPoolExecutor:
     """Start a pool of so many threads, each of which computes its PyTorch operations alone."""
+    import torch
+
     own = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, "spikewise", initializer=_mark_thread)
     started = threading.Barrier(threads)
@@ -120,6 +147,8 @@ def _make_pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _mark_thread() -> None:
+    import torch
+
     _local.is_of_pool = True
     torch.get_num_threads()  # sets the number of the program, once in each thread: so it must come first
     torch.set_num_threads(1)

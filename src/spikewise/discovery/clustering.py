@@ -14,6 +14,7 @@ import warnings
 import numpy as np
 
 from spikewise.core.compiling import keep_compiled
+from spikewise.core.progress import Tell
 from spikewise.core.threads import results_in_order
 from spikewise.discovery.event_loops import describe_events
 from spikewise.discovery.held_traces import UNIT, HeldTraces
@@ -35,6 +36,7 @@ def cluster_events(
     distance: np.ndarray,
     shapes: SpikeShapes,
     limits: tuple[int, int],
+    tell: Tell | None = None,
 ) -> np.ndarray:
     """Return the cluster of each event, counted over all channels; -1: none.
 
@@ -60,7 +62,7 @@ def cluster_events(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NumbaPendingDeprecationWarning)  # of SpikeInterface's own code
         warnings.simplefilter("ignore", UserWarning)  # few events: it starts from fewer clusters
-        for events, found in zip(groups, results_in_order(cluster, groups), strict=True):
+        for events, found in zip(groups, results_in_order(cluster, groups, tell), strict=True):
             for one in np.unique(found):
                 members = events[found == one]
                 if len(members) >= fewest:

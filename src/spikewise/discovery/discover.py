@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import FINDING_UNITS, READING, ProgressCallback, Steps, Tell, silent
 from spikewise.core.threads import one_thread_each
 from spikewise.data.recordings.reader import Traces
 from spikewise.data.spatial.motion import MotionOfFrames
@@ -38,8 +38,6 @@ from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, are_sums
 logger = logging.getLogger(__name__)
 
 # Chosen by hand on the scenes `plain` and `tetrode` of seed 1, all of the following.
-NUM_STEPS = 11
-"""Steps whose end is reported."""
 THRESHOLD = 5.0
 """Smallest response of an event, in noise standard deviations."""
 UNIT_THRESHOLD = 4.5
@@ -68,6 +66,21 @@ MIN_SPIKES = (10, 20)
 """Fewest spikes of a unit in a very short recording, and in others."""
 MIN_RATES_HZ = (0.1, 0.05)
 """Smallest rate of a unit in a short recording, and in a long one."""
+
+
+STEPS = {
+    "events": 13.0,
+    "clustering": 6.0,
+    "merging": 13.0,
+    "peeling": 17.0,
+    "second events": 12.0,
+    "second clustering": 1.0,
+    "second merging": 1.0,
+    "second peeling": 2.0,
+    "dropping": 18.0,
+    "last peeling": 17.0,
+}
+"""Percent of the seconds of each step, for the progress: means over `plain` and `tetrode` of seed 1."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,7 @@ def discover_units(
     seed : int
         Seed of the clustering.
     progress : callable
-        Called after each step.
+        Called with the progress of reading, and of finding units.
     motion : MotionOfFrames, optional
         The motion that was removed from the traces.
     """
@@ -150,14 +163,19 @@ class _Discovery:
     ):
         self._motion = motion
         self._started = time.perf_counter()
-        self._progress = progress
+        self._steps = Steps(progress, FINDING_UNITS, STEPS)
         self.facts: dict[str, Any] = {"seconds_of_steps": {}}
         self.seed = seed
         self.dropped: dict[str, int] = {}
         self.distance = distances(positions)
         self.positions = positions
+        progress(READING, 0, 1, "")
         # What is left of the motion counts more after whitening, so moving traces stay as they are.
-        self.held = HeldTraces(traces, distance=self.distance if motion is None else None)
+        self.held = HeldTraces(
+            traces,
+            distance=self.distance if motion is None else None,
+            tell=lambda done, total: progress(READING, done, total, ""),
+        )
         self.shapes = load_shapes(traces.sampling_frequency)
         self.meter = ShapeMeter(self.held, self.distance, self.shapes.before, self.shapes.bank.shape[1])
         moved = None if motion is None else self._moved
@@ -176,44 +194,52 @@ class _Discovery:
         self.facts["seconds_of_steps"][step] = round(now - self._started, 3)
         self.facts |= counts
         self._started = now
-        done = len(self.facts["seconds_of_steps"])
-        self._progress("units", min(done, NUM_STEPS), NUM_STEPS, step)
         logger.info("units: %s took %.1f s %s", step, self.facts["seconds_of_steps"][step], counts or "")
+
+    def _begin(self, step: str) -> Callable[[float, float], None]:
+        """Begin a step; return what its loops call with the work done and the whole."""
+        self._steps.begin(step)
+        return self._steps.tell
 
     def run(self) -> Discovered:
         """Find the units: see the top of this module."""
+        tell = self._begin("events")
         search = EventSearch(self.held, self.distance, self.shapes)
-        events = search.find(THRESHOLD)
+        events = search.find(THRESHOLD, tell)
         self._note("events", num_events=len(events))
         found = self._clusters(events, "")
         if not found.units:
-            self._progress("units", NUM_STEPS, NUM_STEPS, "none found")
+            self._steps.end("none found")
             return Discovered([], (), self.facts)
+        tell = self._begin("peeling")
         peeler = self._peeler(found)
-        first = peeler.explain(events.column, events.channel, events.height)
+        first = peeler.explain(events.column, events.channel, events.height, tell)
         self._note("peeling", num_explained=int((first.unit >= 0).sum()))
-        left = search.find(THRESHOLD)
+        left = search.find(THRESHOLD, self._begin("second events"))
         self._note("second events", num_second_events=len(left))
         second = peeler.explain(left.column, left.channel, left.height)
         rest = Events(*(array[second.unit < 0] for array in (left.column, left.channel, left.height)))
         new = self._clusters(rest, "second ")
+        self._begin("second peeling")
         peeler.restore()
         self._note("second peeling", num_unexplained=len(rest), num_new_clusters=len(new.units))
         found = self._measured_again(found, first)
         supported = found.chosen(self._supported(first, found.units))
         events = _joined(events, first, left, second, rest)
         trains = self._final(supported.with_others(new), events)
+        self._steps.end(f"{len(trains)} units")
         return Discovered(trains, self.held.spread(LEARNT_S), self.facts)
 
     def _clusters(self, events: Events, step: str) -> Found:
         """Cluster events, join clusters of one unit, and return the mean waveforms."""
         columns, channels = events.column.copy(), events.channel.copy()
         limits = self.fewest, self.seed
-        labels = cluster_events(self.held, columns, channels, self.distance, self.shapes, limits)
+        tell = self._begin(step + "clustering")
+        labels = cluster_events(self.held, columns, channels, self.distance, self.shapes, limits, tell)
         name = step.replace(" ", "_")
         self._note(step + "clustering", **{name + "num_clusters": int(labels.max(initial=-1) + 1)})
         clusters = Clusters(columns, channels, labels)
-        merged = self.merger.merge(clusters)
+        merged = self.merger.merge(clusters, self._begin(step + "merging"))
         self._note(step + "merging", **{name + "num_merged": merged})
         return self._measured(clusters)
 
@@ -249,10 +275,10 @@ class _Discovery:
     def _peeler(self, found: Found) -> Peeler:
         return Peeler(self.held, self.distance, found.units, found.tails, self.shapes.before)
 
-    def _explained(self, found: Found, events: Events) -> Explained:
+    def _explained(self, found: Found, events: Events, tell: Tell) -> Explained:
         """Explain events by units; the traces stay as they are."""
         peeler = self._peeler(found)
-        explained = peeler.explain(events.column, events.channel, events.height)
+        explained = peeler.explain(events.column, events.channel, events.height, tell)
         peeler.restore()
         return explained
 
@@ -260,21 +286,28 @@ class _Discovery:
         """Explain all events by all units, drop and join units, and return their spikes."""
         if not found.units:
             return []
-        explained = self._explained(found, events)
+        tell = self._begin("dropping")
+        explained = self._explained(found, events, lambda done, total: tell(done, 3 * total))
         kept = self._supported(explained, found.units)
         labels = np.where(np.append(kept, False)[explained.unit], explained.unit, -1)
         clusters = Clusters(explained.column.copy(), events.channel.copy(), labels)
-        self.dropped["joined"] = self.merger.merge(clusters)
+        self.dropped["joined"] = self.merger.merge(
+            clusters, lambda done, total: tell(done + total, 3 * total)
+        )
         found = self._measured(clusters)
         self._note("dropping", num_kept=len(found.units))
         if found.units:
-            explained = self._explained(found, events)
+            explained = self._explained(found, events, lambda done, total: tell(done + 2 * total, 3 * total))
             found = found.chosen(self._no_sums(explained, found.units))
         if not found.units:
             return []
+        tell = self._begin("last peeling")
         peeler = self._peeler(found)
-        first = peeler.explain(events.column, events.channel, events.height)
-        missed = UnitSearch(self.held, self.distance, peeler.units).find(UNIT_THRESHOLD)
+        first = peeler.explain(
+            events.column, events.channel, events.height, lambda done, total: tell(done, 2 * total)
+        )
+        search = UnitSearch(self.held, self.distance, peeler.units)
+        missed = search.find(UNIT_THRESHOLD, lambda done, total: tell(done + total, 2 * total))
         second = peeler.explain(missed.column, missed.channel, missed.height)
         main = np.array([unit.main_channel for unit in found.units], int)
         order = np.lexsort((np.arange(len(main)), *np.round(self.positions[main].T, 3)))

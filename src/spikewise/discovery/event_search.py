@@ -15,6 +15,7 @@ from typing import Self
 
 import numpy as np
 
+from spikewise.core.progress import Tell
 from spikewise.core.threads import results_in_order
 from spikewise.discovery.event_loops import (
     BLOCK,
@@ -95,7 +96,7 @@ class _Search:
         self._before = before // self._step * self._step
         self._reach = max(1, round(RIVALS_MS * held.sampling_frequency / 1000 / self._step))
 
-    def find(self, threshold: float) -> Events:
+    def find(self, threshold: float, tell: Tell | None = None) -> Events:
         """Return the events whose response is above the threshold, in noise standard deviations."""
         span = BLOCK * BLOCKS_AT_ONCE * self._step
         taps = self._bank.shape[1] * self._step
@@ -106,7 +107,7 @@ class _Search:
         def search(start: int) -> Events:
             return self._search(start, min(span, last - start) // self._step, np.float32(threshold))
 
-        found = list(results_in_order(search, starts))
+        found = list(results_in_order(search, starts, tell))
         column = np.concatenate([events.column for events in found])
         row = np.concatenate([events.channel for events in found])
         order = np.lexsort((row, column))

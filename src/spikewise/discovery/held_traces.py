@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spikewise.core.progress import Tell
 from spikewise.core.threads import on_all_cores
 from spikewise.data.recordings.reader import TraceReader, Traces
 from spikewise.data.spatial.mixing import mix_channels
@@ -50,6 +51,8 @@ class HeldTraces:
     distance : ndarray, optional
         (num_channels, num_channels) distances of the channels in um, to whiten the traces; default: they
         stay as they are.
+    tell : callable, optional
+        Called with the number of parts that are read, and of all.
 
     Attributes
     ----------
@@ -68,6 +71,7 @@ class HeldTraces:
         memory_bytes: int = MEMORY_BYTES,
         parts: Sequence[Part] | None = None,
         distance: np.ndarray | None = None,
+        tell: Tell | None = None,
     ):
         rate = self.sampling_frequency = traces.sampling_frequency
         if parts is None:
@@ -91,6 +95,8 @@ class HeldTraces:
                 traces.read_ahead(*placed[index + 1][:3])
             block = traces.read(segment, start, stop).T
             self._keep(self._whitened(np.ascontiguousarray(block)), at)
+            if tell is not None:
+                tell(index + 1, len(placed))
         self.seconds = float(self._lengths.sum()) / rate
         self.total_s = sum(traces.num_samples(index) for index in range(traces.num_segments)) / rate
 

@@ -137,7 +137,7 @@ class Merger:
             clusters.channels[events] = unit.main_channel
         return meter.measure_all(clusters.columns, clusters.labels, clusters.channels)
 
-    def merge(self, clusters: Clusters) -> int:
+    def merge(self, clusters: Clusters, tell: Callable[[float, float], None] | None = None) -> int:
         """Join clusters that are one unit; return how many were joined to another."""
         clusters.compact()
         if clusters.labels.max(initial=-1) < 1:
@@ -146,10 +146,11 @@ class Merger:
         rejected: set[tuple[int, int]] = set()
         known: dict[tuple[int, int], tuple[float, int]] = {}
         num_merged = 0
-        for _ in range(MAX_ROUNDS):
+        for number in range(MAX_ROUNDS):
             pairs = [pair for pair in self._pairs(units, clusters, known) if pair[1:3] not in rejected]
             members = clusters.members(len(units))
-            verdicts = results_in_order(partial(self._is_one, units, members, clusters.columns), pairs)
+            told = None if tell is None else partial(_tell_in_round, tell, number)
+            verdicts = results_in_order(partial(self._is_one, units, members, clusters.columns), pairs, told)
             taken: set[int] = set()
             for (_, one, other, lag), is_one in zip(pairs, list(verdicts), strict=True):
                 if not is_one:
@@ -280,6 +281,11 @@ class Merger:
         spread = np.sqrt(0.5 * (projected[:count].var() + projected[count:].var()))
         separation = projected[count:].mean() - projected[:count].mean()
         return bool(separation < MIN_SEPARATION * spread or isosplit_isocut.isocut(projected)[0] < MAX_DIP)
+
+
+def _tell_in_round(tell: Callable[[float, float], None], number: int, done: int, total: int) -> None:
+    """Tell the progress of a round, each of which takes about half of the time that is left."""
+    tell(1 - 0.5**number * (1 - 0.5 * done / total), 1)
 
 
 def _overlap(one: np.ndarray, other: np.ndarray) -> float:

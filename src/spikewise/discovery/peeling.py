@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from spikewise.core.progress import Tell
 from spikewise.core.threads import on_all_cores
 from spikewise.discovery.held_traces import UNIT, HeldTraces
 from spikewise.discovery.peeling_loops import explain_events, restore_events
@@ -104,7 +106,9 @@ class Peeler:
         self._reach = max(2, round(REACH_MS * held.sampling_frequency / 1000))
         self._subtracted: list[tuple[list[np.ndarray], tuple[np.ndarray, ...]]] = []
 
-    def explain(self, columns: np.ndarray, channels: np.ndarray, heights: np.ndarray) -> Explained:
+    def explain(
+        self, columns: np.ndarray, channels: np.ndarray, heights: np.ndarray, tell: Tell | None = None
+    ) -> Explained:
         """Explain events and subtract their spikes, the largest event of each chunk first."""
         count = len(columns)
         whole, slope = np.rint(columns).astype(np.int64), np.zeros(count, np.float32)
@@ -129,8 +133,13 @@ class Peeler:
                 result,
             )
 
+        def told(done: int, total: int, before: int = 0) -> None:
+            if tell is not None:
+                tell(before + done, len(parts))
+
         for parity in (0, 1):  # spikes reach into the next chunk: neighbours are never computed at once
-            on_all_cores(explain, range(parity, len(parts), 2))
+            before = parity * -(-len(parts) // 2)
+            on_all_cores(explain, range(parity, len(parts), 2), partial(told, before=before))
         self._subtracted.append((parts, result))
         shift = np.where(amplitude > 0, slope / np.maximum(amplitude, 1e-6), 0.0)
         of = np.maximum(unit, 0)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from spikewise.core.config import SortingConfig
-from spikewise.core.progress import ProgressCallback
+from spikewise.core.progress import SORTING, ProgressCallback
 from spikewise.jobs.state.fingerprint import FileWatch
 from spikewise.jobs.state.shards import Shard, ShardStore
 from spikewise.models.checkpoint import Model
@@ -78,8 +78,7 @@ class FindingProgress:
         finished = [shard for shard in shards if shard in store]
         self._done = sum(shard.stop - shard.start for shard in finished)
         self._found = sum(map(store.num_spikes, finished))
-        if finished:
-            self.show()
+        self.show()
 
     def add(self, num_samples: int, num_spikes: int, note: str = "") -> None:
         """Count samples that are searched and the spikes found in them; report with a note."""
@@ -89,7 +88,7 @@ class FindingProgress:
     def show(self, note: str = "") -> None:
         """Report the progress, with a note."""
         self._progress(
-            "sort", self._done / self._rate, self._total / self._rate, f"{self._found} spikes{note}"
+            SORTING, self._done / self._rate, self._total / self._rate, f"{self._found} spikes{note}"
         )
 
 

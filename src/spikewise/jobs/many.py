@@ -11,14 +11,14 @@ from __future__ import annotations
 import csv
 import logging
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from spikewise.core.config import Config
 from spikewise.core.errors import SettingError, SpikewiseError
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import ProgressCallback, expect, silent
 from spikewise.jobs.sort import sort
 from spikewise.output.store import is_finished_result
 
@@ -106,7 +106,7 @@ def sort_many(
     for number, job in enumerate(jobs, 1):
         job.state = "sorting"
         report(jobs)
-        _run(job, config or Config(), _named(progress, f"{number}/{len(jobs)} "))
+        _run(job, config or Config(), _Named(progress, f"{number}/{len(jobs)} "))
         report(jobs)
     return jobs
 
@@ -134,11 +134,18 @@ def _run(job: Job, config: Config, progress: ProgressCallback) -> None:
     job.seconds = result.provenance["seconds"]["total"]
 
 
-def _named(progress: ProgressCallback, prefix: str) -> ProgressCallback:
-    def report(stage: str, done: float, total: float, note: str = "") -> None:
-        progress(prefix + stage, done, total, note)
+class _Named:
+    """The progress of one of many recordings, which the name of each stage begins with."""
 
-    return report
+    def __init__(self, progress: ProgressCallback, prefix: str):
+        self._progress, self._prefix = progress, prefix
+
+    def __call__(self, stage: str, done: float, total: float, note: str = "") -> None:
+        self._progress(self._prefix + stage, done, total, note)
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Pass on the expected seconds of stages."""
+        expect(self._progress, {self._prefix + stage: value for stage, value in seconds.items()})
 
 
 def _is_toml(path: Path) -> bool:

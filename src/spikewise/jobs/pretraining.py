@@ -142,7 +142,7 @@ def _learn(
     """Make patches of all units and learn filters from them; see :func:`pretrain`."""
     patch_sets, facts = [], []
     for number, (recording, labels) in enumerate(recordings):
-        progress("patches", number, len(recordings), "")
+        progress("making patches", number, len(recordings), "")
         of_recording = _patches_of(recording, labels, config, patches_per_unit, number)
         patch_sets += of_recording
         facts.append(
@@ -153,7 +153,7 @@ def _learn(
                 "num_units": sum(len(part.patches) for part in of_recording),
             }
         )
-    progress("patches", len(recordings), len(recordings), "")
+    progress("making patches", len(recordings), len(recordings), "")
     if not patch_sets:
         raise LabelsError(
             f"no unit of the {len(recordings)} recordings can be learnt from",

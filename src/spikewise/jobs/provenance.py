@@ -25,10 +25,26 @@ PACKAGES = ("spikeinterface", "torch", "numpy", "scipy", "probeinterface", "neo"
 
 @dataclass(frozen=True)
 class Seconds:
-    """How long learning and sorting took, over all processes."""
+    """How long the parts of a sort took; all but `preparing` over all processes.
 
+    Attributes
+    ----------
+    preparing : float
+        From the start to the prepared groups: opening, noise and damage.
+    learning : float
+        Finding units and learning them; 0 if the model was given.
+    sorting : float
+        Finding the spikes and writing them.
+    """
+
+    preparing: float
     learning: float
     sorting: float
+
+    @property
+    def total(self) -> float:
+        """All together: from the file to the result, but for the report."""
+        return self.preparing + self.learning + self.sorting
 
 
 def describe_sort(
@@ -64,16 +80,25 @@ def describe_sort(
         },
         "seconds": {
             "recorded": round(recorded_s, 3),
+            "preparing": round(seconds.preparing, 3),
             "learning": round(seconds.learning, 3),
             "sorting": round(seconds.sorting, 3),
-            "total": round(seconds.learning + seconds.sorting, 3),
+            "total": round(seconds.total, 3),
         },
-        "real_time_factor": round(recorded_s / seconds.sorting, 3),
+        "real_time_factor": round(recorded_s / seconds.total, 3),
         "damage": _damage(model, found, inputs.recording, channel_ids),
     }
     if config.sorting.refresh_min is not None:
         facts["refreshed"] = found.refreshed
     return facts
+
+
+def add_seconds(provenance: dict[str, Any], name: str, seconds: float) -> None:
+    """Add the time of a step after the sort, such as its report, to the seconds of the sort, in place."""
+    taken = provenance["seconds"]
+    taken[name] = round(seconds, 3)
+    taken["total"] = round(taken["total"] + seconds, 3)
+    provenance["real_time_factor"] = round(taken["recorded"] / taken["total"], 3)
 
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:

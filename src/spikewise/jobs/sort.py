@@ -21,17 +21,20 @@ from spikeinterface.core import BaseRecording, BaseSorting
 
 from spikewise.core.config import Config
 from spikewise.core.errors import SettingError
+from spikewise.core.expected_time import preparing_seconds, sort_seconds, sorting_seconds
 from spikewise.core.files import check_output_file, save_json
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import PREPARING, WRITING, ProgressCallback, expect
+from spikewise.core.progress_bars import shown
 from spikewise.data.opening import Inputs, open_inputs, settings_from
 from spikewise.data.recordings.preprocessing import split_groups
+from spikewise.discovery.discover import LEARNT_S
 from spikewise.jobs.cluster import check_cluster
 from spikewise.jobs.finding import find_spikes
 from spikewise.jobs.merge import in_memory, merge_shards, responses_file
 from spikewise.jobs.model.learn import keep_model, kept_model, learn_model, learning_seconds
 from spikewise.jobs.model.motion import follow_motion
-from spikewise.jobs.model.start import find_start
-from spikewise.jobs.provenance import Seconds, describe_sort
+from spikewise.jobs.model.start import find_start, size_of
+from spikewise.jobs.provenance import Seconds, add_seconds, describe_sort
 from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
 from spikewise.jobs.state.log import log_to
 from spikewise.jobs.state.unfinished import Unfinished
@@ -74,6 +77,8 @@ class SortRequest:
         Notices when the recording's files change.
     progress : callable
         Called with the progress of each stage.
+    started : float
+        ``time.perf_counter()`` before the inputs were opened.
     """
 
     inputs: Inputs
@@ -82,6 +87,7 @@ class SortRequest:
     job: dict[str, Any]
     watch: FileWatch
     progress: ProgressCallback
+    started: float
 
 
 def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> SortingResult:
@@ -96,31 +102,36 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         Folder to write the result into, with a report; None: nothing is written.
     """
     inputs, config, progress = request.inputs, request.config, request.progress
-    started = time.perf_counter()
+    _expect(inputs, request.model, config, progress)
+    progress(PREPARING, 0, 1, "")
     groups = prepare_groups(inputs.recording, Preparation.of(config, request.model))
     for group in groups:
         if group.note:
             logger.warning("%s%s", f"group {group.name}: " if len(groups) > 1 else "", group.note)
 
     groups, motion = follow_motion(groups, config, state, progress)
-    prepare_s = time.perf_counter() - started
+    prepare_s = time.perf_counter() - request.started
 
     model = request.model or kept_model(state)
     if model is None:
-        start = find_start(groups, inputs, config, state, started, progress)
+        start = find_start(groups, inputs, config, state, progress)
         model = learn_model(groups, start, config, state, progress)
         keep_model(model, state)
-    learning_s = learning_seconds(model) if request.model is None else prepare_s
+    learning_s = learning_seconds(model) if request.model is None else 0.0
 
     started = time.perf_counter()
+    expect(progress, _seconds_after(inputs, model, config))
     found = find_spikes(groups, model, inputs.recording, config, state, request.watch, progress)
+    progress(WRITING, 0, 1, "")
     for group in groups:
         group.reader.release()  # the spikes are mapped into the memory that the traces held
     spikes = state.folder / "spikes.npy"
     sorting = merge_shards(found, model, inputs.recording, spikes)
-    seconds = Seconds(learning_s, found.earlier_s + time.perf_counter() - started)
     if request.model is not None:  # only now: if there was an error before, nothing is worth keeping
         save_model(model, state.output / MODEL_FILE)
+    if folder is not None:
+        save_sorting(sorting, folder)
+    seconds = Seconds(prepare_s, learning_s, found.earlier_s + time.perf_counter() - started)
 
     provenance = {
         **describe_sort(inputs, config, model, request.model is not None, found, sorting, seconds),
@@ -133,16 +144,26 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         logger.warning(note)
     motions = {group.name: group.motion for group in groups if group.motion is not None}
     if folder is not None:
-        save_sorting(sorting, folder)
         save_json(provenance, folder / PROVENANCE_FILE)
         stored = StoredResult(sorting, model, provenance, motions=motions)
         if config.sorting.trust:
             readers = {group.name: group.reader for group in groups}
-            units = units_of_sort(stored, readers, responses_file(spikes), folder, config, progress)
+            with _timed(provenance, "trust", folder):
+                units = units_of_sort(stored, readers, responses_file(spikes), folder, config, progress)
             stored = replace(stored, units=units)
         if config.sorting.report:
-            report_of_sort(stored, groups, folder, progress)
+            with _timed(provenance, "report", folder):
+                report_of_sort(stored, groups, folder, progress)
     return SortingResult(sorting, model, provenance, folder, inputs.recording, motions)
+
+
+@contextmanager
+def _timed(provenance: dict[str, Any], name: str, folder: Path) -> Iterator[None]:
+    """Add the time that a step after the sort takes to its seconds, and write these."""
+    started = time.perf_counter()
+    yield
+    add_seconds(provenance, name, time.perf_counter() - started)
+    save_json(provenance, folder / PROVENANCE_FILE)
 
 
 def sort(
@@ -154,7 +175,7 @@ def sort(
     overwrite: bool = False,
     resume: bool = False,
     config: Config | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback | bool | None = None,
     **options: Any,
 ) -> SortingResult:
     """Sort a recording: with a model, or with one learnt from labels, or without either.
@@ -179,8 +200,9 @@ def sort(
         finished, its result is returned.
     config : Config, optional
         All settings; or give single ones as keyword options.
-    progress : callable, optional
-        Called with the progress of each stage.
+    progress : callable or bool, optional
+        Called with the progress of each stage. By default a terminal or a notebook shows bars; False: nothing
+        is shown.
 
     Returns
     -------
@@ -198,15 +220,16 @@ def sort(
     is_finished = resume and is_finished_result(Path(output or ""))
     if output is not None and not is_finished:
         check_output(output, overwrite, resume)
-    request = _open_request(recording, labels, model, config, progress)
-    if is_finished:
-        return _finished(Path(output or ""), request)
-    if output is None:
-        with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
-            result = run_sort(request, Unfinished(Path(folder)), None)
-            return replace(result, sorting=in_memory(result.sorting))
-    with _unfinished_in(Path(output), overwrite, resume, request.job) as state:
-        result = run_sort(request, state, state.output)
+    with shown(progress) as told:
+        request = _open_request(recording, labels, model, config, told)
+        if is_finished:
+            return _finished(Path(output or ""), request)
+        if output is None:
+            with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
+                result = run_sort(request, Unfinished(Path(folder)), None)
+                return replace(result, sorting=in_memory(result.sorting))
+        with _unfinished_in(Path(output), overwrite, resume, request.job) as state:
+            result = run_sort(request, state, state.output)
     Unfinished(Path(output)).remove()
     return replace(result, sorting=load_sorting_folder(Path(output)), folder=Path(output))
 
@@ -218,7 +241,7 @@ def train(
     output: str | Path | None = None,
     overwrite: bool = False,
     config: Config | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback | bool | None = None,
     **options: Any,
 ) -> Model:
     """Learn the units of a recording from labels.
@@ -235,8 +258,9 @@ def train(
         Whether a file there may be replaced.
     config : Config, optional
         All settings; or give single ones as keyword options.
-    progress : callable, optional
-        Called with the progress of each stage.
+    progress : callable or bool, optional
+        Called with the progress of each stage. By default a terminal or a notebook shows bars; False: nothing
+        is shown.
 
     Returns
     -------
@@ -252,17 +276,43 @@ def train(
     config = settings_from(config, options)
     if output is not None:
         output = check_output_file(output, overwrite, ending=".safetensors")
-    inputs = open_inputs(recording, labels, config.recording)
-    with tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
-        started = time.perf_counter()
+    with shown(progress) as told, tempfile.TemporaryDirectory(prefix="spikewise-") as folder:
+        inputs = open_inputs(recording, labels, config.recording)
+        _expect(inputs, None, config, told, is_sort=False)
+        told(PREPARING, 0, 1, "")
         groups = prepare_groups(inputs.recording, Preparation.of(config))
         state = Unfinished(Path(folder))
-        groups, _ = follow_motion(groups, config, state, progress)
-        start = find_start(groups, inputs, config, state, started, progress)
-        model = learn_model(groups, start, config, state, progress)
+        groups, _ = follow_motion(groups, config, state, told)
+        start = find_start(groups, inputs, config, state, told)
+        model = learn_model(groups, start, config, state, told)
     if output is not None:
         save_model(model, output)
     return model
+
+
+def _expect(
+    inputs: Inputs, model: Model | None, config: Config, progress: ProgressCallback, is_sort: bool = True
+) -> None:
+    """Tell how long the stages will probably take, as far as it is known ahead."""
+    labels = inputs.labels
+    interval_s = config.labels.label_interval or (0.0, LEARNT_S if labels is None else float("inf"))
+    labelled_s = min(interval_s[1] - interval_s[0], inputs.recording.get_total_duration())
+    size = size_of(inputs.recording, None if labels is None else labels.get_num_units(), labelled_s)
+    expected = preparing_seconds(size)
+    if model is None:
+        num_groups = len(split_groups(inputs.recording, config.preprocessing.group_by))
+        expected |= sort_seconds(size, num_groups, config, is_labelled=labels is not None)
+    if is_sort and model is None:
+        expected |= sorting_seconds(size, config.sorting.report, config.sorting.trust)
+    expect(progress, expected)
+    if is_sort and model is not None:
+        expect(progress, _seconds_after(inputs, model, config))
+
+
+def _seconds_after(inputs: Inputs, model: Model, config: Config) -> dict[str, float]:
+    """Return the expected seconds of the stages of a sort after learning."""
+    size = size_of(inputs.recording, len(model.unit_ids), 0.0)
+    return sorting_seconds(size, config.sorting.report, config.sorting.trust)
 
 
 def _check_together(
@@ -287,6 +337,7 @@ def _open_request(
     progress: ProgressCallback,
 ) -> SortRequest:
     """Open the inputs of a sort, and check that they fit together."""
+    started = time.perf_counter()
     inputs = open_inputs(recording, labels, config.recording)
     if model is not None:
         model = model if isinstance(model, Model) else load_model(model)
@@ -295,7 +346,7 @@ def _open_request(
     model_hash, filters_hash = (None if one is None else one.hash() for one in (model, pretrained))
     watch = FileWatch(inputs.recording)
     job = describe_job(inputs.recording, inputs.labels, model_hash, filters_hash, config)
-    return SortRequest(inputs, model, config, job, watch, progress)
+    return SortRequest(inputs, model, config, job, watch, progress, started)
 
 
 @contextmanager

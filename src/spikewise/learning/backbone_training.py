@@ -124,7 +124,7 @@ def train_backbone(
         optimizer.step()
         schedule.step()
         mean = total if step == 0 else 0.98 * mean + 0.02 * total
-        progress("pretrain", step + 1, steps, f"loss {mean:.4f}")
+        progress("learning filters", step + 1, steps, f"loss {mean:.4f}")
     logger.info("filters from %d steps, loss %.4f, %.0f s", steps, mean, time.perf_counter() - started)
     return backbone.eval().folded()
 

@@ -24,7 +24,7 @@ from scipy.spatial.distance import cdist
 
 from spikewise.core.constants import COINCIDENCE_MS
 from spikewise.core.errors import SettingError
-from spikewise.core.progress import ProgressCallback
+from spikewise.core.progress import READING_LABELLED, SEARCHING, ProgressCallback, learning_round
 from spikewise.core.seeds import stage_generator, stage_seed
 from spikewise.core.threads import on_all_cores
 from spikewise.data.labels.label_set import KeptSpikes
@@ -219,12 +219,14 @@ class UnitLearner:
         Return None if no label leaves a window to learn from.
         """
         training = [block for block in blocks if not block.held_out]
+        progress(READING_LABELLED, 0, 1, "")
         stored, held_out = self.store(training), self.store([b for b in blocks if b.held_out])
         labelled = by_unit(spikes)
         num_labelled = sum(len(stored.columns_of(of_unit)[0]) for of_unit in labelled)
         if not num_labelled:
             return None
         known, suspected, rounds = labelled, labelled, self.settings.units.rounds
+        progress(learning_round(1, rounds), 0, len(labelled), "mean waveforms")
         maker = self.patches(stored, known, suspected)
         self._tell_offsets(maker.templates, spikes)
         if backbone is None:
@@ -239,6 +241,7 @@ class UnitLearner:
                 found, uncertain = self._search(network, stored, training, progress)
                 known = [np.union1d(a, b) for a, b in zip(labelled, found, strict=True)]
                 suspected = [np.union1d(a, b) for a, b in zip(labelled, uncertain, strict=True)]
+                progress(learning_round(number + 1, rounds), 0, len(labelled), "mean waveforms")
                 maker = self.patches(stored, known, suspected)
             before = UnitProgress(
                 number, [], losses, held_out_losses, num_known, {}, network.state_dict() if number else {}
@@ -319,7 +322,12 @@ class UnitLearner:
                 state.save(self.checkpoint)
 
         training = self._training(before.number, network.num_units)
-        return train_units(network, maker, training, progress, learnt, keep, start)
+        stage, total = learning_round(before.number + 1, self.settings.units.rounds), network.num_units
+
+        def tell(done: int) -> None:
+            progress(stage, done, total, f"{done} of {total} units")
+
+        return train_units(network, maker, training, tell, learnt, keep, start)
 
     def _training(self, number: int, num_units: int) -> UnitTraining:
         """Return the settings of a round: all rounds but the last get half of the effort."""
@@ -392,9 +400,9 @@ class UnitLearner:
         )
         parts = []
         for done, block in enumerate(blocks):
-            progress("look", done, len(blocks), "")
+            progress(SEARCHING, done, len(blocks), "")
             parts.append(find_in_block(detector, stored, block))
-        progress("look", len(blocks), len(blocks), "")
+        progress(SEARCHING, len(blocks), len(blocks), "")
         confident, uncertain = [], []
         for unit in range(network.num_units):
             frames = np.concatenate([part.sample_index[part.unit_index == unit] for part in parts])

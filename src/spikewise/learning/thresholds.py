@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spikewise.core.constants import COINCIDENCE_MS
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import THRESHOLDS, ProgressCallback, silent
 from spikewise.data.labels.label_set import KeptSpikes
 from spikewise.data.recordings.reader import Traces
 from spikewise.learning.examples.training_set import Block
@@ -80,7 +80,7 @@ def choose_thresholds(
     num_judged = 0
     blocks = _spread(held_out, traces.sampling_frequency)
     for done, block in enumerate(blocks):
-        progress("thresholds", done, len(blocks), "")
+        progress(THRESHOLDS, done, len(blocks), "")
         peaks = find_in_block(detector, traces, block)
         inside = (spikes.global_frame >= block.start) & (spikes.global_frame < block.stop)
         unknown = spikes.global_frame[inside & ~spikes.is_positive]
@@ -94,7 +94,7 @@ def choose_thresholds(
             hits[unit_index].append(hit)
             false[unit_index].append(missed)
             num_true[unit_index] += len(true)
-    progress("thresholds", len(blocks), len(blocks), "")
+    progress(THRESHOLDS, len(blocks), len(blocks), "")
     if not num_true.sum():
         return np.full(len(spikes.unit_ids), DEFAULT_THRESHOLD, dtype=np.float32)
     share_judged = max(num_judged, 1) / num_true.sum()

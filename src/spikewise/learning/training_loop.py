@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spikewise.core.config import given
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import LEARNING, ProgressCallback, silent
 from spikewise.core.seeds import stage_seed
 from spikewise.learning.examples.training_set import Batch
 
@@ -197,7 +197,7 @@ def _train(
                 schedule.step()
                 total += loss.item()
                 done = epoch * num_batches + index + 1
-                progress("train", done, epochs * num_batches, f"loss {total / (index + 1):.4f}")
+                progress(LEARNING, done, epochs * num_batches, f"loss {total / (index + 1):.4f}")
             train_loss.append(total / num_batches)
             held_out_loss.append(evaluate_loss(network, task.held_out, device, task.loss_of))
             logger.info("epoch %d: loss %.5f, held out %.5f", epoch, train_loss[-1], held_out_loss[-1])

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from spikewise.core.progress import ProgressCallback, silent
 from spikewise.core.seeds import stage_generator, stage_seed
 from spikewise.core.threads import results_in_order
 from spikewise.learning import unit_loops as loops
@@ -66,7 +65,7 @@ def train_units(
     network: NeighbourhoodNetwork,
     patches: Patches,
     training: UnitTraining,
-    progress: ProgressCallback = silent,
+    tell: Callable[[int], None] = lambda done: None,
     learnt: Sequence[float] = (),
     keep: Callable[[list[float]], None] | None = None,
     start: NeighbourhoodNetwork | None = None,
@@ -81,7 +80,8 @@ def train_units(
     network : NeighbourhoodNetwork
     patches : Patches
     training : UnitTraining
-    progress : callable
+    tell : callable
+        Called with the number of units that are learnt.
     learnt : sequence of float
         Losses of the first units, if they are learnt already.
     keep : callable, optional
@@ -100,13 +100,13 @@ def train_units(
         with torch.no_grad():
             network.units.bias.fill_(_SILENT)
             network.gate_level.fill_(-OPEN)
-    progress("train", len(losses), num_units, "")
+    tell(len(losses))
     trainer = _UnitTrainer(network, patches, training, start)
     for loss in results_in_order(trainer.train, range(len(losses), num_units)):
         losses.append(loss)
         if keep is not None and (len(losses) % _KEPT_AT_ONCE == 0 or len(losses) == num_units):
             keep(losses)
-        progress("train", len(losses), num_units, "")
+        tell(len(losses))
     return losses
 
 

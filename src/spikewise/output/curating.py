@@ -164,15 +164,15 @@ def make_analyzer(
             "choose another interval, or another result",
         )
     steps = len(_EXTENSIONS) + 1
-    progress("prepare", 0, steps, "analyzer")
+    progress("measuring units", 0, steps, "")
     quiet: dict[str, Any] = {"n_jobs": 1, "progress_bar": False}
     analyzer = create_sorting_analyzer(
         sorting, recording, format="memory", sparse=len(recording.channel_ids) > _SPARSE_CHANNELS, **quiet
     )
     for done, (name, parameters) in enumerate(_EXTENSIONS.items(), start=1):
-        progress("prepare", done, steps, name.replace("_", " "))
+        progress("measuring units", done, steps, name.replace("_", " "))
         analyzer.compute(name, **parameters, **(quiet if name in _READS_TRACES else {}))
-    progress("prepare", steps, steps, "done")
+    progress("measuring units", steps, steps, "")
     return analyzer
 
 

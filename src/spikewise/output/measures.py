@@ -7,17 +7,19 @@ which are chosen without randomness. The quality metrics are those of SpikeInter
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from spikeinterface.core import BaseSorting
 from spikeinterface.metrics.quality.misc_metrics import isi_violations, presence_ratio
-from spikeinterface.postprocessing import compute_auto_correlograms
 
 from spikewise.core.constants import REFRACTORY_MS
-from spikewise.data.recordings.reader import TraceReader
+from spikewise.core.threads import on_all_cores
+from spikewise.data.recordings.reader import Traces
 from spikewise.models.checkpoint import GroupModel
+from spikewise.output.kept_traces import add_windows
 from spikewise.output.result import StoredResult
 
 CORRELOGRAM_MS = 50.0
@@ -28,10 +30,12 @@ WAVEFORM_BEFORE_MS, WAVEFORM_AFTER_MS = 1.0, 2.0
 """Window of a waveform around the spike; SpikeInterface's default."""
 MAX_WAVEFORM_SPIKES = 100
 """Most spikes of a unit in its mean waveform; chosen by hand."""
-MAX_SECONDS_READ = 20
+MAX_SECONDS_READ = 12
 """Most seconds of the recording from which mean waveforms are read; chosen by hand."""
 PRESENCE_BIN_S = 60.0
 """Width of a bin of the presence ratio; SpikeInterface's default."""
+_CHANNELS_AT_ONCE = 32
+"""Channels that one thread adds at a time; chosen by hand."""
 RARE_UNIT_SPIKES = 5
 """A unit with fewer spikes in these seconds uses its first spikes, up to this many; chosen by hand."""
 
@@ -127,14 +131,14 @@ class UnitMeasures:
 
 
 def measure_units(
-    result: StoredResult, readers: Mapping[str, TraceReader] | None, truth: BaseSorting | None = None
+    result: StoredResult, readers: Mapping[str, Traces] | None, truth: BaseSorting | None = None
 ) -> tuple[list[UnitMeasures], list[float | None]]:
     """Measure all units of a result, and the SNR of each true unit; the traces are read once for both.
 
     Parameters
     ----------
     result : StoredResult
-    readers : mapping of str to TraceReader, or None
+    readers : mapping of str to Traces, or None
         The preprocessed traces of each group of the model; None leaves the waveforms out.
     truth : BaseSorting, optional
         The true spikes.
@@ -176,9 +180,7 @@ def _measure_trains(result: StoredResult, trains: list[list[np.ndarray]]) -> lis
     sorting = result.sorting
     rate = sorting.sampling_frequency
     duration_s = sum(result.num_samples) / rate
-    correlograms, _ = compute_auto_correlograms(
-        sorting, window_ms=2 * CORRELOGRAM_MS, bin_ms=CORRELOGRAM_BIN_MS
-    )
+    correlograms = [_correlogram(train, rate) for train in trains]
     one_threshold = result.one_threshold
     units: list[UnitMeasures] = []
     for group in result.model.groups:
@@ -206,9 +208,31 @@ def _measure_trains(result: StoredResult, trains: list[list[np.ndarray]]) -> lis
 
 def spike_trains(sorting: BaseSorting) -> list[list[np.ndarray]]:
     """Return the spike trains: for each unit a list with its frames in each segment."""
-    sorting.precompute_spike_trains()
-    segments = range(sorting.get_num_segments())
-    return [[sorting.get_unit_spike_train(i, segment_index=s) for s in segments] for i in sorting.unit_ids]
+    spikes, num_segments = sorting.to_spike_vector(), sorting.get_num_segments()
+    place = spikes["unit_index"] * num_segments + spikes["segment_index"]
+    frames = spikes["sample_index"][np.argsort(place, kind="stable")].astype(np.int64)
+    ends = np.cumsum(np.bincount(place, minlength=len(sorting.unit_ids) * num_segments))
+    parts = np.split(frames, ends[:-1])
+    return [parts[first : first + num_segments] for first in range(0, len(parts), num_segments)]
+
+
+def _correlogram(train: list[np.ndarray], rate: float) -> np.ndarray:
+    """Return the number of pairs of spikes of a unit in each bin of lag.
+
+    These are the bins of SpikeInterface, whose function takes six seconds to compile in each process.
+    """
+    bin_samples = round(CORRELOGRAM_BIN_MS / 1000 * rate)
+    half = round(CORRELOGRAM_MS / 1000 * rate) // bin_samples
+    counts = np.zeros(2 * half, np.int64)
+    for frames in train:
+        for step in range(1, len(frames)):
+            lags = frames[step:] - frames[:-step]
+            lags = lags[lags <= half * bin_samples]
+            if not len(lags):
+                break
+            counts[half:] += np.bincount(lags // bin_samples, minlength=half)[:half]
+            counts[:half] += np.bincount(-(-lags // bin_samples) - 1, minlength=half)[::-1]
+    return counts
 
 
 def _violations_percent(train: list[np.ndarray], rate: float) -> float | None:
@@ -249,14 +273,14 @@ def _presence_ratio(train: list[np.ndarray], num_samples: list[int], rate: float
     return float(presence_ratio(frames, bin_edges=np.linspace(0, starts[-1], num_bins + 1)))
 
 
-def mean_waveforms(trains: list[list[np.ndarray]], readers: list[TraceReader]) -> list[MeanWaveform | None]:
+def mean_waveforms(trains: list[list[np.ndarray]], readers: list[Traces]) -> list[MeanWaveform | None]:
     """Return the mean waveform of each unit over a few of its spikes.
 
     Parameters
     ----------
     trains : list of lists of ndarray
         Frames of the spikes of each unit in each segment.
-    readers : list of TraceReader
+    readers : list of Traces
         The traces for each unit. One reader is used after the other, each in order of time.
 
     Returns
@@ -266,20 +290,54 @@ def mean_waveforms(trains: list[list[np.ndarray]], readers: list[TraceReader]) -
     """
     rate = readers[0].sampling_frequency if readers else 1.0
     before, after = round(WAVEFORM_BEFORE_MS / 1000 * rate), round(WAVEFORM_AFTER_MS / 1000 * rate)
-    chosen = _choose_spikes(trains, round(rate))
-    # The samples of a channel are contiguous, as in the traces.
-    shapes = [(reader.num_channels, before + after) for reader in readers]
-    sums, squares = ([np.zeros(shape, dtype=np.float32) for shape in shapes] for _ in range(2))
+    second = round(rate)
+    chosen = [_away_from_edges(spikes, second, before, after) for spikes in _choose_spikes(trains, second)]
+    waveforms: list[MeanWaveform | None] = [None] * len(trains)
     for reader in dict.fromkeys(readers):
         units = [unit for unit, other in enumerate(readers) if other is reader]
-        for segment, frame, unit in sorted((s, f, u) for u in units for s, f in chosen[u]):
-            waveform = reader.read(segment, frame - before, frame + after).T
-            sums[unit] += waveform
-            squares[unit] += np.square(waveform)
-    return [
-        _mean_waveform(total.T, square.T, before, len(spikes)) if spikes else None
-        for total, square, spikes in zip(sums, squares, chosen, strict=True)
-    ]
+        totals = _sum_windows([chosen[unit] for unit in units], reader, (before, after), second)
+        for unit, total, squares in zip(units, *totals, strict=True):
+            if chosen[unit]:
+                waveforms[unit] = _mean_waveform(total.T, squares.T, before, len(chosen[unit]))
+    return waveforms
+
+
+def _away_from_edges(
+    spikes: list[tuple[int, int]], second: int, before: int, after: int
+) -> list[tuple[int, int]]:
+    """Leave out spikes across the edge of a second, which need a second more, if others remain."""
+    inside = [(s, f) for s, f in spikes if (f - before) // second == (f + after - 1) // second]
+    return inside if len(inside) >= RARE_UNIT_SPIKES else spikes
+
+
+def _sum_windows(
+    chosen: list[list[tuple[int, int]]], reader: Traces, sides: tuple[int, int], second: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sums of windows and of their squares: (num_units, num_channels, num_samples) each."""
+    before, after = sides
+    shape = len(chosen), reader.num_channels, before + after
+    sums, squares = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    def add(traces: np.ndarray, starts: np.ndarray, units: np.ndarray) -> None:
+        def run(first: int) -> None:
+            part = slice(first, first + _CHANNELS_AT_ONCE)
+            add_windows(by_channel[part], starts, units, sums[:, part], squares[:, part])
+
+        by_channel = np.ascontiguousarray(traces.T)
+        on_all_cores(run, range(0, reader.num_channels, _CHANNELS_AT_ONCE))
+
+    rows = sorted((s, f, unit) for unit, spikes in enumerate(chosen) for s, f in spikes)
+    for (segment, number), group in itertools.groupby(rows, lambda row: (row[0], row[1] // second)):
+        spikes = np.array([row[1:] for row in group])
+        low, high = number * second, min((number + 1) * second, reader.num_samples(segment))
+        is_inside = (spikes[:, 0] - before >= low) & (spikes[:, 0] + after <= high)
+        if is_inside.any():
+            starts = spikes[is_inside, 0] - before - low
+            add(reader.read(segment, low, high), starts, spikes[is_inside, 1])
+        for frame, unit in spikes[~is_inside]:
+            window = reader.read(segment, int(frame) - before, int(frame) + after)
+            add(window, np.zeros(1, np.int64), np.array([unit]))
+    return sums, squares
 
 
 def _mean_waveform(total: np.ndarray, squares: np.ndarray, before: int, num_spikes: int) -> MeanWaveform:

@@ -18,7 +18,8 @@ from scipy.stats import median_abs_deviation
 from spikeinterface.metrics.quality.misc_metrics import amplitude_cutoff
 
 from spikewise.core.config import SortingConfig
-from spikewise.data.recordings.reader import TraceReader
+from spikewise.core.progress import Tell
+from spikewise.data.recordings.reader import Traces
 from spikewise.models.checkpoint import GroupModel
 from spikewise.output.features import PairFeatures, PairWaveforms
 from spikewise.output.measures import (
@@ -30,12 +31,15 @@ from spikewise.output.measures import (
 )
 from spikewise.output.pairs import UnitPair
 from spikewise.output.result import StoredResult
+from spikewise.sorting.detector import Detector
 from spikewise.sorting.detectors import make_detector
+from spikewise.sorting.spikes import Spikes
 
 # All of these were chosen by hand.
-MAX_SECONDS_SAMPLED = 40
-"""Most seconds of the recording from which spikes are taken."""
-MAX_SECONDS_EVALUATED = 20
+MAX_SECONDS_SAMPLED = 23
+"""Most seconds of the recording from which spikes are taken: so many that the evenly spread seconds of the
+mean waveforms (measures.MAX_SECONDS_READ) are among them."""
+MAX_SECONDS_EVALUATED = 12
 """Most of these seconds in which the network is evaluated again."""
 MAX_SAMPLED_SPIKES = 600
 """Most spikes of a unit whose amplitude and depth are measured."""
@@ -117,8 +121,9 @@ class SpikeSamples:
 def sample_spikes(
     result: StoredResult,
     units: list[UnitMeasures],
-    readers: Mapping[str, TraceReader],
+    readers: Mapping[str, Traces],
     pairs: Sequence[UnitPair] = (),
+    tell: Tell | None = None,
 ) -> SpikeSamples:
     """Measure spikes, noise and responses in evenly spread seconds of the recording.
 
@@ -127,10 +132,12 @@ def sample_spikes(
     result : StoredResult
     units : list of UnitMeasures
         The measures, with waveforms.
-    readers : mapping of str to TraceReader
+    readers : mapping of str to Traces
         The preprocessed traces of each group of the model.
     pairs : sequence of UnitPair
         Look-alike pairs, whose spikes are compared.
+    tell : callable, optional
+        Called with the number of seconds that are measured, and of all, over all groups.
 
     Returns
     -------
@@ -142,8 +149,7 @@ def sample_spikes(
         If the traces cannot be read.
     """
     rate = result.sorting.sampling_frequency
-    seconds = _whole_seconds(result.num_samples, rate)
-    sampled = [seconds[index] for index in spread(len(seconds), MAX_SECONDS_SAMPLED)]
+    sampled = sampled_seconds(result)
     evaluated = {sampled[index] for index in spread(len(sampled), MAX_SECONDS_EVALUATED)}
     margin = round((WAVEFORM_BEFORE_MS + WAVEFORM_AFTER_MS) / 1000 * rate)
     rows = _choose_rows(
@@ -152,7 +158,8 @@ def sample_spikes(
     spikes = result.sorting.to_spike_vector()[rows]
     offsets = np.cumsum([0, *result.num_samples])
     measured = _Measured(len(spikes), units, len(sampled), PairWaveforms(pairs, units))
-    for group in result.model.groups:
+    total = len(sampled) * len(result.model.groups)
+    for group_number, group in enumerate(result.model.groups):
         shapes = {unit.unit_index: _shape(unit) for unit in units if unit.group is group}
         if not shapes:
             continue
@@ -165,6 +172,8 @@ def sample_spikes(
             SortingConfig(),
         )
         for number, (segment, start, stop) in enumerate(sampled):
+            if tell is not None:
+                tell(group_number * len(sampled) + number, total)
             here = np.flatnonzero(
                 (spikes["segment_index"] == segment)
                 & (spikes["sample_index"] >= start)
@@ -175,7 +184,7 @@ def sample_spikes(
             measured.add_noise(traces, number, shapes)
             measured.add_second(traces, start, spikes, here, shapes)
             if (segment, start, stop) in evaluated:
-                peaks = detector.find(readers[group.name], segment, start, stop)
+                peaks = _evaluate(detector, readers[group.name], (segment, start, stop), sampled)
                 bins = np.minimum((peaks.response * RESPONSE_BINS).astype(np.int64), RESPONSE_BINS - 1)
                 np.add.at(measured.responses, (peaks.unit_index + first_unit, bins), 1)
     return SpikeSamples(
@@ -190,6 +199,53 @@ def sample_spikes(
         pair_features=measured.pairs.features(),
         num_seconds_evaluated=len(evaluated),
     )
+
+
+def sampled_seconds(result: StoredResult) -> list[tuple[int, int, int]]:
+    """Return segment, start and end of the seconds from which spikes are taken, evenly spread."""
+    seconds = _whole_seconds(result.num_samples, result.sorting.sampling_frequency)
+    return [seconds[index] for index in spread(len(seconds), MAX_SECONDS_SAMPLED)]
+
+
+def _evaluate(
+    detector: Detector, traces: Traces, second: tuple[int, int, int], sampled: list[tuple[int, int, int]]
+) -> Spikes:
+    """Find the peaks of the response in a second, without a look at seconds that are not sampled.
+
+    Beside such a second, responses that would depend on it are left out.
+    """
+    segment, start, stop = second
+    is_first, is_last = start == 0, stop == traces.num_samples(segment)
+    before = next((one for one in sampled if one[0] == segment and one[2] == start), None)
+    after = next((one for one in sampled if one[0] == segment and one[1] == stop), None)
+    window = detector.network.window_samples + detector.context
+    low = start if is_first or before is not None else start + window
+    high = stop if is_last or after is not None else stop - window
+    limits = (start if before is None else before[1], stop if after is None else after[2])
+    return detector.find(_Part(traces, limits), segment, low, max(low, high))
+
+
+class _Part:
+    """Traces that are zero outside of a part of a segment, and not read there."""
+
+    def __init__(self, traces: Traces, limits: tuple[int, int]):
+        self._traces, self._limits = traces, limits
+        self.num_segments, self.num_channels = traces.num_segments, traces.num_channels
+        self.sampling_frequency = traces.sampling_frequency
+
+    def num_samples(self, segment_index: int) -> int:
+        """Return the length of a segment."""
+        return self._traces.num_samples(segment_index)
+
+    def read(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return float32 traces (stop - start, num_channels)."""
+        low, high = max(start, self._limits[0]), min(stop, self._limits[1])
+        if (low, high) == (start, stop):
+            return self._traces.read(segment_index, start, stop)
+        traces = np.zeros((self.num_channels, stop - start), np.float32).T
+        if low < high:
+            traces[low - start : high - start] = self._traces.read(segment_index, low, high)
+        return traces
 
 
 def _whole_seconds(num_samples: list[int], rate: float) -> list[tuple[int, int, int]]:

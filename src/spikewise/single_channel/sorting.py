@@ -196,7 +196,7 @@ def _sort(
     if channel is not None:
         recorded_s = len(channel.signal) / channel.sampling_frequency
         provenance["seconds"]["recorded"] = round(recorded_s, 3)
-        provenance["real_time_factor"] = round(recorded_s / sorting_s, 1)
+        provenance["real_time_factor"] = round(recorded_s / (learning_s + sorting_s), 1)
     return ChannelResult(spikes, classification, sorting, model, provenance)
 
 

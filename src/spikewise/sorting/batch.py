@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import SORTING, ProgressCallback, silent
 from spikewise.data.recordings.reader import Traces
 from spikewise.sorting.detector import Detector, SegmentSearch
 from spikewise.sorting.spikes import Spikes
@@ -15,7 +15,7 @@ def detect_in_chunks(
     traces: Traces,
     chunk_s: float,
     progress: ProgressCallback = silent,
-    stage: str = "sort",
+    stage: str = SORTING,
 ) -> list[Spikes]:
     """Find all spikes of a recording.
 

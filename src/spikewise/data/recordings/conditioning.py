@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.signal
 from spikeinterface.core import BaseRecording, get_chunk_with_margin
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
@@ -84,6 +83,8 @@ class ConditionedRecording(BasePreprocessor):
         sections = None
         margin = 0
         if band_hz is not None and not is_live:
+            import scipy.signal  # only here: it takes a second
+
             sections = scipy.signal.butter(FILTER_ORDER, band_hz, "bandpass", output="sos", fs=rate)
             margin = int(MARGIN_PERIODS * rate / band_hz[0])
         num_channels = recording.get_num_channels()
@@ -155,6 +156,8 @@ class LiveBand:
     @classmethod
     def of(cls, band_hz: tuple[float, float], sampling_frequency: float) -> LiveBand:
         """Return the live band-pass for the band of the usual filter in Hz."""
+        import scipy.signal
+
         edges_hz = LIVE_EDGE * band_hz[0], band_hz[1]
         sections = scipy.signal.butter(
             LIVE_FILTER_ORDER, edges_hz, "bandpass", output="sos", fs=sampling_frequency
@@ -337,6 +340,8 @@ def medians(rows: np.ndarray) -> np.ndarray:
 
 def _pad_sections(sections: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the coefficients and settled states of SECTIONS sections; added ones change nothing."""
+    import scipy.signal
+
     coefficients, settled = np.zeros((SECTIONS, 5)), np.zeros((SECTIONS, 2))
     coefficients[:, 0] = 1.0
     coefficients[: len(sections)] = sections[:, [0, 1, 2, 4, 5]] * [1, 1, 1, -1, -1]

@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 from scipy.interpolate import CloughTocher2DInterpolator, CubicSpline
-from scipy.signal import sawtooth
 from scipy.spatial import KDTree
 from spikeinterface.core import BaseRecording, NumpySorting
 from spikeinterface.generation.drift_tools import DriftingTemplates, InjectDriftingTemplatesRecording
@@ -162,6 +161,8 @@ def draw_displacement(
         return times, levels[levels_passed], {**facts, "period_s": period}
     speed = config.drift_um_per_min or SPEED_UM_PER_MIN[config.drift]
     phase = 2 * np.pi * since_start * speed / 60 / (2 * largest)
+    from scipy.signal import sawtooth  # only here: it takes a second
+
     wave = sawtooth(phase, width=0.5) if config.drift == "slow" else -np.cos(phase)
     return times, largest * (1 + wave) / 2, {**facts, "um_per_min": speed}
 

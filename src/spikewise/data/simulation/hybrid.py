@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 from probeinterface import Probe
 from scipy.interpolate import CloughTocher2DInterpolator
-from scipy.signal import resample_poly
 from scipy.spatial import KDTree
 
 from spikewise.core.errors import SettingError
@@ -155,6 +154,8 @@ def own_probe(units: Iterable[RealUnit], num_units: int) -> Probe:
 
 def resample_units(units: Iterable[RealUnit], source_hz: float, target_hz: float) -> tuple[RealUnit, ...]:
     """Return the units at another sampling frequency."""
+    from scipy.signal import resample_poly  # only here: it takes a second
+
     ratio = Fraction(target_hz / source_hz).limit_denominator(1000)
     if ratio == 1:
         return tuple(units)

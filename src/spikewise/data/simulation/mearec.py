@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 from probeinterface import Probe
-from scipy.signal import resample_poly
 from spikeinterface.core import BaseRecording, BaseSorting, NumpyRecording
 
 from spikewise.core.config import SimulationConfig
@@ -272,6 +271,8 @@ def select_mearec_cells(
             raise _too_few(templates, config) from error
     chosen = np.asarray(chosen)[np.argsort(types)]
     ratio = Fraction(truth.sampling_frequency / templates.sampling_frequency).limit_denominator(1000)
+    from scipy.signal import resample_poly  # only here: it takes a second
+
     selected = resample_poly(waveforms[chosen], ratio.numerator, ratio.denominator, axis=-1, padtype="line")
     aligned, num_before = _align(selected.swapaxes(2, 3), round(FADE_MS / 1000 * truth.sampling_frequency))
     return CellWaveforms(aligned, num_before, locations[chosen][:, :, list(templates.axes)])

@@ -19,7 +19,7 @@ import numpy as np
 from spikeinterface.core import NumpyRecording
 from spikeinterface.core.motion import Motion
 
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import MOTION, ProgressCallback, silent
 from spikewise.core.threads import one_thread_each
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.discovery.event_search import Events, EventSearch
@@ -153,7 +153,7 @@ def _find_events(
         search = EventSearch(held, distance, shapes) if search is None else search.in_other(held)
         events = search.find(THRESHOLD)
         found.append(_located(held, events, distance, positions))
-        progress("motion", min(start + batch, len(parts)), len(parts), f"{sum(map(len, found))} events")
+        progress(MOTION, min(start + batch, len(parts)), len(parts), f"{sum(map(len, found))} events")
     return np.concatenate(found)
 
 

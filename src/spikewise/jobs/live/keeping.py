@@ -19,6 +19,7 @@ import numpy as np
 from spikeinterface.core import BaseRecording, BinaryRecordingExtractor
 
 from spikewise.core.errors import SpikewiseError
+from spikewise.core.progress import ProgressCallback, silent
 from spikewise.jobs.live.source import POLL_S, Chunk, Source, StreamError, StreamFacts
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ _NEARLY_S = 0.05
 """When so little is left to catch up with, the source is read directly; chosen by hand."""
 _CHUNK_S = 0.1
 """Length of the chunks that are read from the file, s; chosen by hand."""
+COLLECTING = "collecting the first seconds"
+"""Stage of the progress."""
 
 
 class KeptSource:
@@ -60,8 +63,10 @@ class KeptSource:
         """Return the facts of the source, which is open already."""
         return self._facts
 
-    def wait_for(self, seconds: float, wait_s: float) -> BaseRecording:
+    def wait_for(self, seconds: float, wait_s: float, progress: ProgressCallback = silent) -> BaseRecording:
         """Wait until the first seconds are kept; return them as a recording.
+
+        `progress` is called with the seconds that are kept.
 
         Raises
         ------
@@ -75,6 +80,7 @@ class KeptSource:
             self._raise_error()
             if self._written != last:
                 last, since = self._written, time.monotonic()
+                progress(COLLECTING, self._written / self._rate, seconds, "")
             if self._has_ended or time.monotonic() - since > wait_s:
                 raise StreamError(
                     f"the stream gave {self._written / self._rate:.1f} s of samples",

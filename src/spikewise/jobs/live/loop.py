@@ -14,7 +14,7 @@ import numpy as np
 
 from spikewise.core.config import StreamConfig
 from spikewise.core.devices import describe_device
-from spikewise.core.progress import ProgressCallback
+from spikewise.core.progress import SORTING, ProgressCallback
 from spikewise.core.version import __version__
 from spikewise.jobs.live.latency import Delays
 from spikewise.jobs.live.sinks import Emission, Sink
@@ -218,7 +218,7 @@ class StreamLoop:
             self._reported_s = ended
             seconds = result.num_samples / self._rate
             note = f"{result.num_spikes} spikes, {result.num_gaps} gaps, {1000 * late_s:.1f} ms late"
-            self._progress("stream", seconds, self._config.duration_s or seconds, note)
+            self._progress(SORTING, seconds, self._config.duration_s or 0, note)  # 0: without an end
 
     def _check_noise(self) -> None:
         """Warn if the samples seem to have another unit than those of the training."""

@@ -11,9 +11,10 @@ from spikeinterface.core import BaseRecording
 
 from spikewise.core.config import Config, RecordingConfig, StreamConfig
 from spikewise.core.errors import SettingError
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import ProgressCallback, expect
+from spikewise.core.progress_bars import shown
 from spikewise.data.recordings.probes import load_probe
-from spikewise.jobs.live.keeping import KeptSource
+from spikewise.jobs.live.keeping import COLLECTING, KeptSource
 from spikewise.jobs.live.loop import StreamLoop, StreamResult, describe_stream
 from spikewise.jobs.live.registry import open_sinks, open_source
 from spikewise.jobs.live.sinks import units_of
@@ -32,7 +33,7 @@ def stream(
     overwrite: bool = False,
     config: StreamConfig | None = None,
     reading: RecordingConfig | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback | bool | None = None,
     **options: Any,
 ) -> StreamResult:
     """Sort a live stream until it ends, or until Ctrl-C.
@@ -51,8 +52,9 @@ def stream(
         All settings; or give single ones as keyword options.
     reading : RecordingConfig, optional
         How a recording is read.
-    progress : callable, optional
-        Called with the seconds sorted.
+    progress : callable or bool, optional
+        Called with the seconds that have come and are sorted. By default a terminal or a notebook shows
+        bars; False: nothing is shown.
 
     Returns
     -------
@@ -84,20 +86,23 @@ def stream(
     )
     opened = open_source(source, channel_ids, config, reading)
     try:
-        facts = opened.open()
-        if model is None:
-            opened, model = _learn(opened, facts, config, reading, progress)
-        check_fits(facts, len(channel_ids), model.sampling_frequency)
-        gain = config.gain_to_uV if config.gain_to_uV is not None else facts.gain_to_uV
-        sorter = StreamSorter(
-            model, channel_ids=facts.channel_ids, gain_to_uV=gain, threshold=config.threshold
-        )
-        sorter.warm_up(facts.dtype)
-        units = units_of(model, sorter.latency.look_ahead_samples, sorter.main_columns)
-        receivers = open_sinks(names, units, overwrite)
-        loop = StreamLoop(sorter, model.sampling_frequency, config, receivers, progress)
-        show_view(loop, units, config)
-        return loop.run(opened, partial(_describe, model, str(source), facts.dtype, config))
+        with shown(progress) as told:
+            told("connecting", 0, 1, "")
+            facts = opened.open()
+            if model is None:
+                opened, model = _learn(opened, facts, config, reading, told)
+            check_fits(facts, len(channel_ids), model.sampling_frequency)
+            gain = config.gain_to_uV if config.gain_to_uV is not None else facts.gain_to_uV
+            sorter = StreamSorter(
+                model, channel_ids=facts.channel_ids, gain_to_uV=gain, threshold=config.threshold
+            )
+            told("warming up", 0, 1, "")
+            sorter.warm_up(facts.dtype)
+            units = units_of(model, sorter.latency.look_ahead_samples, sorter.main_columns)
+            receivers = open_sinks(names, units, overwrite)
+            loop = StreamLoop(sorter, model.sampling_frequency, config, receivers, told)
+            show_view(loop, units, config)
+            return loop.run(opened, partial(_describe, model, str(source), facts.dtype, config))
     finally:
         opened.close()
 
@@ -126,7 +131,9 @@ def _learn(
         )
     kept = KeptSource(source, facts, rate)
     try:
-        recording = kept.wait_for(config.learn_s or 0.0, config.wait_s)
+        seconds = config.learn_s or 0.0
+        expect(progress, {COLLECTING: seconds})
+        recording = kept.wait_for(seconds, config.wait_s, progress)
         learning = Config.from_options(filter="live", probe=config.probe, device="cpu", damage="keep")
         return kept, train(recording, config=learning, progress=progress)
     except BaseException:

@@ -7,10 +7,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from spikewise.core import expected_time
 from spikewise.core.config import Config
 from spikewise.core.errors import Interrupted
-from spikewise.core.progress import ProgressCallback
-from spikewise.jobs.model.start import StartingPoint
+from spikewise.core.progress import LEARNING, PartOf, ProgressCallback, expect
+from spikewise.jobs.model.start import StartingPoint, size_of
 from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.learning.group_learning import learn_group
 from spikewise.learning.settings import LearningSettings
@@ -51,6 +52,12 @@ def learn_model(
     if without := [group.name for group in groups if group.name not in start.label_sets]:
         verb = "has no units and is" if len(without) == 1 else "have no units and are"
         logger.warning("%s %s not sorted", named_groups(without), verb)
+    expected = _expected(groups, start, config)
+    parts = [name for name in expected if len(expected) > 1]
+    if parts:
+        expect(progress, {LEARNING: sum(sum(seconds.values()) for seconds in expected.values())})
+    else:
+        expect(progress, *expected.values())
     for index, group in enumerate(groups):
         if group.name not in start.label_sets:
             continue
@@ -59,11 +66,15 @@ def learn_model(
             kept = load_model(file)
             model, group_facts = kept.groups[0], kept.facts
         else:
+            told = progress
+            if parts:
+                place = parts.index(group.name), len(parts)
+                told = PartOf(progress, LEARNING, place, f"group {group.name}", expected[group.name])
             model, group_facts = learn_group(
                 group,
                 start.label_sets[group.name],
                 LearningSettings.of(config),
-                progress,
+                told,
                 start.weights.get(group.name),
                 state.training_file(index),
             )
@@ -87,6 +98,18 @@ def learn_model(
             "interrupted": any(group_facts["interrupted"] for group_facts in facts),
         },
     )
+
+
+def _expected(groups: Sequence[Group], start: StartingPoint, config: Config) -> dict[str, dict[str, float]]:
+    """Return the expected seconds of the stages of learning of each group with labels."""
+    expected = {}
+    for group in groups:
+        if (labels := start.label_sets.get(group.name)) is not None:
+            samples = sum(last - first for first, last in labels.parts())
+            seconds = samples / group.recording.get_sampling_frequency()
+            size = size_of(group.recording, labels.sorting.get_num_units(), seconds)
+            expected[group.name] = expected_time.learning_seconds(size, config)
+    return expected
 
 
 def kept_model(state: Unfinished) -> Model | None:
@@ -116,6 +139,6 @@ def keep_model(model: Model, state: Unfinished) -> None:
 
 
 def learning_seconds(model: Model) -> float:
-    """Return how long learning took, over all processes."""
+    """Return how long finding units and learning them took, over all processes."""
     groups = model.facts["groups"]
     return model.facts["labels_s"] + sum(group["training_s"] + group["thresholds_s"] for group in groups)

@@ -14,10 +14,12 @@ from typing import Any
 
 from spikeinterface.core import BaseRecording, BaseSorting, NumpyFolderSorting, NumpySorting
 
+from spikewise.core import expected_time
 from spikewise.core.config import BootstrapConfig, Config, LabelsConfig
 from spikewise.core.errors import BootstrapError
 from spikewise.core.files import sync_tree, writing
-from spikewise.core.progress import ProgressCallback
+from spikewise.core.progress import CLEANING, FINDING_UNITS, PartOf, ProgressCallback, finding_with
+from spikewise.core.threads import num_threads
 from spikewise.core.untrusted import safe_name
 from spikewise.core.version import __version__
 from spikewise.data.labels.label_set import (
@@ -28,7 +30,6 @@ from spikewise.data.labels.label_set import (
     split_labels_by_group,
 )
 from spikewise.data.opening import Inputs
-from spikewise.discovery.bootstrap import bootstrap_labels
 from spikewise.discovery.discover import discover_units
 from spikewise.discovery.label_cleaning import clean_labels
 from spikewise.jobs.state.unfinished import Unfinished
@@ -61,7 +62,7 @@ class StartingPoint:
     pretrained_hash : str or None
         Hash of the model or filters that the weights came from.
     seconds : float
-        How long the preparation of groups and labels took.
+        How long finding the labels took.
     """
 
     label_sets: dict[str, LabelSet]
@@ -76,7 +77,6 @@ def find_start(
     inputs: Inputs,
     config: Config,
     state: Unfinished,
-    started: float,
     progress: ProgressCallback,
 ) -> StartingPoint:
     """Return the labels of each group, and the weights that training starts from.
@@ -89,11 +89,10 @@ def find_start(
     config : Config
     state : Unfinished
         Keeps the labels of the units that are found.
-    started : float
-        ``time.perf_counter()`` before the groups were prepared: this time counts too.
     progress : callable
         Called with the progress of each stage.
     """
+    started = time.perf_counter()
     pretrained = open_pretrained(config.transfer, config.design)
     weights = {} if pretrained is None else start_from(pretrained, groups, config.network, config.transfer)
     label_sets, facts = label_groups(groups, inputs, config, state, progress)
@@ -107,7 +106,7 @@ def label_groups(
     """Return the labels of each group, and the facts about their source: given labels, or discovered ones."""
     if inputs.labels is not None:
         return given_labels(groups, inputs.recording, inputs.labels, inputs.label_source, config.labels)
-    return discovered_labels(groups, config.bootstrap, config.training.seed, state, progress)
+    return discovered_labels(groups, config, state, progress)
 
 
 def given_labels(
@@ -121,8 +120,7 @@ def given_labels(
 
 def discovered_labels(
     groups: Sequence[Group],
-    config: BootstrapConfig,
-    seed: int,
+    config: Config,
     state: Unfinished,
     progress: ProgressCallback,
 ) -> tuple[dict[str, LabelSet], dict[str, Any]]:
@@ -136,15 +134,17 @@ def discovered_labels(
         If no unit is found in any group.
     """
     label_sets: dict[str, LabelSet] = {}
-    facts: dict[str, Any] = {"source": f"bootstrap {config.bootstrap}", "groups": {}}
+    sorter, seed = config.bootstrap.bootstrap, config.training.seed
+    facts: dict[str, Any] = {"source": f"bootstrap {sorter}", "groups": {}}
     next_id = 0
     for index, group in enumerate(groups):
+        told = _part(progress, (index, len(groups)), group, config)
         try:
             kept = _kept_labels(state, index, group)
-            kept = kept or _bootstrap_group(state, index, group, config, seed, next_id, progress)
+            kept = kept or _bootstrap_group(state, index, group, config.bootstrap, seed, next_id, told)
         except BootstrapError as error:
             if len(groups) == 1:
-                raise _with_log_kept(error, state.output / f"bootstrap_{config.bootstrap}.log") from error
+                raise _with_log_kept(error, state.output / f"bootstrap_{sorter}.log") from error
             logger.info("group %s gives no labels: %s", group.name, error)  # the warning is that of learning
             facts["groups"][group.name] = {"error": str(error)}
             continue
@@ -153,11 +153,34 @@ def discovered_labels(
         facts["interval_s"] = list(label_sets[group.name].seconds())
     if not label_sets:
         raise BootstrapError(
-            f"{config.bootstrap} found no unit in any of the {len(groups)} groups",
+            f"{sorter} found no unit in any of the {len(groups)} groups",
             "at least one unit in one group",
             "give labels with --labels, or try another sorter with --bootstrap",
         )
     return label_sets, facts
+
+
+def size_of(recording: BaseRecording, num_units: int | None, labelled_s: float) -> expected_time.Size:
+    """Return the size of the work on a recording, or on one of its groups."""
+    rate = recording.get_sampling_frequency()
+    return expected_time.Size(
+        recording.get_num_channels(),
+        recording.get_total_samples() / rate,
+        rate,
+        num_units,
+        labelled_s,
+        num_threads(),
+    )
+
+
+def _part(
+    progress: ProgressCallback, place: tuple[int, int], group: Group, config: Config
+) -> ProgressCallback:
+    """Return the progress of finding the units of one of several groups; a single one has its own stages."""
+    if place[1] == 1:
+        return progress
+    inner = expected_time.discovery_seconds(size_of(group.recording, None, 0), config)
+    return PartOf(progress, FINDING_UNITS, place, f"group {group.name}", inner)
 
 
 def _bootstrap_group(
@@ -173,7 +196,7 @@ def _bootstrap_group(
     found, facts = (
         _own_labels(group, seed, progress)
         if config.bootstrap == OWN_DISCOVERY
-        else _labels_of_sorter(state, group, config, seed)
+        else _labels_of_sorter(state, group, config, seed, progress)
     )
     label_set = _renumber(found, first_id)
     folder = _labels_folder(state, group)
@@ -235,10 +258,13 @@ def _own_labels(group: Group, seed: int, progress: ProgressCallback) -> tuple[La
 
 
 def _labels_of_sorter(
-    state: Unfinished, group: Group, config: BootstrapConfig, seed: int
+    state: Unfinished, group: Group, config: BootstrapConfig, seed: int, progress: ProgressCallback
 ) -> tuple[LabelSet, dict[str, Any]]:
     """Let another sorter find the units of a group, and repair them; also return the facts."""
+    from spikewise.discovery.bootstrap import bootstrap_labels  # only here: its imports take a second
+
     repaired = group.preprocessed.repaired
+    progress(finding_with(config.bootstrap), 0, 1, f"in the first {config.bootstrap_s:g} s")
     bootstrap = bootstrap_labels(
         group.recording if repaired is None else repaired,
         config,
@@ -247,7 +273,9 @@ def _labels_of_sorter(
         folder=state.output,
         silenced_channel_ids=group.preprocessed.silenced_channel_ids,
     )
+    progress(CLEANING, 0, 1, f"of {bootstrap.num_found} units")
     cleaned, changes = clean_labels(bootstrap.label_set, group.reader)
+    progress(CLEANING, 1, 1, f"{cleaned.sorting.get_num_units()} units")
     return cleaned, {
         "sorter": bootstrap.sorter,
         "sorter_version": bootstrap.sorter_version,

@@ -105,10 +105,10 @@ def make_analyzer(
         )
         del steps["template_metrics"]
     for done, (name, options) in enumerate(steps.items()):
-        progress("analyzer", done, len(steps), name)
+        progress("measuring units", done, len(steps), name.replace("_", " "))
         reading = {"n_jobs": config.jobs, "progress_bar": False} if name in _READS_TRACES else {}
         analyzer.compute_one_extension(name, verbose=False, **options, **reading)
-    progress("analyzer", len(steps), len(steps), "")
+    progress("measuring units", len(steps), len(steps), "")
     return analyzer
 
 

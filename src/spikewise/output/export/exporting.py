@@ -12,7 +12,8 @@ from spikeinterface.core import BaseRecording, SortingAnalyzer
 
 from spikewise.core.errors import OutputError
 from spikewise.core.files import check_output_file, writing
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import PREPARING, WRITING, ProgressCallback
+from spikewise.core.progress_bars import shown
 from spikewise.data.opening import files_of, open_recording
 from spikewise.output.export.analyzer import make_analyzer
 from spikewise.output.export.config import AnalyzerConfig, NwbConfig, PhyConfig
@@ -32,7 +33,7 @@ def export_phy(
     output: str | Path,
     *,
     config: PhyConfig | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback | bool | None = None,
     **options: Any,
 ) -> PhyExport:
     """Write a result as a folder for Phy's template GUI.
@@ -47,8 +48,8 @@ def export_phy(
         Folder to write; it must not exist.
     config : PhyConfig, optional
         All settings; or give single settings as keyword options.
-    progress : callable, optional
-        Called with the progress.
+    progress : callable or bool, optional
+        Called with the progress. By default a terminal or a notebook shows bars; False: nothing is shown.
 
     Returns
     -------
@@ -63,8 +64,10 @@ def export_phy(
     config = config or PhyConfig.from_dict(options)
     stored = _stored(result, config.keep)
     opened, _ = open_recording(recording, stored.reading)
-    groups = sorted_groups(stored, opened, groups_of(stored, opened))
-    return write_phy(stored.sorting, opened, groups, Path(output), config, progress)
+    with shown(progress) as told:
+        told(PREPARING, 0, 1, "")
+        groups = sorted_groups(stored, opened, groups_of(stored, opened))
+        return write_phy(stored.sorting, opened, groups, Path(output), config, told)
 
 
 def analyze(
@@ -73,7 +76,7 @@ def analyze(
     *,
     output: str | Path | None = None,
     config: AnalyzerConfig | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback | bool | None = None,
     **options: Any,
 ) -> SortingAnalyzer:
     """Make a SortingAnalyzer of a result, with waveforms, templates, locations, correlograms and metrics.
@@ -88,8 +91,8 @@ def analyze(
         Folder to write, for ``spikeinterface.load``; it must not exist. Without it the analyzer is in memory.
     config : AnalyzerConfig, optional
         All settings; or give single settings as keyword options.
-    progress : callable, optional
-        Called with the progress.
+    progress : callable or bool, optional
+        Called with the progress. By default a terminal or a notebook shows bars; False: nothing is shown.
 
     Returns
     -------
@@ -107,7 +110,8 @@ def analyze(
         raise OutputError(f"the folder {folder} exists already", "a new name", "choose another")
     stored = _stored(result, config.keep)
     opened, _ = open_recording(recording, stored.reading)
-    return _analyze(stored, opened, config, folder, progress)
+    with shown(progress) as told:
+        return _analyze(stored, opened, config, folder, told)
 
 
 def export_nwb(
@@ -118,7 +122,7 @@ def export_nwb(
     append: bool = False,
     overwrite: bool = False,
     config: NwbConfig | None = None,
-    progress: ProgressCallback = silent,
+    progress: ProgressCallback | bool | None = None,
     **options: Any,
 ) -> NwbExport:
     """Write the units of a result into an NWB file.
@@ -137,8 +141,8 @@ def export_nwb(
         Whether an existing file may be replaced.
     config : NwbConfig, optional
         Metadata of a new file; or give single settings as keyword options.
-    progress : callable, optional
-        Called with the progress.
+    progress : callable or bool, optional
+        Called with the progress. By default a terminal or a notebook shows bars; False: nothing is shown.
 
     Returns
     -------
@@ -165,10 +169,12 @@ def export_nwb(
             "another file, or the units beside the recording in its file",
             "choose another name, or give --append",
         )
-    analyzer = _analyze(stored, opened, AnalyzerConfig(), None, progress)
-    with writing(file):
-        file.absolute().parent.mkdir(parents=True, exist_ok=True)
-    return write_nwb(analyzer, opened, stored.provenance, file, append, config)
+    with shown(progress) as told:
+        analyzer = _analyze(stored, opened, AnalyzerConfig(), None, told)
+        told(WRITING, 0, 1, "")
+        with writing(file):
+            file.absolute().parent.mkdir(parents=True, exist_ok=True)
+        return write_nwb(analyzer, opened, stored.provenance, file, append, config)
 
 
 def _analyze(
@@ -178,6 +184,7 @@ def _analyze(
     folder: Path | None,
     progress: ProgressCallback,
 ) -> SortingAnalyzer:
+    progress(PREPARING, 0, 1, "")
     prepared = groups_of(stored, recording)
     groups = sorted_groups(stored, recording, prepared)
     traces = traces_as_sorted(stored, recording, prepared)

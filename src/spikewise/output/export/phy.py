@@ -33,7 +33,7 @@ from spikeinterface.core import BaseRecording, BaseSorting, write_binary_recordi
 
 from spikewise.core.errors import OutputError
 from spikewise.core.files import writing
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import WRITING, ProgressCallback, silent
 from spikewise.data.labels.label_set import segment_starts
 from spikewise.data.recordings.channels import SilencedRecording
 from spikewise.data.recordings.clock import TimedRecording
@@ -124,6 +124,7 @@ def write_phy(
             units = locate_units(spikes, recording, groups, config)
             features = partial / "pc_features.npy"
             projection = project_spikes(features, spikes, recording, groups, units, config, progress)
+            progress(WRITING, 0, 1, "")
             _write_spikes(partial, spikes, units, projection)
             _write_times(partial, sorting, recording)
             _write_units(partial, sorting, units, groups, projection.templates, recording.sampling_frequency)

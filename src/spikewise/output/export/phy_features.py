@@ -160,7 +160,7 @@ def project_spikes(
                     projected = projector.project(traces, starts[part] - start, rows, chosen[index])
                     features[index], products[index] = projected
                 done += high - max(0, low)
-                progress("phy", done / rate, total / rate, "")
+                progress("measuring spikes", done / rate, total / rate, "")
         templates[group.unit_index] = projector.templates()
     features.flush()
     return Projection(templates, products / _fit(templates, units)[unit_index])

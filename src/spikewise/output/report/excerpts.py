@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spikewise.data.recordings.reader import TraceReader
+from spikewise.data.recordings.reader import Traces
 from spikewise.output.measures import UnitMeasures
 from spikewise.output.result import StoredResult
+from spikewise.output.samples import sampled_seconds
 
 # All of these were chosen by hand.
 EXCERPT_MS = 50.0
@@ -62,7 +63,7 @@ class Excerpt:
 def choose_excerpts(
     result: StoredResult,
     units: list[UnitMeasures],
-    readers: Mapping[str, TraceReader],
+    readers: Mapping[str, Traces],
     interval_s: tuple[float, float] | None = None,
 ) -> list[Excerpt]:
     """Choose excerpts that show many units, and read their traces.
@@ -72,7 +73,7 @@ def choose_excerpts(
     result : StoredResult
     units : list of UnitMeasures
         The measures, with waveforms.
-    readers : mapping of str to TraceReader
+    readers : mapping of str to Traces
         The preprocessed traces of each group.
     interval_s : (float, float), optional
         Time to choose from, in seconds from the start of the recording, segments laid end to end; by default
@@ -88,6 +89,37 @@ def choose_excerpts(
     RecordingError
         If the traces cannot be read.
     """
+    drawable = np.array([unit.main_channel is not None for unit in units], dtype=bool)
+    spikes, windows = _find_windows(result, drawable, interval_s)
+    offsets, rate = np.cumsum([0, *result.num_samples]), result.sorting.sampling_frequency
+    excerpts = []
+    for name, segment, start, stop, rows in windows:
+        traces = readers[name].read(segment, start, stop)
+        found = [(int(spike["sample_index"]) - start, int(spike["unit_index"])) for spike in spikes[rows]]
+        start_s = (int(offsets[segment]) + start) / rate
+        excerpts.append(_with_main_channels(found, traces, units, rate, start_s))
+    return excerpts
+
+
+def excerpt_windows(
+    result: StoredResult, interval_s: tuple[float, float] | None = None
+) -> dict[str, list[tuple[int, int, int]]]:
+    """Return segment, start and end of the excerpts of each group, if all units can be drawn."""
+    drawable = np.ones(result.sorting.get_num_units(), dtype=bool)
+    windows: dict[str, list[tuple[int, int, int]]] = {group.name: [] for group in result.model.groups}
+    for name, *window, _ in _find_windows(result, drawable, interval_s)[1]:
+        windows[name].append((window[0], window[1], window[2]))
+    return windows
+
+
+_Window = tuple[str, int, int, int, np.ndarray]
+"""Group, segment, start, end, and the rows of the spikes."""
+
+
+def _find_windows(
+    result: StoredResult, drawable: np.ndarray, interval_s: tuple[float, float] | None
+) -> tuple[np.ndarray, list[_Window]]:
+    """Return spikes, and the windows that are chosen, in order of time; `drawable` is (num_units,)."""
     spikes = result.sorting.to_spike_vector()
     rate = result.sorting.sampling_frequency
     length = round(EXCERPT_MS / 1000 * rate)
@@ -97,24 +129,33 @@ def choose_excerpts(
     if interval_s is not None:
         start = offsets[segment] + step * length
         inside &= (start >= interval_s[0] * rate) & (start + length <= interval_s[1] * rate)
-    drawable = np.array([unit.main_channel is not None for unit in units], dtype=bool)
     inside &= drawable[spikes["unit_index"]]
+    inside &= _in_read_seconds(result, spikes, inside)
     spikes, segment, step = spikes[inside], segment[inside], step[inside]
     if len(spikes) == 0:
-        return []
-    group = _group_index(units)[spikes["unit_index"]]
+        return spikes, []
+    names = [group.name for group in result.model.groups]
+    units_of = [len(group.unit_ids) for group in result.model.groups]
+    group = np.repeat(np.arange(len(names)), units_of)[spikes["unit_index"]]
     window = (segment * (1 + step.max()) + step) * (1 + group.max()) + group
-    excerpts = []
+    windows: list[_Window] = []
     for chosen in sorted(_choose_windows(window, spikes["unit_index"].astype(np.int64))):
         rows = np.flatnonzero(window == chosen)
-        first = rows[0]
-        start = int(step[first]) * length
-        reader = readers[units[spikes["unit_index"][first]].group.name]
-        traces = reader.read(int(segment[first]), start, start + length)
-        found = [(int(spike["sample_index"]) - start, int(spike["unit_index"])) for spike in spikes[rows]]
-        start_s = (int(offsets[segment[first]]) + start) / rate
-        excerpts.append(_with_main_channels(found, traces, units, rate, start_s))
-    return excerpts
+        start = int(step[rows[0]]) * length
+        windows.append((names[group[rows[0]]], int(segment[rows[0]]), start, start + length, rows))
+    return spikes, windows
+
+
+def _in_read_seconds(result: StoredResult, spikes: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return which spikes lie in seconds that are read anyway, or are of units that do not fire there."""
+    seconds = sampled_seconds(result)
+    width = round(result.sorting.sampling_frequency)
+    number = spikes["sample_index"] // width
+    most = 1 + int(number.max(initial=0))
+    read = [segment * most + start // width for segment, start, _ in seconds]
+    is_read = np.isin(spikes["segment_index"] * most + number, read)
+    without = np.bincount(spikes["unit_index"][inside & is_read], minlength=result.sorting.get_num_units())
+    return is_read | (without == 0)[spikes["unit_index"]]
 
 
 def _choose_windows(window: np.ndarray, unit_index: np.ndarray) -> list[int]:
@@ -185,9 +226,3 @@ def _with_main_channels(
         spikes=[(f, kept.index(main[unit]), unit) for f, unit in spikes if main.get(unit) in kept],
         num_spikes=len(spikes),
     )
-
-
-def _group_index(units: list[UnitMeasures]) -> np.ndarray:
-    """Return the index of each unit's group, shape (num_units,)."""
-    names = list(dict.fromkeys(unit.group.name for unit in units))
-    return np.array([names.index(unit.group.name) for unit in units], dtype=np.int64)

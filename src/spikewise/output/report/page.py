@@ -22,9 +22,11 @@ from spikeinterface.core import BaseSorting
 
 from spikewise.core.constants import REFRACTORY_MS
 from spikewise.core.files import check_output_file, writing
-from spikewise.data.recordings.reader import TraceReader
+from spikewise.core.progress import REPORT, ProgressCallback, Steps, silent
+from spikewise.data.recordings.reader import TraceReader, Traces
 from spikewise.output.colours import colour_of
 from spikewise.output.firing import measure_firing
+from spikewise.output.kept_traces import KeptTraces
 from spikewise.output.measures import (
     MAX_WAVEFORM_SPIKES,
     UnitMeasures,
@@ -32,7 +34,7 @@ from spikewise.output.measures import (
     spike_trains,
 )
 from spikewise.output.pairs import MIN_SIMILARITY, UnitPair, likely_pairs, unit_similarity
-from spikewise.output.report.excerpts import Excerpt, choose_excerpts
+from spikewise.output.report.excerpts import Excerpt, choose_excerpts, excerpt_windows
 from spikewise.output.report.page_data import (
     ReportContents,
     TraceScale,
@@ -59,6 +61,10 @@ MAX_NAMED_UNITS = 12
 """Most units that a sentence of the page names; the others are only counted. Chosen by hand."""
 SCRIPTS = ("charts.js", "saving.js", "unit.js", "pairs.js", "overview.js", "table.js", "page.js")
 """The scripts of the page, in the order in which they run."""
+
+
+_STEPS = {"mean waveforms": 3.5, "pairs": 0.5, "spikes": 4.0, "traces": 0.5, "page": 1.0}
+"""Relative length of each step, for the progress."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ def write_report(
     scales: Mapping[str, TraceScale] | None = None,
     comparison: Comparison | None = None,
     overwrite: bool = False,
+    progress: ProgressCallback = silent,
 ) -> Path:
     """Write the report of a sort.
 
@@ -145,6 +152,8 @@ def write_report(
         The truth, and how well the result agrees with it.
     overwrite : bool
         Whether an existing file may be replaced.
+    progress : callable
+        Called with the progress of the report.
 
     Returns
     -------
@@ -160,7 +169,10 @@ def write_report(
     """
     path = check_output_file(path, overwrite)
     compared = comparison or Comparison()
-    contents = _gather(result.with_names_of_recording(), readers, scales or {}, compared)
+    steps = Steps(progress, REPORT, _STEPS)
+    steps.begin("mean waveforms")
+    contents = _gather(result.with_names_of_recording(), readers, scales or {}, compared, steps)
+    steps.begin("page")
     page = _render(contents, compared.interval_s, path)
     partial = path.with_name(path.name + ".partial")
     with writing(path):
@@ -172,6 +184,7 @@ def write_report(
             partial.unlink(missing_ok=True)
             raise
     num_units, num_bytes = len(contents.units), len(page.encode())
+    steps.end()
     logger.info("report of %d units written to %s, %d bytes", num_units, path, num_bytes)
     return path
 
@@ -181,18 +194,26 @@ def _gather(
     readers: Mapping[str, TraceReader] | None,
     scales: Mapping[str, TraceScale],
     compared: Comparison,
+    steps: Steps,
 ) -> ReportContents:
     """Measure everything that the report shows; without readers, only what needs no traces."""
-    units, truth_snr = measure_units(result, readers, compared.truth)
+    kept: dict[str, Traces] | None = None
+    if readers is not None:  # no second is read twice
+        windows = excerpt_windows(result, compared.interval_s)
+        kept = {name: KeptTraces(reader, windows.get(name, [])) for name, reader in readers.items()}
+    units, truth_snr = measure_units(result, kept, compared.truth)
     trains = spike_trains(result.sorting)
     samples, similarity = None, None
     pairs: list[UnitPair] = []
     excerpts: list[Excerpt] = []
-    if readers is not None:
+    if kept is not None:
+        steps.begin("pairs")
         similarity = unit_similarity(units)
         pairs = likely_pairs(result.sorting, trains, result.num_samples, similarity)
-        samples = sample_spikes(result, units, readers, pairs)
-        excerpts = choose_excerpts(result, units, readers, compared.interval_s)
+        steps.begin("spikes")
+        samples = sample_spikes(result, units, kept, pairs, steps.tell)
+        steps.begin("traces")
+        excerpts = choose_excerpts(result, units, kept, compared.interval_s)
     return ReportContents(
         result=result,
         units=units,

@@ -14,7 +14,8 @@ from spikeinterface.core.motion import Motion
 
 from spikewise.core.config import EvaluationConfig
 from spikewise.core.files import check_output_file
-from spikewise.core.progress import ProgressCallback
+from spikewise.core.progress import PREPARING, ProgressCallback
+from spikewise.core.progress_bars import shown
 from spikewise.data.opening import open_recording, open_sorting
 from spikewise.data.recordings.preprocessing import known_gains
 from spikewise.data.recordings.reader import TraceReader
@@ -81,6 +82,7 @@ def report(
     truth: BaseSorting | str | Path | None = None,
     overwrite: bool = False,
     config: EvaluationConfig | None = None,
+    progress: ProgressCallback | bool | None = None,
     **options: Any,
 ) -> Report:
     """Write the report of a result as one HTML page.
@@ -99,6 +101,8 @@ def report(
         Whether an existing file may be replaced.
     config : EvaluationConfig, optional
         How to compare with the truth; or give single settings as keyword options.
+    progress : callable or bool, optional
+        Called with the progress. By default a terminal or a notebook shows bars; False: nothing is shown.
 
     Returns
     -------
@@ -117,20 +121,24 @@ def report(
     else:
         stored = StoredResult(result.sorting, result.model, result.provenance, motions=result.motions)
         stored = stored.with_parts_of(result.folder)
-    opened = None if recording is None else open_recording(recording, stored.reading)[0]
-    groups = None if opened is None else groups_of(stored, opened)
-    performance, true_spikes = None, None
-    if truth is not None:
-        true_spikes = open_sorting(truth, opened)
-        performance = compare_sortings(true_spikes, stored.sorting, settings, stored.num_samples)
-    path = write_report(
-        stored,
-        output,
-        readers=None if groups is None else _readers_of(groups),
-        scales=None if groups is None else _scales_of(groups),
-        comparison=Comparison(true_spikes, performance, settings.interval),
-        overwrite=overwrite,
-    )
+    with shown(progress) as told:
+        told(PREPARING, 0, 1, "")
+        opened = None if recording is None else open_recording(recording, stored.reading)[0]
+        groups = None if opened is None else groups_of(stored, opened)
+        performance, true_spikes = None, None
+        if truth is not None:
+            told("comparing with the truth", 0, 1, "")
+            true_spikes = open_sorting(truth, opened)
+            performance = compare_sortings(true_spikes, stored.sorting, settings, stored.num_samples)
+        path = write_report(
+            stored,
+            output,
+            readers=None if groups is None else _readers_of(groups),
+            scales=None if groups is None else _scales_of(groups),
+            comparison=Comparison(true_spikes, performance, settings.interval),
+            overwrite=overwrite,
+            progress=told,
+        )
     return Report(path, stored.provenance, performance)
 
 
@@ -141,9 +149,9 @@ def report_of_sort(
 
     The sort is finished, so an error only logs a warning, and Ctrl-C only skips the report.
     """
-    progress("report", 0, 1, "")
     try:
-        write_report(result, folder / REPORT_FILE, readers=_readers_of(groups), scales=_scales_of(groups))
+        readers, scales = _readers_of(groups), _scales_of(groups)
+        write_report(result, folder / REPORT_FILE, readers=readers, scales=scales, progress=progress)
     except (Exception, KeyboardInterrupt) as error:  # the finished sort must survive any error here
         logger.debug("the report failed", exc_info=True)
         logger.warning(
@@ -151,7 +159,6 @@ def report_of_sort(
             "make the report with: spikewise report OUT --recording RECORDING -o report.html",
             "interrupted" if isinstance(error, KeyboardInterrupt) else str(error).rstrip("."),
         )
-    progress("report", 1, 1, "")
 
 
 def _readers_of(groups: Sequence[Group]) -> dict[str, TraceReader]:

@@ -153,6 +153,8 @@ class SortingResult:
             else f"{seconds['learning']:.1f} s",
             "sorting": f"{seconds['sorting']:.1f} s",
         }
+        if "total" in seconds:
+            facts["from file to result"] = f"{seconds['total']:.1f} s"
         if damage.get("num_stretches"):
             facts["damage"] = f"{damage['num_stretches']} stretches, {damage['seconds']:.3g} s"
         if self.folder is not None:

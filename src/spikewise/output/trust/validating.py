@@ -21,7 +21,7 @@ import pandas as pd
 
 from spikewise.core.config import Config, SortingConfig
 from spikewise.core.files import replacing
-from spikewise.core.progress import ProgressCallback, silent
+from spikewise.core.progress import TRUST, ProgressCallback, silent
 from spikewise.core.seeds import stage_generator
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.output.measures import UnitMeasures, measure_units, spike_trains
@@ -114,9 +114,9 @@ def validate_units(
     def report() -> None:
         nonlocal done
         done += 1
-        progress("trust", done, steps, "")
+        progress(TRUST, done, steps, "")
 
-    progress("trust", 0, steps, "")
+    progress(TRUST, 0, steps, "")
     for group in result.model.groups:
         units = slice(len(rows), len(rows) + len(group.unit_ids))
         trains = TrainsOfGroup(frames[units], result.sorting.sampling_frequency)

@@ -11,6 +11,7 @@ from cyclopts import Parameter, Token
 from spikewise.core.errors import SettingError
 from spikewise.core.settings import Settings, setting
 from spikewise.papers.esort.methods import RIVALS
+from spikewise.papers.speed.spikesift import NAME as SPIKESIFT
 
 
 def _split_at_commas(_: type, tokens: Sequence[Token]) -> tuple[str, ...]:
@@ -45,7 +46,11 @@ class SpeedConfig(Settings):
         maximum=1.0,
     )
     against: Annotated[tuple[str, ...], Parameter(converter=_split_at_commas, n_tokens=1)] = setting(
-        (), "Other sorters to run, by their names in SpikeInterface, for example lupin,tridesclous2"
+        (),
+        "Other sorters to run: spikesift, and names of SpikeInterface, for example spikesift,tridesclous2",
+    )
+    peers_python: str | None = setting(
+        None, "Python of an environment in which SpikeSift is installed; default: this one"
     )
     paper_s: float = setting(
         0.5, "Length on which the network of Han & Wang runs as published", unit="s", minimum=0.01
@@ -61,7 +66,7 @@ class SpeedConfig(Settings):
             return
         from spikeinterface.sorters import available_sorters
 
-        allowed = sorted({*available_sorters(), *RIVALS})
+        allowed = sorted({*available_sorters(), *RIVALS, SPIKESIFT})
         unknown = [name for name in self.against if name not in allowed]
         if unknown:
             raise SettingError(

@@ -60,8 +60,10 @@ def draw_speed(results: dict[str, Any], path: Path) -> None:
 
 def _methods(results: dict[str, Any]) -> tuple[dict[str, float], list[str]]:
     """Return the seconds and the colour of each method: Spikewise, the paper's network, other sorters."""
+    learnt = results["training_seconds"] is not None
     ours = {
-        "Spikewise, file to file": results["end_to_end_seconds"],
+        **({"Spikewise, with learning": results["end_to_end_seconds"]} if learnt else {}),
+        "Spikewise, given model": results["sorting_seconds"],
         "network": results["network_seconds"],
         "network, without gates": results["dense_seconds"],
     }

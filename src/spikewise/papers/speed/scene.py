@@ -137,6 +137,7 @@ def train_model(
     )
     settings = {"scene": _read_json(scene.folder / SIMULATION_FILE), "learning": learning.to_dict()}
     saved = _read_json(note)
+    saved.pop("seconds", None)
     check_output_file(path, overwrite=bool(saved), ending=".safetensors")
     if path.exists() and saved == {**settings, "hash": load_model(path).hash()}:
         return path, None
@@ -147,9 +148,15 @@ def train_model(
             "training was interrupted", f"the simulation is kept in {scene.folder}", "give the command again"
         )
     seconds = time.perf_counter() - started
-    save_json({**settings, "hash": model.hash()}, note)
+    save_json({**settings, "hash": model.hash(), "seconds": round(seconds, 3)}, note)
     save_model(model, path)
     return path, seconds
+
+
+def earlier_seconds(output: Path) -> float | None:
+    """Return the seconds that training took when the model in a folder was made; None if nobody knows."""
+    seconds = _read_json(output / NOTE_FILE).get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

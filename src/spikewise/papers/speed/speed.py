@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -54,11 +55,14 @@ from spikewise.papers.speed.memory import peak_gib
 from spikewise.papers.speed.scene import (
     ON_CPU,
     Scene,
+    earlier_seconds,
     gated_network,
     make_scene,
     open_model,
     train_model,
 )
+from spikewise.papers.speed.spikesift import NAME as SPIKESIFT
+from spikewise.papers.speed.spikesift import run_spikesift
 from spikewise.papers.speed.timed_detector import NETWORK_STAGES, TimedDetector
 from spikewise.sorting.batch import detect_in_chunks
 from spikewise.sorting.detector import Detector
@@ -140,14 +144,16 @@ class Measurements:
         network, whole = self.network, self.whole
         stages = self.reading_stages | network.stages
         best = min((other["seconds"] for other in self.others if other["seconds"] is not None), default=None)
+        in_all = whole.seconds + (self.training_s or 0.0)
         return {
             "network_seconds": network.seconds,
-            "end_to_end_seconds": whole.seconds,
+            "end_to_end_seconds": in_all,
+            "sorting_seconds": whole.seconds,
             "training_seconds": self.training_s,
             "dense_seconds": network.dense_seconds,
             "paper_form_seconds": self.paper_s,
             "paper_form_ratio": self.paper_s / network.seconds,
-            "other_sorter_ratio": None if best is None else best / whole.seconds,
+            "other_sorter_ratio": None if best is None else best / in_all,
             "peak_memory_gib": whole.peak_gib,
             "accuracy_dense": network.accuracy_dense,
             "accuracy_fast": network.accuracy_fast,
@@ -205,6 +211,8 @@ def measure_speed(
     scene = make_scene(output, config)
     step("training")
     model_file, training_s = train_model(output, scene, config, units or UnitsConfig(), progress)
+    if training_s is None and config.model is None:
+        training_s = earlier_seconds(output)
     subject = Subject(scene, model_file, open_model(model_file), config.repeats)
     step("sorting from file to file")
     whole = _sort_whole(subject)
@@ -216,7 +224,7 @@ def measure_speed(
     others = []
     for name in config.against:
         step(name)
-        others.append(_run_other(name, scene, config.seed))
+        others.append(_run_other(name, scene, config.seed, config.peers_python))
     step("limits of this machine")
     limits = measure_limits()
     step("done")
@@ -340,8 +348,10 @@ def _paper_seconds(subject: Subject, traces: MemoryTraces, paper_s: float) -> fl
     return (time.perf_counter() - started) * traces.num_samples(0) / len(probabilities)
 
 
-def _run_other(name: str, scene: Scene, seed: int) -> dict[str, Any]:
+def _run_other(name: str, scene: Scene, seed: int, peers_python: str | None = None) -> dict[str, Any]:
     """Run another sorter on the tested part; return seconds and accuracy, or the reason for their absence."""
+    if name == SPIKESIFT:
+        return _run_spikesift(scene, peers_python or sys.executable)
     _, sorter, _ = RIVALS.get(name, (name, name, {}))
     row = {"name": name, "seconds": None, "accuracy": None, "parameters": None, "reason": None}
     if sorter not in installed_sorters():
@@ -356,6 +366,17 @@ def _run_other(name: str, scene: Scene, seed: int) -> dict[str, Any]:
         return row | {"reason": str(error), "parameters": parameters}
     accuracy = evaluate(scene.truth, found).accuracy
     return row | {"seconds": seconds, "accuracy": accuracy, "parameters": parameters}
+
+
+def _run_spikesift(scene: Scene, python: str) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(("seconds", "accuracy", "reason"))
+    row |= {"name": SPIKESIFT, "parameters": {}}
+    try:
+        with tempfile.TemporaryDirectory(prefix=".sorter-", dir=scene.folder.parent) as folder:
+            found, seconds = run_spikesift(python, scene.whole[0], scene.start, Path(folder))
+    except SpikewiseError as error:
+        return row | {"reason": str(error)}
+    return row | {"seconds": seconds, "accuracy": evaluate(scene.truth, found).accuracy}
 
 
 def _describe_run(scene: Scene, config: SpeedConfig) -> dict[str, Any]:
@@ -380,6 +401,6 @@ def _steps(progress: ProgressCallback, total: int) -> Callable[[str], None]:
     numbers = itertools.count()
 
     def begin(name: str) -> None:
-        progress("benchmark", next(numbers), total, name)
+        progress(name, 0, 1, f"step {next(numbers) + 1} of {total + 1}")
 
     return begin
