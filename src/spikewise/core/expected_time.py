@@ -39,8 +39,8 @@ _MOST_HELD_OUT_S = 30.0
 _SORTING_S = 4e-4, 3.5e-4, 9e-3
 """Sorting, for each channel and second, for each unit and second, and for each second."""
 _WRITING_S = 0.1
-_TRUST_S = 1.5e-3, 0.03
-"""Estimating the accuracy of units, for each channel and second read, and for each unit."""
+_TRUST_S = 1.4e-3, 0.03, 8e-3
+"""Estimating the accuracy of units, for each channel and second, each unit, and each second."""
 _TRUST_SECONDS = 80.0
 """Most seconds that are sorted again; see output/trust/stretches.py."""
 _REPORT_S = 0.9, 1e-3, 0.02
@@ -278,9 +278,9 @@ def sorting_seconds(size: Size, has_report: bool, has_trust: bool) -> dict[str, 
         stages.WRITING: _WRITING_S,
     }
     if has_trust:
-        by_read, of_unit = _TRUST_S
-        read = size.channels * min(size.seconds, _TRUST_SECONDS)
-        expected[stages.TRUST] = (by_read * read + of_unit * size.expected_units) / size.threads
+        by_channel, of_unit, each = _TRUST_S
+        again = _linear((by_channel, each), size.channels, min(size.seconds, _TRUST_SECONDS))
+        expected[stages.TRUST] = (again + of_unit * size.expected_units) / size.threads
     if has_report:
         always, by_read, of_unit = _REPORT_S
         read = size.channels * min(size.seconds, _REPORT_SECONDS)
