@@ -312,7 +312,7 @@ def test_a_sort_that_goes_on_does_not_estimate_again(moving, sorted_moving, tmp_
         pass
 
     def tell(stage, done, total, note=""):
-        if stage == "sort":
+        if stage == "sorting":
             raise Ended
 
     given = {"labels": labels_of(moving), "output": tmp_path / "out", **QUICK}

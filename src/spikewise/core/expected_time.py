@@ -16,6 +16,12 @@ from spikewise.core.config import ESORT_PAPER, Config, UnitsConfig
 # Measured on two cores of an AMD EPYC; seconds of one core.
 _PREPARING_S = 0.6, 7e-3
 """Noise and damage: always, and for each channel."""
+_MOTION_S = 3.0, 8e-4
+"""Measuring motion: always, and for each channel and second searched."""
+_MOTION_FROM = 32, 20.0
+"""Fewest channels and seconds with which motion is measured; see discovery/motion/estimating.py."""
+_MOTION_SEARCHED = 0.5, 0.125, 90.0 * 128
+"""Share of a short and of a long recording that is searched, and channels times seconds always searched."""
 _READING_S = 6e-4, 5e-3
 """Reading and preparing traces, for each channel and second, and for each second."""
 _FINDING_S = 2.0, 2e-3
@@ -305,4 +311,10 @@ def sort_seconds(size: Size, num_groups: int, config: Config, *, is_labelled: bo
 
 def preparing_seconds(size: Size) -> dict[str, float]:
     """Return the expected seconds of measuring noise and damage."""
-    return {stages.PREPARING: _PREPARING_S[0] + _PREPARING_S[1] * size.channels}
+    expected = {stages.PREPARING: _PREPARING_S[0] + _PREPARING_S[1] * size.channels}
+    if size.channels >= _MOTION_FROM[0] and size.seconds >= _MOTION_FROM[1]:
+        short, long, always = _MOTION_SEARCHED
+        searched_s = min(short * size.seconds, max(long * size.seconds, always / size.channels))
+        work = _MOTION_S[0] + _MOTION_S[1] * size.channels * searched_s
+        expected[stages.MOTION] = work / size.threads
+    return expected
