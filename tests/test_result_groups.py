@@ -48,9 +48,9 @@ def test_the_traces_of_a_result_are_those_that_were_sorted(result, recording, tr
     was_sorted = traces_of(prepare_groups(recording, Preparation.of(Config.from_options(**OPTIONS), model)))
     for folder_or_memory in (load_result(result.folder), result):
         np.testing.assert_array_equal(traces_of(groups_of(_stored(folder_or_memory), recording)), was_sorted)
-    for other in ({**OPTIONS, "damage": "skip"}, {**OPTIONS, "seed": 0}):  # both settings change the traces
-        prepared = prepare_groups(recording, Preparation.of(Config.from_options(**other), model))
-        assert not np.array_equal(traces_of(prepared), was_sorted)
+    other = {**OPTIONS, "damage": "skip"}  # changes the traces
+    prepared = prepare_groups(recording, Preparation.of(Config.from_options(**other), model))
+    assert not np.array_equal(traces_of(prepared), was_sorted)
 
 
 def _stored(result):
