@@ -331,7 +331,7 @@ def test_the_table_is_saved_as_it_is_shown(page, downloads):
     click(page, "[data-sort=spikes]")
     page.find_element(By.ID, "filter-snr").send_keys("8")
     click(page, "#save-table")
-    table = pd.read_csv(saved(downloads, "units.csv"), dtype={"unit": str})
+    table = pd.read_csv(saved(downloads, "unit-table.csv"), dtype={"unit": str})
     assert table["unit"].tolist() == ["9", "10", "c", "b"]
     assert table["spikes"].tolist() == [5, 10, 20, 30]
     assert table["true unit"].astype(str).tolist() == ["9", "10", "c", "b"]

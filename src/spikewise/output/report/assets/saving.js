@@ -23,7 +23,7 @@ function tableAsCsv() {
 
 function saveTable() {
   const url = URL.createObjectURL(new Blob([tableAsCsv()], { type: "text/csv" }));
-  download("units.csv", url);
+  download("unit-table.csv", url);
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
