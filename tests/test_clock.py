@@ -317,7 +317,7 @@ def test_a_cluster_does_not_lose_times(gapped, trained, tmp_path):
     plain = NumpyRecording([saved.get_traces()], RATE).save(folder=tmp_path / "plain")
     plain.set_times(times, with_warning=False)
     for recording in (plain, TimedRecording(saved, "parent")):
-        sent = load(make_remote_work(recording, model, Config()).recording)
+        sent = load(make_remote_work(recording, [], model, Config()).recording)
         np.testing.assert_array_equal(times_at(sent, np.arange(len(times)), 0), times)
 
 

@@ -287,7 +287,7 @@ def test_groups_named_after_other_folders_keep_their_labels_in_the_output(
     output = tmp_path / "deep" / "out"
     shutil.copytree(tetrode.truth, tmp_path / "truth")
     if sorter == "truth":
-        monkeypatch.setattr("spikewise.jobs.model.start.bootstrap_labels", truth_as_bootstrap)
+        monkeypatch.setattr("spikewise.discovery.bootstrap.bootstrap_labels", truth_as_bootstrap)
     settings = {name.strip("-").replace("-", "_"): value for name, value in QUICK.items()}
     made = spikewise.sort(recording, bootstrap="spykingcircus2", bootstrap_s=8, output=output, **settings)
     assert made.provenance["labels"]["groups"].keys() == {"../../up", "on"}

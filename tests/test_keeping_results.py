@@ -77,7 +77,7 @@ def test_nothing_is_overwritten_unasked(refused, tetrode, sorted_once, tmp_path)
 def test_only_results_are_overwritten(refused, tetrode, sorted_once, tmp_path):
     def refuse(output, tells):
         options = {"--model": sorted_once, "-o": output}
-        tells = (str(output), *tells, "Only a folder that holds a result", "hoose another name")
+        tells = (str(output), *tells, "overwrites only empty folders", "hoose another name")
         refused("sort", tetrode.recording, options, "--overwrite", tells=tells)
 
     (tmp_path / "mine").mkdir()
