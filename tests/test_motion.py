@@ -1,6 +1,7 @@
 """Motion of the tissue: its files, traces without it, its estimate, and sorts of a probe that moves."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -319,6 +320,24 @@ def test_a_sort_that_goes_on_does_not_estimate_again(moving, sorted_moving, tmp_
     with pytest.raises(Ended):
         spikewise.sort(moving / "recording", progress=tell, **given)
     monkeypatch.setattr("spikewise.jobs.model.motion.estimate_motion", None)
+    result = spikewise.sort(moving / "recording", resume=True, **given)
+    assert trains(result.sorting) == trains(load_result(sorted_moving).sorting)
+
+
+def test_a_sort_that_goes_on_keeps_the_motion_that_was_given(moving, sorted_moving, tmp_path):
+    class Ended(BaseException):
+        pass
+
+    def tell(stage, done, total, note=""):
+        if stage == "sorting":
+            raise Ended
+
+    folder = tmp_path / "given"
+    shutil.copytree(sorted_moving / "motion" / "0", folder)
+    given = {"labels": labels_of(moving), "output": tmp_path / "out", "motion": str(folder), **QUICK}
+    with pytest.raises(Ended):
+        spikewise.sort(moving / "recording", progress=tell, **given)
+    np.save(folder / "displacement_seg0.npy", 0 * np.load(folder / "displacement_seg0.npy"))
     result = spikewise.sort(moving / "recording", resume=True, **given)
     assert trains(result.sorting) == trains(load_result(sorted_moving).sorting)
 

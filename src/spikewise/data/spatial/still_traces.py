@@ -53,7 +53,7 @@ class StillTraces:
         self._is_silent = is_silent
         self._good = np.flatnonzero(~is_silent)
         self._weights: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
-        self._of_step: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._rows: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def apply(self, traces: np.ndarray, segment: int, start: int) -> np.ndarray:
         """Return the traces (num_samples, num_channels) from a frame on without the motion, float32."""
@@ -86,10 +86,10 @@ class StillTraces:
 
     def _row(self, channel: int, moved: int) -> tuple[np.ndarray, np.ndarray]:
         """Return channels (K,) and weights (K,) of one channel at one displacement."""
-        key = channel * 100_003 + moved
-        if key not in self._of_step:
-            self._of_step[key] = self._predict(channel, moved * STEP_UM)
-        return self._of_step[key]
+        key = channel, moved
+        if key not in self._rows:
+            self._rows[key] = self._predict(channel, moved * STEP_UM)
+        return self._rows[key]
 
     def _predict(self, channel: int, moved: float) -> tuple[np.ndarray, np.ndarray]:
         """Return the channels and weights that predict a contact's traces at another depth."""

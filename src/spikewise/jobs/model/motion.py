@@ -57,19 +57,18 @@ def _motion_of(
     if asked == NO_MOTION:
         return None, {"followed": False, "reason": "switched off"}
     num_segments = group.recording.get_num_segments()
-    if asked != AUTO:
-        motion = load_motion(asked, num_segments)
-        save_motion(motion, [], state.output, group.name)
-        return motion, {"followed": True, "reason": "given"}
-    if group.is_live:
-        return None, {"followed": False, "reason": "a running stream has no motion before it ends"}
     name = f"motion-{index}.json"
     facts = state.read(name)
-    if facts is not None:
+    if facts is not None:  # also of a given motion, whose folder may have changed since
         return load_motions(state.output, [group.name], num_segments).get(group.name), facts
-    estimate: MotionEstimate = estimate_motion(
-        group.reader, group.recording.get_channel_locations(), group.is_silent, progress
-    )
+    if asked != AUTO:
+        given = {"followed": True, "reason": "given"}
+        estimate = MotionEstimate(load_motion(asked, num_segments), [], given)
+    elif group.is_live:
+        return None, {"followed": False, "reason": "a running stream has no motion before it ends"}
+    else:
+        positions = group.recording.get_channel_locations()
+        estimate = estimate_motion(group.reader, positions, group.is_silent, progress)
     if estimate.motion is not None:
         save_motion(estimate.motion, estimate.uncertainty_um, state.output, group.name)
     state.save(estimate.facts, name)
