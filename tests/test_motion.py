@@ -89,6 +89,14 @@ def test_a_motion_is_never_unpickled(tmp_path):
         load_motion(tmp_path / "motion", 1)
 
 
+def test_a_header_that_claims_more_than_the_file_has_is_refused(tmp_path):
+    line([0, 1]).save(tmp_path / "motion")
+    file = tmp_path / "motion" / "displacement_seg0.npy"
+    file.write_bytes(file.read_bytes().replace(b"(1, 2)", b"(9, 9)"))
+    with pytest.raises(SettingError, match="cannot be read"):
+        load_motion(tmp_path / "motion", 1)
+
+
 # Sums over near channels
 
 

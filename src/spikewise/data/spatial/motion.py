@@ -14,6 +14,7 @@ import numpy as np
 from spikeinterface.core.motion import Motion
 
 from spikewise.core.errors import SettingError
+from spikewise.core.untrusted import load_npy, parsing
 
 INFO_FILE = "spikeinterface_info.json"
 """File that marks a folder of SpikeInterface."""
@@ -45,10 +46,10 @@ def load_motion(path: str | Path, num_segments: int) -> Motion:
         folder = folder / "motion"
     if not (folder / INFO_FILE).is_file():
         raise _wrong(path, f"there is no {INFO_FILE}")
-    try:
+    with parsing(lambda reason: _wrong(path, f"it cannot be read: {reason}")):
+        for file in folder.glob("*.npy"):
+            load_npy(file, "r")  # refuses a header that claims more than the file has
         motion = Motion.load(folder)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise _wrong(path, f"it cannot be read: {error}") from error
     if motion.direction != "y":
         raise _wrong(path, f"its direction is {motion.direction!r}")
     if motion.num_segments != num_segments:
