@@ -27,8 +27,8 @@ from spikewise.core.threads import one_thread_each
 from spikewise.data.recordings.reader import Traces
 from spikewise.data.spatial.motion import MotionOfFrames
 from spikewise.discovery.clustering import cluster_events
-from spikewise.discovery.event_search import Events, EventSearch, UnitSearch
-from spikewise.discovery.held_traces import HeldTraces
+from spikewise.discovery.event_search import THRESHOLD, Events, EventSearch, FirstLook, UnitSearch
+from spikewise.discovery.held_traces import HeldTraces, spread_parts, whitening_of
 from spikewise.discovery.merging import Clusters, Merger
 from spikewise.discovery.neighbours import distances
 from spikewise.discovery.peeling import Explained, Peeler
@@ -38,8 +38,6 @@ from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, are_sums
 logger = logging.getLogger(__name__)
 
 # Chosen by hand on the scenes `plain` and `tetrode` of seed 1, all of the following.
-THRESHOLD = 5.0
-"""Smallest response of an event, in noise standard deviations."""
 UNIT_THRESHOLD = 4.5
 """Smallest response to a unit's own mean waveform of a spike that was missed."""
 MIN_NORM = 7.0
@@ -108,6 +106,7 @@ def discover_units(
     seed: int,
     progress: ProgressCallback = silent,
     motion: MotionOfFrames | None = None,
+    look: FirstLook | None = None,
 ) -> Discovered:
     """Find the units of preprocessed traces.
 
@@ -123,9 +122,11 @@ def discover_units(
         Called with the progress of reading, and of finding units.
     motion : MotionOfFrames, optional
         The motion that was removed from the traces.
+    look : FirstLook, optional
+        The traces as they are now, and their events; the traces change. Default: they are read and searched.
     """
     with one_thread_each():
-        return _Discovery(traces, positions, seed, progress, motion).run()
+        return _Discovery(traces, positions, seed, progress, motion, look).run()
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ class _Discovery:
         seed: int,
         progress: ProgressCallback,
         motion: MotionOfFrames | None,
+        look: FirstLook | None,
     ):
         self._motion = motion
         self._started = time.perf_counter()
@@ -169,13 +171,17 @@ class _Discovery:
         self.dropped: dict[str, int] = {}
         self.distance = distances(positions)
         self.positions = positions
-        progress(READING, 0, 1, "")
         # What is left of the motion counts more after whitening, so moving traces stay as they are.
-        self.held = HeldTraces(
-            traces,
-            distance=self.distance if motion is None else None,
-            tell=lambda done, total: progress(READING, done, total, ""),
-        )
+        distance = self.distance if motion is None else None
+        if look is not None and (distance is None or whitening_of(traces, spread_parts(traces), distance)):
+            look = None  # its traces are others
+        self._look = look
+        if look is None:
+            progress(READING, 0, 1, "")
+            tell: Tell = lambda done, total: progress(READING, done, total, "")  # noqa: E731
+            self.held = HeldTraces(traces, distance=distance, tell=tell)
+        else:
+            self.held = look.held
         self.shapes = load_shapes(traces.sampling_frequency)
         self.meter = ShapeMeter(self.held, self.distance, self.shapes.before, self.shapes.bank.shape[1])
         moved = None if motion is None else self._moved
@@ -204,8 +210,11 @@ class _Discovery:
     def run(self) -> Discovered:
         """Find the units: see the top of this module."""
         tell = self._begin("events")
-        search = EventSearch(self.held, self.distance, self.shapes)
-        events = search.find(THRESHOLD, tell)
+        if self._look is None:
+            search = EventSearch(self.held, self.distance, self.shapes)
+            events = search.find(THRESHOLD, tell)
+        else:
+            search, events = self._look.search, self._look.events
         self._note("events", num_events=len(events))
         found = self._clusters(events, "")
         if not found.units:

@@ -17,6 +17,7 @@ import numpy as np
 
 from spikewise.core.progress import Tell
 from spikewise.core.threads import results_in_order
+from spikewise.data.recordings.reader import Traces
 from spikewise.discovery.event_loops import (
     BLOCK,
     NUM_WIDTHS,
@@ -26,9 +27,9 @@ from spikewise.discovery.event_loops import (
     unit_responses,
 )
 from spikewise.discovery.held_traces import HeldTraces
-from spikewise.discovery.neighbours import channels_within
+from spikewise.discovery.neighbours import channels_within, distances
 from spikewise.discovery.peeling import PackedUnits
-from spikewise.discovery.spike_shapes import SpikeShapes
+from spikewise.discovery.spike_shapes import SpikeShapes, load_shapes
 
 WIDTHS_UM = (0.0, 18.0, 36.0)
 """Standard deviations of the Gaussian weights; 0: the channel alone. Chosen by hand."""
@@ -73,6 +74,11 @@ class Events:
     def __len__(self) -> int:
         """Return the number of events."""
         return len(self.column)
+
+    def above(self, threshold: float) -> Events:
+        """Return the events with at least such a response."""
+        chosen = self.height >= threshold
+        return Events(self.column[chosen], self.channel[chosen], self.height[chosen])
 
 
 class _Search:
@@ -243,6 +249,44 @@ class UnitSearch(_Search):
     def _fill(self, filtered: np.ndarray, best: np.ndarray, num_outputs: int) -> None:
         """Fill the response of each unit."""
         unit_responses(filtered, self._channels, self._counts, self._weights, self._scale, best, num_outputs)
+
+
+THRESHOLD = 5.0
+"""Smallest response of an event, in noise standard deviations. Chosen by hand on `plain` and `tetrode`."""
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """All traces of a short recording, and the events in them: motion and units are searched in both.
+
+    Attributes
+    ----------
+    held : HeldTraces
+    search : EventSearch
+    events : Events
+        Those whose response is above THRESHOLD.
+    """
+
+    held: HeldTraces
+    search: EventSearch
+    events: Events
+
+
+def look_at(traces: Traces, positions: np.ndarray, tell_read: Tell, tell_found: Tell) -> FirstLook:
+    """Hold all traces of a recording, and find their events.
+
+    Parameters
+    ----------
+    traces : Traces
+        In noise standard deviations; at most MEMORY_BYTES as 16-bit integers.
+    positions : ndarray, shape (num_channels, 2 or 3)
+        Positions of the contacts in um.
+    tell_read, tell_found : callable
+        Called with the work that is done and the whole, while traces are read and searched.
+    """
+    held = HeldTraces(traces, tell=tell_read)
+    search = EventSearch(held, distances(positions), load_shapes(traces.sampling_frequency))
+    return FirstLook(held, search, search.find(THRESHOLD, tell_found))
 
 
 def search_step(held: HeldTraces) -> int:

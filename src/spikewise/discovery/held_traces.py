@@ -75,8 +75,7 @@ class HeldTraces:
     ):
         rate = self.sampling_frequency = traces.sampling_frequency
         if parts is None:
-            whole = cut_traces(traces, max(1, round(STRETCH_S * rate)))
-            parts = _spread(whole, traces.num_channels, memory_bytes)
+            parts = spread_parts(traces, memory_bytes)
         gap = round(GAP_MS * rate / 1000)
         column, last = gap, None
         placed = []
@@ -89,7 +88,7 @@ class HeldTraces:
         self._columns = np.array([part[4] for part in placed], np.int64)
         self._frames = np.array([part[3] for part in placed], np.int64)
         self._lengths = np.array([part[2] - part[1] for part in placed], np.int64)
-        self._whitening = None if distance is None else _whitening(traces, parts, distance)
+        self._whitening = None if distance is None else whitening_of(traces, parts, distance)
         for index, (segment, start, stop, _, at) in enumerate(placed):
             if index + 1 < len(placed) and isinstance(traces, TraceReader):
                 traces.read_ahead(*placed[index + 1][:3])
@@ -146,7 +145,7 @@ class HeldTraces:
         return self._frames[part] + offset, (offset >= 0) & (offset < self._lengths[part])
 
 
-def _whitening(
+def whitening_of(
     traces: Traces, parts: Sequence[Part], distance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return channels and weights that whiten the noise of some evenly spread parts."""
@@ -168,9 +167,10 @@ def cut_traces(traces: Traces, length: int) -> list[Part]:
     return parts
 
 
-def _spread(parts: list[Part], num_channels: int, memory_bytes: int) -> list[Part]:
+def spread_parts(traces: Traces, memory_bytes: int = MEMORY_BYTES) -> list[Part]:
     """Return as many parts as fit into the memory, evenly spread."""
-    size = sum(stop - start for _, start, stop, _ in parts) * 2 * num_channels
+    parts = cut_traces(traces, max(1, round(STRETCH_S * traces.sampling_frequency)))
+    size = sum(stop - start for _, start, stop, _ in parts) * 2 * traces.num_channels
     if size <= memory_bytes:
         return parts
     count = max(1, int(len(parts) * memory_bytes / size))

@@ -14,6 +14,7 @@ from spikeinterface.core.motion import Motion
 from spikewise.core.config import Config, NetworkConfig, PreprocessingConfig, SortingConfig
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import RecordingError
+from spikewise.core.memory import bytes_for_traces
 from spikewise.data.recordings.channels import check_channel_names, ids_of, list_channels
 from spikewise.data.recordings.conditioning import ConditionedRecording
 from spikewise.data.recordings.device_reader import make_reader
@@ -79,7 +80,8 @@ class Group:
         recording = self.preprocessed.recording
         positions, rate = self.recording.get_channel_locations(), recording.get_sampling_frequency()
         still = StillTraces(motion, positions, rate, self.is_silent)
-        reader = TraceReader(recording, repaired=self.preprocessed.repaired, still=still)
+        moving = self.reader if type(self.reader) is TraceReader else None
+        reader = TraceReader(recording, repaired=self.preprocessed.repaired, still=still, moving=moving)
         return replace(self, reader=reader, motion=motion)
 
 
@@ -188,6 +190,18 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
         )
     motions = preparation.motions or {}
     return [group.without_motion(motions[group.name]) if group.name in motions else group for group in groups]
+
+
+def keep_traces(groups: Sequence[Group]) -> None:
+    """Keep the traces of all groups in memory once they are read, if it is large enough for all."""
+    if 4 * num_values(groups) <= bytes_for_traces():
+        for group in groups:
+            group.reader.keep_all()
+
+
+def num_values(groups: Sequence[Group]) -> int:
+    """Return the number of samples of all channels of groups."""
+    return sum(group.recording.get_total_samples() * group.recording.get_num_channels() for group in groups)
 
 
 def _scale(

@@ -41,6 +41,8 @@ class TraceReader:
         The source of `recording`, which finds the damaged stretches.
     still : StillTraces, optional
         Removes a motion from the traces.
+    moving : TraceReader, optional
+        With `still`: reads the traces with their motion. Blocks that it keeps are taken from it.
 
     Attributes
     ----------
@@ -57,12 +59,15 @@ class TraceReader:
         block_s: float = 1.0,
         repaired: RepairedRecording | None = None,
         still: StillTraces | None = None,
+        moving: TraceReader | None = None,
     ):
         if not block_s > 0:
             raise SettingError(f"the length of a block is {block_s!r} s", "it must be above 0", "change it")
         self._recording = recording
         self._repaired = repaired
         self._still = still
+        self._moving = moving
+        self._keeps_all: bool = moving is not None and moving._keeps_all
         self._damage: dict[tuple[int, int], np.ndarray] = {}
         self.num_segments: int = recording.get_num_segments()
         self.num_channels: int = recording.get_num_channels()
@@ -155,11 +160,18 @@ class TraceReader:
         self._least_kept = max(self._least_kept, -(-num_samples // self._block) + 1)
         self._max_kept = max(self._max_kept, self._least_kept)
 
+    def keep_all(self) -> None:
+        """Keep all blocks that are read from now on, until they are released."""
+        self._keeps_all = True
+
     def release(self) -> None:
         """Free the blocks that are kept in memory; they are read again when they are needed."""
         if self._ahead_thread is not None:
             self._ahead_thread.join()
+        if self._moving is not None:
+            self._moving.release()
         with self._blocks_lock:
+            self._keeps_all = False
             self._blocks.clear()
 
     def damage(self, segment_index: int, start: int, stop: int) -> np.ndarray:
@@ -175,6 +187,8 @@ class TraceReader:
         first, last = max(0, start), min(stop, self.num_samples(segment_index))
         if self._repaired is None or first >= last:
             return np.empty(0, STRETCH)
+        if self._moving is not None:
+            return self._moving.damage(segment_index, first, last)
         blocks = range(first // self._block, -(-last // self._block))
         parts = [self._damage_of(segment_index, block_index) for block_index in blocks]
         return clip_stretches(np.concatenate(parts), first, last)
@@ -199,9 +213,15 @@ class TraceReader:
             block = self._read_block(segment_index, block_index)
             with self._blocks_lock:
                 self._blocks[key] = block
-                while len(self._blocks) > self._max_kept:
+                while len(self._blocks) > self._max_kept and not self._keeps_all:
                     self._blocks.popitem(last=False)
             return block
+
+    def _take_block(self, segment_index: int, block_index: int) -> np.ndarray:
+        """Return a block, which is not kept any longer."""
+        with self._blocks_lock:
+            block = self._blocks.pop((segment_index, block_index), None)
+        return self._read_block(segment_index, block_index) if block is None else block
 
     def _cached_block(self, key: tuple[int, int]) -> np.ndarray | None:
         """Return a block if it is in memory, and mark it as the last used."""
@@ -213,15 +233,23 @@ class TraceReader:
     def _read_block(self, segment_index: int, block_index: int) -> np.ndarray:
         start = block_index * self._block
         stop = min(start + self._block, self.num_samples(segment_index))
-        with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
-            traces = self._recording.get_traces(segment_index, start, stop).astype(np.float32, copy=False)
-        if self._may_be_not_finite and not are_finite(traces):
-            raise self._not_finite_error(segment_index, start, stop, traces)
-        if self._repaired is not None:
+        if self._moving is None:
+            traces = self._conditioned(segment_index, start, stop)
+        else:
+            traces = self._moving._take_block(segment_index, block_index)
+        if self._repaired is not None and self._moving is None:
             self._damage_of(segment_index, block_index)
         if self._still is not None:
             traces = self._still.apply(traces, segment_index, start)
         traces.flags.writeable = False
+        return traces
+
+    def _conditioned(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return preprocessed traces of a block; raise if they are not finite."""
+        with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
+            traces = self._recording.get_traces(segment_index, start, stop).astype(np.float32, copy=False)
+        if self._may_be_not_finite and not are_finite(traces):
+            raise self._not_finite_error(segment_index, start, stop, traces)
         return traces
 
     def _not_finite_error(
