@@ -7,7 +7,8 @@
    (:mod:`peeling`). What is left is searched again: overlapped spikes, and units that were missed.
 4. All events are explained by all units. Units that nothing supports are dropped, and one unit that was
    found in parts is joined.
-5. Spikes that are still missing are searched with the units' own mean waveforms.
+5. In the parts from which networks learn, spikes that are still missing are searched with the units' own
+   mean waveforms.
 
 Nothing is drawn at random but the start of k-means within ISO-SPLIT, which has a seed.
 """
@@ -173,8 +174,8 @@ class _Discovery:
         self.positions = positions
         # What is left of the motion counts more after whitening, so moving traces stay as they are.
         distance = self.distance if motion is None else None
-        if look is not None and (distance is None or whitening_of(traces, spread_parts(traces), distance)):
-            look = None  # its traces are others
+        if look is not None and distance is not None and whitening_of(traces, spread_parts(traces), distance):
+            look = None  # whitened traces are others
         self._look = look
         if look is None:
             progress(READING, 0, 1, "")
@@ -210,7 +211,7 @@ class _Discovery:
     def run(self) -> Discovered:
         """Find the units: see the top of this module."""
         tell = self._begin("events")
-        if self._look is None:
+        if self._look is None or self._look.search is None:
             search = EventSearch(self.held, self.distance, self.shapes)
             events = search.find(THRESHOLD, tell)
         else:
@@ -316,7 +317,8 @@ class _Discovery:
             events.column, events.channel, events.height, lambda done, total: tell(done, 2 * total)
         )
         search = UnitSearch(self.held, self.distance, peeler.units)
-        missed = search.find(UNIT_THRESHOLD, lambda done, total: tell(done + total, 2 * total))
+        learnt = self.held.columns_of(self.held.spread(LEARNT_S))  # the networks find spikes elsewhere
+        missed = search.find(UNIT_THRESHOLD, lambda done, total: tell(done + total, 2 * total), learnt)
         second = peeler.explain(missed.column, missed.channel, missed.height)
         main = np.array([unit.main_channel for unit in found.units], int)
         order = np.lexsort((np.arange(len(main)), *np.round(self.positions[main].T, 3)))
@@ -326,6 +328,7 @@ class _Discovery:
             columns = np.rint(columns).astype(np.int64)
             frames, inside = self.held.frames_of(columns)
             trains.append(np.unique(frames[inside]))
+        peeler.restore()
         num_missed = int((second.unit >= 0).sum())
         self._note("last peeling", num_units=len(trains), num_missed=num_missed, dropped=self.dropped)
         return trains

@@ -12,21 +12,24 @@ import numpy as np
 
 from spikewise.core.progress import Tell
 from spikewise.core.threads import on_all_cores
-from spikewise.data.recordings.reader import TraceReader, Traces
+from spikewise.data.recordings.conditioning import reusable_array
+from spikewise.data.recordings.conditioning_loops import fill_from_steps
+from spikewise.data.recordings.reader import STEP, TraceReader, Traces
 from spikewise.data.spatial.mixing import mix_channels
 from spikewise.data.spatial.whitening import noise_covariance, whitening_weights
 from spikewise.discovery.event_loops import fill_steps
+from spikewise.sorting.groups import KEPT_BYTES
 
-MEMORY_BYTES = 2**31
-"""Largest size of the traces: 2 GiB are 93 s of 384 channels, or 280 s of 128, at 30 kHz. Chosen by hand."""
+MEMORY_BYTES = KEPT_BYTES
+"""Largest size of the traces."""
 _CHANNELS_AT_ONCE = 16
 """Channels that one thread keeps at a time."""
 STRETCH_S = 1.0
 """Length of a part; the reader prepares blocks of this length."""
 GAP_MS = 5.0
 """Zeros between two parts; longer than a window around a spike with all its shifts."""
-UNIT = 1 / 128
-"""Value of one step, in noise standard deviations: sizes up to 255 fit into 16 bits."""
+UNIT = STEP
+"""Value of one step, in noise standard deviations."""
 
 
 Part = tuple[int, int, int, int]
@@ -89,15 +92,26 @@ class HeldTraces:
         self._frames = np.array([part[3] for part in placed], np.int64)
         self._lengths = np.array([part[2] - part[1] for part in placed], np.int64)
         self._whitening = None if distance is None else whitening_of(traces, parts, distance)
-        for index, (segment, start, stop, _, at) in enumerate(placed):
-            if index + 1 < len(placed) and isinstance(traces, TraceReader):
-                traces.read_ahead(*placed[index + 1][:3])
-            block = traces.read(segment, start, stop).T
-            self._keep(self._whitened(np.ascontiguousarray(block)), at)
-            if tell is not None:
-                tell(index + 1, len(placed))
+
+        self._parts = placed
+        self.fill(traces, tell)
         self.seconds = float(self._lengths.sum()) / rate
-        self.total_s = sum(traces.num_samples(index) for index in range(traces.num_segments)) / rate
+        lengths = [traces.num_samples(index) for index in range(traces.num_segments)]
+        self.total_s = sum(lengths) / rate
+        self._segments = np.concatenate(([0], np.cumsum(lengths)))
+        is_whole = self._lengths.sum() == self._segments[-1] and not self.is_whitened
+        if is_whole and isinstance(traces, TraceReader):
+            traces.read_from(self)
+
+    def fill(self, traces: Traces, tell: Tell | None = None) -> None:
+        """Hold the same parts of these traces; they may be computed from what is held now, part by part."""
+
+        def hold(index: int) -> None:
+            segment, start, stop, _, column = self._parts[index]
+            block = traces.read(segment, start, stop).T
+            self._keep(self._whitened(np.ascontiguousarray(block)), column)
+
+        on_all_cores(hold, range(len(self._parts)), tell)
 
     @property
     def is_whitened(self) -> bool:
@@ -132,11 +146,34 @@ class HeldTraces:
         """Number of columns, zeros between the parts included."""
         return self.values.shape[1]
 
+    def block(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return float32 traces (stop - start, num_channels) of frames that all are held."""
+        first = int(self._segments[segment_index]) + start
+        part = int(np.searchsorted(self._frames, first, side="right")) - 1
+        column = int(self._columns[part] + first - self._frames[part])
+        values = self.values[:, column : column + stop - start]
+        by_channel = reusable_array(values.shape)
+
+        def fill(first: int) -> None:
+            channels = slice(first, first + _CHANNELS_AT_ONCE)
+            fill_from_steps(values[channels], STEP, by_channel[channels])
+
+        on_all_cores(fill, range(0, len(values), _CHANNELS_AT_ONCE))
+        return by_channel.T
+
     def spread(self, seconds: float) -> tuple[tuple[int, int], ...]:
         """Return parts of at most so many seconds in all, evenly spread, in global frames (half open)."""
         count = min(len(self._frames), max(1, round(seconds / STRETCH_S)))
         chosen = np.unique(np.linspace(0, len(self._frames) - 1, count).round().astype(int))
         return tuple((int(self._frames[k]), int(self._frames[k] + self._lengths[k])) for k in chosen)
+
+    def columns_of(self, stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return the columns of parts that :meth:`spread` returned, half open."""
+        parts = np.searchsorted(self._frames, [start for start, _ in stretches])
+        starts = self._columns[parts]
+        return [
+            (int(start), int(start + self._lengths[part])) for start, part in zip(starts, parts, strict=True)
+        ]
 
     def frames_of(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the global frames of columns, and whether each column is a sample of the recording."""

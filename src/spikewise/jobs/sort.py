@@ -109,9 +109,9 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         if group.note:
             logger.warning("%s%s", f"group {group.name}: " if len(groups) > 1 else "", group.note)
 
-    keep_traces(groups)
+    are_kept = keep_traces(groups)
     model = request.model or kept_model(state)
-    finds_units = model is None and finds_own_units(inputs, config)
+    finds_units = are_kept and model is None and finds_own_units(inputs, config)
     followed = follow_motion(groups, config, state, progress, finds_units)
     groups = followed.groups
     prepare_s = time.perf_counter() - request.started
@@ -286,8 +286,8 @@ def train(
         told(PREPARING, 0, 1, "")
         groups = prepare_groups(inputs.recording, Preparation.of(config))
         state = Unfinished(Path(folder))
-        keep_traces(groups)
-        followed = follow_motion(groups, config, state, told, finds_own_units(inputs, config))
+        finds_units = keep_traces(groups) and finds_own_units(inputs, config)
+        followed = follow_motion(groups, config, state, told, finds_units)
         start = find_start(followed.groups, inputs, config, state, told, followed.looks)
         model = learn_model(followed.groups, start, config, state, told)
     if output is not None:

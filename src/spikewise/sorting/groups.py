@@ -14,7 +14,6 @@ from spikeinterface.core.motion import Motion
 from spikewise.core.config import Config, NetworkConfig, PreprocessingConfig, SortingConfig
 from spikewise.core.devices import choose_device
 from spikewise.core.errors import RecordingError
-from spikewise.core.memory import bytes_for_traces
 from spikewise.data.recordings.channels import check_channel_names, ids_of, list_channels
 from spikewise.data.recordings.conditioning import ConditionedRecording
 from spikewise.data.recordings.device_reader import make_reader
@@ -192,16 +191,18 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
     return [group.without_motion(motions[group.name]) if group.name in motions else group for group in groups]
 
 
-def keep_traces(groups: Sequence[Group]) -> None:
-    """Keep the traces of all groups in memory once they are read, if it is large enough for all."""
-    if 4 * num_values(groups) <= bytes_for_traces():
-        for group in groups:
-            group.reader.keep_all()
+KEPT_BYTES = 2**31
+"""Largest size of kept traces: 2 GiB are 93 s of 384 channels, or 280 s of 128, at 30 kHz. Chosen by hand."""
 
 
-def num_values(groups: Sequence[Group]) -> int:
-    """Return the number of samples of all channels of groups."""
-    return sum(group.recording.get_total_samples() * group.recording.get_num_channels() for group in groups)
+def keep_traces(groups: Sequence[Group]) -> bool:
+    """Let the traces of all groups be kept in memory if they are small enough; return whether they are."""
+    values = sum(group.recording.get_total_samples() * group.recording.get_num_channels() for group in groups)
+    if 2 * values > KEPT_BYTES:
+        return False
+    for group in groups:
+        group.reader.allow_keeping()
+    return True
 
 
 def _scale(

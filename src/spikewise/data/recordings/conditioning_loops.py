@@ -46,6 +46,34 @@ def _sum_of_nothing(values: np.ndarray) -> np.ndarray:
     return sums
 
 
+@compiled(error_model="numpy")
+def round_to_steps(values: np.ndarray, step: float, rounded: np.ndarray) -> bool:
+    """Fill float32 rows rounded to multiples of a step, at most 32767; return whether all values are finite.
+
+    `rounded` may be `values`.
+    """
+    is_finite = True
+    inverse, size, largest = np.float32(1 / step), np.float32(step), np.float32(32767)
+    for row in range(len(values)):
+        total = np.float32(0)
+        for index in range(values.shape[1]):
+            value = values[row, index]
+            total += value * np.float32(0)
+            steps = np.rint(value * inverse)
+            rounded[row, index] = min(largest, max(-largest, steps)) * size
+        is_finite &= total == 0
+    return is_finite
+
+
+@compiled()
+def fill_from_steps(steps: np.ndarray, step: float, values: np.ndarray) -> None:
+    """Fill float32 rows from rows of int16 steps."""
+    size = np.float32(step)
+    for row in range(len(steps)):
+        for index in range(steps.shape[1]):
+            values[row, index] = steps[row, index] * size
+
+
 def are_finite(traces: np.ndarray) -> bool:
     """Return whether no value of traces (num_samples, num_channels) is NaN or infinite."""
     if traces.dtype not in (np.float32, np.float64):

@@ -14,11 +14,10 @@ from spikewise.core.progress import MOTION, READING, ProgressCallback
 from spikewise.core.threads import one_thread_each
 from spikewise.data.spatial.motion import load_motion
 from spikewise.discovery.event_search import FirstLook, look_at
-from spikewise.discovery.held_traces import MEMORY_BYTES
 from spikewise.discovery.motion.estimating import MotionEstimate, estimate_motion, may_move
 from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.output.motions import load_motions, save_motion
-from spikewise.sorting.groups import Group, num_values
+from spikewise.sorting.groups import Group
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Followed:
     facts : dict
         Of each group where its motion comes from; JSON types only.
     looks : dict of str to FirstLook
-        What was held of the traces of groups that do not move, in which units can be searched.
+        Traces of groups, without motion, in which units can be searched.
     """
 
     groups: list[Group]
@@ -64,8 +63,8 @@ def follow_motion(
     state : Unfinished
     progress : callable
     finds_units : bool
-        Whether units will be searched. If all traces fit into the memory, motion is measured on all of them,
-        and units are searched in the same.
+        Whether units will be searched in traces that are all kept in memory: then motion is measured on all
+        of them, too.
 
     Raises
     ------
@@ -73,16 +72,16 @@ def follow_motion(
         If the given motion cannot be used.
     """
     followed = Followed([], {}, {})
-    finds_units &= 2 * num_values(groups) <= MEMORY_BYTES
     for index, group in enumerate(groups):
         look = None
         if finds_units and not _is_known(index, group, config.sorting.motion, state):
             look = _first_look(group, progress)
         motion, facts = _motion_of(group, index, config.sorting.motion, state, progress, look)
         followed.facts[group.name] = facts
-        followed.groups.append(group if motion is None else group.without_motion(motion))
-        if look is not None and motion is None:
-            followed.looks[group.name] = look
+        still = group if motion is None else group.without_motion(motion)
+        followed.groups.append(still)
+        if look is not None:
+            followed.looks[group.name] = look if motion is None else look.still(still.reader)
     return followed
 
 
