@@ -150,6 +150,12 @@ def conditioned(*segments: np.ndarray, band_hz=(300.0, 6000.0), repair=True):
     return view, repaired if repair else None
 
 
+def assert_nearly_all_equal(found: np.ndarray, expected: np.ndarray):
+    """Values on either side of the middle between two steps are rounded to different ones."""
+    np.testing.assert_allclose(found, expected, atol=1.001 / 128, rtol=0)
+    assert np.mean(found != expected) < 0.01
+
+
 @pytest.mark.parametrize("values", [5, 6])
 def test_medians_are_means_of_the_two_in_the_middle(values, device):
     rows = np.random.default_rng(0).integers(-3, 3, (500, values)).astype(np.float32)
@@ -172,7 +178,7 @@ def test_traces_on_the_device_are_those_of_the_host(dtype, band_hz, device):
         found = ours.read_on_device(segment_index, start, stop, stop)
         assert found.device.type == device.type
         expected = host.read(segment_index, start, stop)
-        np.testing.assert_allclose(found.cpu().numpy().T, expected, atol=1e-4)
+        assert_nearly_all_equal(found.cpu().numpy().T, expected)
     ours.settle()
 
 
@@ -184,7 +190,7 @@ def test_many_channels_are_filtered_in_parts(device, monkeypatch):
     expected = DeviceConditioner(Conditioning.of(view), 2000, device)(raw, 0, 0)
     monkeypatch.setattr(device_conditioning, "_VALUES_AT_ONCE", 20_000)
     found = DeviceConditioner(Conditioning.of(view), 2000, device)(raw, 0, 0)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert_nearly_all_equal(found.cpu().numpy(), expected.cpu().numpy())
 
 
 def test_damage_is_bridged_and_told_as_on_the_host(device):
@@ -194,7 +200,7 @@ def test_damage_is_bridged_and_told_as_on_the_host(device):
     view, repaired = conditioned(raw)
     host, ours = TraceReader(view, repaired=repaired), DeviceReader(view, device, repaired=repaired)
     found = ours.read_on_device(0, 20_000, 60_000, 60_000).cpu().numpy().T
-    np.testing.assert_allclose(found, host.read(0, 20_000, 60_000), atol=1e-4)
+    assert_nearly_all_equal(found, host.read(0, 20_000, 60_000))
     told = host.damage(0, 20_000, 60_000)
     assert set(told["kind"]) == {1, 4}
     np.testing.assert_array_equal(ours.damage(0, 20_000, 60_000), told)

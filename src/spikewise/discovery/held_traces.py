@@ -13,8 +13,8 @@ import numpy as np
 from spikewise.core.progress import Tell
 from spikewise.core.threads import on_all_cores
 from spikewise.data.recordings.conditioning import reusable_array
-from spikewise.data.recordings.conditioning_loops import fill_from_steps
-from spikewise.data.recordings.reader import STEP, TraceReader, Traces
+from spikewise.data.recordings.conditioning_loops import STEP, fill_from_steps
+from spikewise.data.recordings.reader import TraceReader, Traces
 from spikewise.data.spatial.mixing import mix_channels
 from spikewise.data.spatial.whitening import noise_covariance, whitening_weights
 from spikewise.discovery.event_loops import fill_steps
@@ -156,7 +156,7 @@ class HeldTraces:
 
         def fill(first: int) -> None:
             channels = slice(first, first + _CHANNELS_AT_ONCE)
-            fill_from_steps(values[channels], STEP, by_channel[channels])
+            fill_from_steps(values[channels], by_channel[channels])
 
         on_all_cores(fill, range(0, len(values), _CHANNELS_AT_ONCE))
         return by_channel.T

@@ -22,9 +22,6 @@ from spikewise.data.recordings.repair import RepairedRecording
 from spikewise.data.spatial.motion import MotionOfFrames
 from spikewise.data.spatial.still_traces import StillTraces
 
-STEP = 1 / 128
-"""Values are multiples of this, in noise standard deviations: sizes up to 255 fit into 16 bits. The rounding
-adds a four hundredth of the noise."""
 _CHANNELS_AT_ONCE = 16
 """Channels that one thread rounds at a time."""
 
@@ -315,7 +312,7 @@ def _rounded(traces: np.ndarray, in_place: bool) -> tuple[np.ndarray, bool]:
 
     def run(first: int) -> None:
         channels = slice(first, first + _CHANNELS_AT_ONCE)
-        are_all_finite.append(round_to_steps(rows[channels], STEP, rounded[channels]))
+        are_all_finite.append(round_to_steps(rows[channels], rounded[channels]))
 
     on_all_cores(run, range(0, len(rows), _CHANNELS_AT_ONCE))
     return rounded.T, all(are_all_finite)
