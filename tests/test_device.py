@@ -408,17 +408,40 @@ def test_on_the_cpu_a_sort_is_as_before(scene, model):
 @pytest.mark.gpu
 @NO_CARD
 def test_a_sort_on_a_card_is_that_of_the_device_path(scene, model):
-    config = Config(sorting=SortingConfig(device="cuda", precision="float32"))
+    config = Config(sorting=SortingConfig(device="cuda", precision="float32", explain=False))
     groups = prepare_groups(load(scene.recording), Preparation.of(config, model))
     assert isinstance(groups[0].reader, DeviceReader)
-    finder = Finder(groups, model, config.sorting)
-    stop = load(scene.recording).get_num_samples(0)
-    parts = [
-        finder.find(Shard(0, 0, start, min(start + 50_000, stop)), lambda *told: None).spikes
-        for start in range(0, stop, 50_000)
-    ]
+    found = found_in_shards(groups, model, config.sorting, 50_000)
     whole = find_all(model, groups[0].reader, torch.device("cuda"), "float32")
-    assert as_arrays([Spikes.concatenate(parts)]) == as_arrays([whole])
+    assert as_arrays([found]) == as_arrays([whole])
+
+
+@pytest.mark.gpu
+@NO_CARD
+def test_owners_on_a_card_are_nearly_those_of_the_cpu_and_the_same_for_any_cut(scene, model):
+    found = {}
+    for device, length in (("cuda", 50_000), ("cuda", 130_000), ("cpu", 130_000)):
+        config = Config(sorting=SortingConfig(device=device, precision="float32"))
+        groups = prepare_groups(load(scene.recording), Preparation.of(config, model))
+        found[device, length] = found_in_shards(groups, model, config.sorting, length)
+    assert as_arrays([found["cuda", 50_000]]) == as_arrays([found["cuda", 130_000]])
+    ours, theirs = (
+        set(zip(one.sample_index.tolist(), one.unit_index.tolist(), strict=True))
+        for one in (found["cuda", 130_000], found["cpu", 130_000])
+    )
+    assert len(theirs) > 300
+    assert len(ours ^ theirs) <= 0.005 * len(theirs)
+
+
+def found_in_shards(groups, model, sorting: SortingConfig, length: int) -> Spikes:
+    """The spikes of a recording that is sorted in shards of some samples."""
+    finder, stop = Finder(groups, model, sorting), groups[0].recording.get_num_samples(0)
+    return Spikes.concatenate(
+        [
+            finder.find(Shard(0, 0, start, min(start + length, stop)), lambda *told: None).spikes
+            for start in range(0, stop, length)
+        ]
+    )
 
 
 @pytest.mark.gpu
