@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -108,8 +108,13 @@ def plugged_in(way: str, network: EventNetwork | None, positions: np.ndarray) ->
     class JudgedSearch(EventSearch):
         """Events of the bank above a lower threshold that the network takes for spikes."""
 
-        def find(self, threshold: float, tell: Tell | None = None) -> Events:
-            events = super().find(LOW_THRESHOLD, tell)
+        def find(
+            self,
+            threshold: float,
+            tell: Tell | None = None,
+            within: Sequence[tuple[int, int]] | None = None,
+        ) -> Events:
+            events = super().find(LOW_THRESHOLD, tell, within)
             probability, _ = judge(self._held, events.column, events.channel)
             kept = probability > MIN_PROBABILITY
             return Events(events.column[kept], events.channel[kept], events.height[kept])
