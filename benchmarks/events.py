@@ -82,7 +82,7 @@ def compare(options: argparse.Namespace) -> None:
         traces = PreparedTraces(group.reader)
         positions = group.recording.get_channel_locations()
         for way in options.ways:
-            with plugged_in(way, network, positions) as judge:
+            with plugged_in(way, network, positions, options.probability) as judge:
                 started = time.process_time()
                 found = discover_units(traces, positions, 0)
                 seconds = time.process_time() - started
@@ -116,7 +116,8 @@ def main() -> None:
     comparing.add_argument("scenes", type=Path, nargs="+")
     comparing.add_argument("--network", type=Path)
     comparing.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    comparing.add_argument("--seconds", type=float)
+    comparing.add_argument("--seconds", type=float, help="of each scene, from its beginning")
+    comparing.add_argument("--probability", type=float, default=0.5, help="of events that are kept")
     comparing.set_defaults(run=compare)
     options = parser.parse_args()
     torch.set_num_threads(1)

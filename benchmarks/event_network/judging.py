@@ -38,7 +38,6 @@ from spikewise.discovery.spike_shapes import NUM_FRACTIONS, SpikeShapes
 WAYS = ("bank", "embed", "judge", "both")
 LOW_THRESHOLD = 4.0
 """Response above which the network judges events; the bank alone finds those above 5."""
-MIN_PROBABILITY = 0.5
 EVENTS_AT_ONCE = 512
 
 
@@ -98,8 +97,13 @@ def filters_at(network: EventNetwork, rate: float) -> tuple[np.ndarray, int]:
 
 
 @contextmanager
-def plugged_in(way: str, network: EventNetwork | None, positions: np.ndarray) -> Iterator[EventJudge | None]:
-    """Let the search for units find or describe events in another way; yield what judges them."""
+def plugged_in(
+    way: str, network: EventNetwork | None, positions: np.ndarray, least: float = 0.5
+) -> Iterator[EventJudge | None]:
+    """Let the search for units find or describe events in another way; yield what judges them.
+
+    Events with a probability below `least` are dropped.
+    """
     if way == "bank" or network is None:
         yield None
         return
@@ -116,7 +120,7 @@ def plugged_in(way: str, network: EventNetwork | None, positions: np.ndarray) ->
         ) -> Events:
             events = super().find(LOW_THRESHOLD, tell, within)
             probability, _ = judge(self._held, events.column, events.channel)
-            kept = probability > MIN_PROBABILITY
+            kept = probability >= least
             return Events(events.column[kept], events.channel[kept], events.height[kept])
 
     def cluster(
