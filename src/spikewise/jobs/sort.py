@@ -40,6 +40,7 @@ from spikewise.jobs.state.log import log_to
 from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.learning.transfer import open_pretrained
 from spikewise.models.checkpoint import Model, check_model_fits, load_model, save_model
+from spikewise.output.motions import load_uncertainty_um
 from spikewise.output.report.reporting import report_of_sort
 from spikewise.output.result import StoredResult, load_result
 from spikewise.output.results.sorting_result import SortingResult
@@ -149,7 +150,8 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     motions = {group.name: group.motion for group in groups if group.motion is not None}
     if folder is not None:
         save_json(provenance, folder / PROVENANCE_FILE)
-        stored = StoredResult(sorting, model, provenance, motions=motions)
+        uncertainty = load_uncertainty_um(folder, motions)
+        stored = StoredResult(sorting, model, provenance, motions=motions, motion_uncertainty_um=uncertainty)
         if config.sorting.trust:
             readers = {group.name: group.reader for group in groups}
             with _timed(provenance, "trust", folder):

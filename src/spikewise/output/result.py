@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from spikeinterface.core import BaseSorting
 from spikeinterface.core.motion import Motion
@@ -22,7 +23,7 @@ from spikewise.core.untrusted import read_json
 from spikewise.data.labels.label_files import load_sorting
 from spikewise.data.labels.label_set import with_rate
 from spikewise.models.checkpoint import Model, load_model
-from spikewise.output.motions import load_motions
+from spikewise.output.motions import load_motions, load_uncertainty_um
 from spikewise.output.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
 from spikewise.output.unit_table import read_units
 
@@ -62,6 +63,8 @@ class StoredResult:
         How far each unit can be trusted, and its usual measures; None if it was not estimated.
     motions : dict of str to Motion
         The motion of each group that was removed from its traces.
+    motion_uncertainty_um : dict of str to list of ndarray
+        The uncertainty of these motions where it is known: for each segment, in the shape of the motion.
     """
 
     sorting: BaseSorting
@@ -69,13 +72,15 @@ class StoredResult:
     provenance: dict[str, Any]
     units: pd.DataFrame | None = None
     motions: dict[str, Motion] = field(default_factory=dict)
+    motion_uncertainty_um: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def with_motions_of(self, folder: Path | None) -> StoredResult:
         """Return the result with the motions that the folder of a sort holds."""
         if folder is None:
             return self
         names = [group.name for group in self.model.groups]
-        return replace(self, motions=load_motions(folder, names, len(self.num_samples)))
+        motions = load_motions(folder, names, len(self.num_samples))
+        return replace(self, motions=motions, motion_uncertainty_um=load_uncertainty_um(folder, motions))
 
     def with_parts_of(self, folder: Path | None) -> StoredResult:
         """Return the result with the motions and the table of units that the folder of a sort holds.

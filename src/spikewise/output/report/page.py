@@ -35,6 +35,7 @@ from spikewise.output.measures import (
 )
 from spikewise.output.pairs import MIN_SIMILARITY, UnitPair, likely_pairs, unit_similarity
 from spikewise.output.report.excerpts import Excerpt, choose_excerpts, excerpt_windows
+from spikewise.output.report.motion_lines import motion_notes
 from spikewise.output.report.page_data import (
     ReportContents,
     TraceScale,
@@ -59,7 +60,7 @@ PHY_FOLDER = "phy"
 TEMPLATE = "report.html.jinja"
 MAX_NAMED_UNITS = 12
 """Most units that a sentence of the page names; the others are only counted. Chosen by hand."""
-SCRIPTS = ("charts.js", "saving.js", "unit.js", "pairs.js", "overview.js", "table.js", "page.js")
+SCRIPTS = ("charts.js", "saving.js", "unit.js", "pairs.js", "motion.js", "overview.js", "table.js", "page.js")
 """The scripts of the page, in the order in which they run."""
 
 
@@ -244,6 +245,7 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None, pa
         performance=performance,
         interval_s=interval_s,
         excerpts=contents.excerpts,
+        motion_notes=motion_notes(result),
         samples=contents.samples,
         pairs=contents.pairs,
         rows=_rows(contents),
