@@ -124,7 +124,7 @@ def train(
     facts = model.facts
     num_labels = sum(group["num_labels"] for group in facts["groups"])
     say(
-        f"{len(model.unit_ids)} units learnt from {num_labels} labels {_describe_labels(facts['labels'])}",
+        f"{len(model.unit_ids)} units learnt from {num_labels} spikes: {_describe_labels(facts['labels'])}",
         f"model in {output}",
     )
     if json:
@@ -204,11 +204,15 @@ def pretrain(
 
 
 def _describe_labels(labels: dict[str, Any]) -> str:
-    """Return the source of the labels and their interval, as a part of a sentence."""
+    """Return where the labels or the units come from, and their interval."""
+    from spikewise.output.result import finder_of
+
+    finder = finder_of(labels["source"])
+    source = f"labels of {labels['source']}" if finder is None else f"units found by {finder}"
     if "interval_s" not in labels:
-        return f"of {labels['source']}"
+        return source
     start, stop = labels["interval_s"]
-    return f"of {labels['source']}, between {start:.2f} and {stop:.2f} s"
+    return f"{source}, between {start:.2f} and {stop:.2f} s"
 
 
 def _describe_seconds(provenance: dict[str, Any]) -> str:
@@ -235,4 +239,4 @@ def _print_steps(provenance: dict[str, Any]) -> None:
         prefix = "" if len(provenance["preprocessing"]) == 1 else f"group {name}: "
         say(f"preprocessing: {prefix}{'; '.join(steps)}")
     if provenance["labels"]:
-        say(f"labels {_describe_labels(provenance['labels'])}")
+        say(_describe_labels(provenance["labels"]))

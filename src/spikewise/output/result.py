@@ -46,6 +46,15 @@ _REQUIRED_FACTS: dict[str, type | tuple[type, ...]] = {
 }
 """Entries that every provenance must have, and their types."""
 
+_FINDERS = {
+    "spikewise": "Spikewise",
+    "lupin": "Lupin",
+    "tridesclous2": "Tridesclous2",
+    "spykingcircus2": "SpyKING CIRCUS 2",
+    "kilosort4": "Kilosort4",
+}
+"""Names of the sorters that find units, as people write them."""
+
 
 @dataclass(frozen=True)
 class StoredResult:
@@ -159,6 +168,15 @@ class StoredResult:
         """Facts about the training of each group for which the model stores the losses."""
         groups = self.model.facts.get("groups")
         return [group for group in groups if _has_losses(group)] if isinstance(groups, list) else []
+
+
+def finder_of(source: str) -> str | None:
+    """Return the name of the sorter that found the units without labels, from the source of the labels.
+
+    None if the labels were given.
+    """
+    kind, _, sorter = source.partition(" ")
+    return _FINDERS.get(sorter, sorter) if kind == "bootstrap" else None
 
 
 def load_result(folder: Path | str, *, units: bool = True) -> StoredResult:

@@ -43,7 +43,7 @@ from spikewise.output.report.page_data import (
     labels_are_everywhere,
     page_data,
 )
-from spikewise.output.result import StoredResult
+from spikewise.output.result import StoredResult, finder_of
 from spikewise.output.samples import sample_spikes
 from spikewise.output.store import PROVENANCE_FILE
 from spikewise.output.unit_table import trust_of_unit
@@ -235,6 +235,7 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None, pa
     return _template().render(
         result=result,
         facts=result.provenance,
+        finder=finder_of(str((result.provenance.get("labels") or {}).get("source", ""))),
         damage=summarise_damage(result.provenance.get("damage")),
         num_spikes=sum(unit.num_spikes for unit in contents.units),
         has_recording=contents.samples is not None,

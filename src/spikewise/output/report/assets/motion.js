@@ -1,7 +1,7 @@
 // The motion of the probe over time: at several depths over the spikes, or alone, with its uncertainty.
 
 const MOTION_WORDS = {
-  seen: " Spikes are where the probe saw them. Lines: where tissue of several depths was seen; their band is the uncertainty.",
+  seen: " Spikes are where the probe saw them. Each line follows the tissue of one depth; its band is the uncertainty.",
   depth: " Spikes are where they would be if the probe had not moved. Where the motion was followed, their bands are straight.",
 };
 
