@@ -87,7 +87,7 @@ def check_command(words: list[str]) -> None:
         assert set(words[1:]) <= set(targets)
     elif Path(words[0]).name == "pip":
         check_pip(words)
-    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+    elif words[0] == "python" and words[1].startswith(("benchmarks/", "docs/tooling/")):
         source = (REPOSITORY / words[1]).read_text(encoding="utf-8")
         for option in (word for word in words if word.startswith("-")):
             assert f'"{option}"' in source, f"{words[1]} has no option {option}"

@@ -25,6 +25,11 @@ FROM_REPOSITORY = {
 }
 """Pages whose source is elsewhere in the repository; links to them from docs/ are rewritten."""
 
+EXAMPLE = "example-report.html"
+"""Where the site has the report of ``make demo``, if there is one."""
+DEMO_REPORT = REPOSITORY / "demo" / "report.html"
+PICTURE = re.compile(r"(!\[[^]]*\]\(images/report\.png\))")
+
 _titles: dict[str, str] = {}
 
 
@@ -35,6 +40,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for uri, source in FROM_REPOSITORY.items():
         text = (REPOSITORY / source).read_text(encoding="utf-8")
         files.append(File.generated(config, uri, content=text))
+    if DEMO_REPORT.is_file():
+        files.append(File.generated(config, EXAMPLE, abs_src_path=str(DEMO_REPORT)))
     return files
 
 
@@ -48,4 +55,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Rewrite links to files of the repository to their pages, and name pages by their titles."""
     for uri, source in FROM_REPOSITORY.items():
         markdown = markdown.replace(f"](../{source})", f"]({uri})")
+    if files.get_file_from_path(EXAMPLE):
+        markdown = PICTURE.sub(rf"[\1]({EXAMPLE})\n\n[Open this report]({EXAMPLE}).", markdown)
     return re.sub(r"\[([\w-]+\.md)\](?=\(\1)", lambda link: f"[{_titles[link[1]]}]", markdown)
