@@ -10,8 +10,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,6 +125,27 @@ def reference():
     if folder not in sys.path:
         sys.path.append(folder)
     return importlib.import_module("reference_pages")
+
+
+def test_the_site_shows_the_notebook_and_links_to_the_report_of_the_demo(tmp_path, monkeypatch):
+    reference()  # its folder is now on the path
+    config = pytest.importorskip("mkdocs.config").load_config(str(REPOSITORY / "mkdocs.yml"))
+    files_of = importlib.import_module("mkdocs.structure.files").Files
+    hooks = importlib.import_module("site_hooks")
+    (tmp_path / "report.html").write_text("the report")
+    index = (REPOSITORY / "docs" / "index.md").read_text(encoding="utf-8")
+    home = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    monkeypatch.setattr(hooks, "_titles", defaultdict(str))
+    for there in (True, False):
+        monkeypatch.setattr(hooks, "DEMO_REPORT", tmp_path / ("report.html" if there else "nothing"))
+        files = hooks.on_files(files_of([]), config)
+        page = hooks.on_page_markdown(index, home, config, files)
+        assert ("(images/report.png)](example-report.html)" in page) is there
+        assert "](locust-tetrode.md)" in page
+        assert (files.get_file_from_path("example-report.html") is not None) is there
+    notebook = files.get_file_from_path("locust-tetrode.md").content_string
+    assert "```python\nimport os" in notebook
+    assert "](locust-tetrode.ipynb)" in notebook
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
