@@ -130,6 +130,7 @@ def reference():
 def test_the_site_shows_the_notebook_and_links_to_the_report_of_the_demo(tmp_path, monkeypatch):
     reference()  # its folder is now on the path
     config = pytest.importorskip("mkdocs.config").load_config(str(REPOSITORY / "mkdocs.yml"))
+    monkeypatch.setattr(config.plugins, "_current_plugin", None, raising=False)  # as outside of a build
     files_of = importlib.import_module("mkdocs.structure.files").Files
     hooks = importlib.import_module("site_hooks")
     (tmp_path / "report.html").write_text("the report")
