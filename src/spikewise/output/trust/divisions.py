@@ -8,6 +8,7 @@ in amplitude, spread widely and do not. Whether both shapes are of one neuron is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,7 +125,12 @@ def _two_clusters(
             break
     if min(np.count_nonzero(is_second), np.count_nonzero(~is_second)) < least:
         return None
-    return (ends[1] - ends[0]) / float(np.hypot(*widths) / np.sqrt(2)), direction / size, threshold, is_second
+    return (
+        (ends[1] - ends[0]) / math.sqrt((widths[0] ** 2 + widths[1] ** 2) / 2),
+        direction / size,
+        threshold,
+        is_second,
+    )
 
 
 def _least(count: int) -> int:

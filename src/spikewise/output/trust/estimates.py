@@ -100,10 +100,13 @@ def estimate_units(
         typical = weight[unrelated & (relations.likeness[unit] > 0)]
         precision = _from_takes(false, weight, float(typical.mean()) if len(typical) else 1.0, counts[unit])
         violations = count_violations(trains.frames[unit], trains.sampling_frequency)
-        precision = _with_violations(precision, violations, counts[unit], duration, trains.sampling_frequency)
         of_mixture = relations.false_of_mixture(unit)
-        if of_mixture > 1 - precision.value:
+        if of_mixture > 1 - precision.value:  # it explains the violations better than their number does
             precision = Fraction.of(1 - of_mixture, min(MOST_WEIGHT, counts[unit]))
+        else:
+            precision = _with_violations(
+                precision, violations, counts[unit], duration, trains.sampling_frequency
+            )
         if relations.copy_of[unit] >= 0:
             shared = relations.shared[unit, relations.copy_of[unit]]
             precision = Fraction.of(precision.value * (1 - shared), min(MOST_WEIGHT, counts[unit]))
