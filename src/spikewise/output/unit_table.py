@@ -65,6 +65,8 @@ NUMBER_COLUMNS = (
 )
 """Columns of numbers; fractions are 0 to 1."""
 COLUMNS = ("unit_id", "group", "num_spikes", *NUMBER_COLUMNS, "merge_with", "verdict", "reason")
+_LATER = {"split_probability": np.nan, "merge_with": ""}
+"""Columns that tables of an earlier version lack, and what stands for them."""
 PROPERTIES = (*ESTIMATE_COLUMNS, "verdict", "reason")
 """Columns that become properties of the units in SpikeInterface and its exports."""
 MAX_BYTES = 100_000_000
@@ -209,6 +211,7 @@ def read_units(folder: Path, unit_ids: Sequence[Any]) -> pd.DataFrame | None:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")
         texts = ("unit_id", "group", "merge_with", "verdict", "reason")
         table = pd.read_csv(file, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
+        table = table.assign(**{name: value for name, value in _LATER.items() if name not in table})
         missing = [name for name in COLUMNS if name not in table]
         if missing:
             raise ValueError(f"it has no column {missing[0]}")

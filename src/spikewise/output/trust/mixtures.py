@@ -151,7 +151,8 @@ def _judge(
     shares = counts / counts.sum()
     if shares.min() < _LEAST_SHARE or _together(parts, num_samples) < _LEAST_TOGETHER:
         return None
-    evidence = weigh(*shape.parts, *parts, trains.sampling_frequency)
+    (one, other), (own, others) = shape.parts, parts
+    evidence = weigh(one, other, own, others, trains.sampling_frequency)
     is_second = [label == 1 for label in labels]
     return Mixture(is_second, is_whole, evidence, (float(shares[0]), float(shares[1])))
 

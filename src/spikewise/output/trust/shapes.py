@@ -283,16 +283,16 @@ def _shape(
     mean, spread = fit_upper_half(found)
     variation = min(float(np.sqrt(max(spread**2 - noise_sd**2, 0.0))), _MOST_VARIATION)
     division = find_division(windows[:, inner], before, rate)
-    parts: tuple[UnitShape, ...] = ()
+    both: tuple[UnitShape, ...] = ()
     if division is not None:
         each = [windows[part][:, inner] for part in (~division.is_second, division.is_second)]
         medians = [_phases(np.median(part, axis=0)) for part in each]
-        parts = tuple(
+        both = tuple(
             UnitShape(near, phases, before, 1.0, 0.0, noise_sd, 0.0, len(part))
             for phases, part in zip(medians, each, strict=True)
         )
     return UnitShape(
-        near, _phases(template), before, mean, variation, noise_sd, change, len(windows), division, parts
+        near, _phases(template), before, mean, variation, noise_sd, change, len(windows), division, both
     )
 
 
