@@ -4,7 +4,8 @@
 
 SORTING is a good sorting of the recording: the folder ``sorting`` of a result, or its truth. In two trials
 each unit with enough spikes is split in one of four ways. In a third, the pairs of units with the most
-similar waveforms are merged. The recording must have one group of channels and one segment. See docs/trust.md.
+similar waveforms are merged. The recording must have one group of channels and one segment. See
+docs/trust.md.
 """
 
 from __future__ import annotations
