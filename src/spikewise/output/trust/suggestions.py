@@ -160,14 +160,15 @@ def _merge(
 def _common_recall(units: tuple[int, ...], trial: Trial) -> float:
     """Return the fraction of the added spikes of some units that any of them found."""
     added = np.isin(trial.injected.unit_index, units)
-    found = np.count_nonzero(trial.is_found & added)
+    found = int(np.count_nonzero(trial.is_found & added))
     chosen = list(units)
     taken = int(trial.takes[np.ix_(chosen, chosen)].sum())
-    return min(1.0, (found + taken) / max(1, np.count_nonzero(added)))
+    return min(1.0, (found + taken) / max(1, int(np.count_nonzero(added))))
 
 
 def _why_one(evidence: Evidence) -> str:
-    shapes = f"their waveforms are the same up to {evidence.distance:.1f} standard deviations of the noise"
+    noise = f"{evidence.distance:.1f} standard deviations of the noise"
+    shapes = f"their waveforms are the same {'but for ' + noise if evidence.distance >= 0.1 else 'within the noise'}"
     if evidence.by_chance < _FEW_BY_CHANCE:
         return f"{shapes}; they hardly fire at the same time"
     return f"{shapes}; {_pairs(evidence)}"
