@@ -27,6 +27,8 @@ from spikewise.output.unit_table import SUGGESTION_COLUMNS
 
 _LEAST_PROBABILITY = 0.5
 """Changes are suggested from this probability on."""
+_CLEAR_DISTANCE = 0.1
+"""A smaller distance of two waveforms, in standard deviations of the noise, is not told. Chosen by hand."""
 _FEW_BY_CHANCE = 1.0
 """With fewer pairs of spikes by chance, two units hardly fire at the same time. Chosen by hand."""
 
@@ -167,8 +169,11 @@ def _common_recall(units: tuple[int, ...], trial: Trial) -> float:
 
 
 def _why_one(evidence: Evidence) -> str:
-    noise = f"{evidence.distance:.1f} standard deviations of the noise"
-    shapes = f"their waveforms are the same {'but for ' + noise if evidence.distance >= 0.1 else 'within the noise'}"
+    shapes = "their waveforms are the same within the noise"
+    if evidence.distance >= _CLEAR_DISTANCE:
+        shapes = (
+            f"their waveforms are the same but for {evidence.distance:.1f} standard deviations of the noise"
+        )
     if evidence.by_chance < _FEW_BY_CHANCE:
         return f"{shapes}; they hardly fire at the same time"
     return f"{shapes}; {_pairs(evidence)}"
