@@ -65,7 +65,7 @@ NUMBER_COLUMNS = (
 )
 """Columns of numbers; fractions are 0 to 1."""
 COLUMNS = ("unit_id", "group", "num_spikes", *NUMBER_COLUMNS, "merge_with", "verdict", "reason")
-_LATER = {"split_probability": np.nan, "merge_with": ""}
+_LATER: dict[str, float | str] = {"split_probability": np.nan, "merge_with": ""}
 """Columns that tables of an earlier version lack, and what stands for them."""
 PROPERTIES = (*ESTIMATE_COLUMNS, "verdict", "reason")
 """Columns that become properties of the units in SpikeInterface and its exports."""
@@ -211,7 +211,8 @@ def read_units(folder: Path, unit_ids: Sequence[Any]) -> pd.DataFrame | None:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")
         texts = ("unit_id", "group", "merge_with", "verdict", "reason")
         table = pd.read_csv(file, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
-        table = table.assign(**{name: value for name, value in _LATER.items() if name not in table})
+        for name in [name for name in _LATER if name not in table]:
+            table[name] = _LATER[name]
         missing = [name for name in COLUMNS if name not in table]
         if missing:
             raise ValueError(f"it has no column {missing[0]}")
