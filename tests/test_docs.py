@@ -109,7 +109,7 @@ def check_pip(words: list[str]) -> None:
             )
 
 
-@pytest.mark.parametrize("command", ["sort R -o O --batch 3", "sort R -o O --chunk-s -1", "curate R", "sort"])
+@pytest.mark.parametrize("command", ["sort R -o O --batch 3", "sort R -o O --chunk-s -1", "mend R", "sort"])
 def test_a_command_that_does_not_exist_would_be_noticed(command):
     with pytest.raises(Exception, match=r"(?i)unknown|chunk_s|requires"):
         check_command(["spikewise", *command.split()])

@@ -54,7 +54,7 @@ def sort(
             progress=progress,
         )
     from spikewise.output.store import REPORT_FILE
-    from spikewise.output.unit_table import UNITS_FILE, summarise_units
+    from spikewise.output.unit_table import UNITS_FILE, summarise_suggestions, summarise_units
 
     seconds, found = result.provenance["seconds"], result.provenance["result"]
     factor = result.provenance["real_time_factor"]
@@ -65,6 +65,8 @@ def sort(
     )
     if (output / UNITS_FILE).exists():
         say(f"{summarise_units(result.units)}; {UNITS_FILE} tells how far each can be trusted")
+        if len(result.suggestions):
+            say(f"{summarise_suggestions(result.suggestions)}; accept them: spikewise curate {output}")
     say(f"result in {output}" + (f", with {REPORT_FILE}" if (output / REPORT_FILE).exists() else ""))
     if json:
         print_json(

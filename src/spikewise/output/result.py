@@ -25,7 +25,7 @@ from spikewise.data.labels.label_set import with_rate
 from spikewise.models.checkpoint import Model, load_model
 from spikewise.output.motions import load_motions, load_uncertainty_um
 from spikewise.output.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
-from spikewise.output.unit_table import read_units
+from spikewise.output.unit_table import read_suggestions, read_units
 
 _NUMBER = (int, float)
 _REQUIRED_FACTS: dict[str, type | tuple[type, ...]] = {
@@ -74,6 +74,8 @@ class StoredResult:
         The motion of each group that was removed from its traces.
     motion_uncertainty_um : dict of str to list of ndarray
         The uncertainty of these motions where it is known: for each segment, in the shape of the motion.
+    suggestions : DataFrame or None
+        Changes that would probably make the result better; None if they are not known.
     """
 
     sorting: BaseSorting
@@ -82,6 +84,7 @@ class StoredResult:
     units: pd.DataFrame | None = None
     motions: dict[str, Motion] = field(default_factory=dict)
     motion_uncertainty_um: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    suggestions: pd.DataFrame | None = None
 
     def with_motions_of(self, folder: Path | None) -> StoredResult:
         """Return the result with the motions that the folder of a sort holds."""
@@ -92,7 +95,7 @@ class StoredResult:
         return replace(self, motions=motions, motion_uncertainty_um=load_uncertainty_um(folder, motions))
 
     def with_parts_of(self, folder: Path | None) -> StoredResult:
-        """Return the result with the motions and the table of units that the folder of a sort holds.
+        """Return the result with the motions and the tables that the folder of a sort holds.
 
         Raises
         ------
@@ -101,7 +104,8 @@ class StoredResult:
         """
         if folder is None:
             return self
-        return replace(self.with_motions_of(folder), units=read_units(folder, self.model.unit_ids))
+        units = read_units(folder, self.model.unit_ids)
+        return replace(self.with_motions_of(folder), units=units, suggestions=read_suggestions(folder))
 
     def with_names_of_recording(self) -> StoredResult:
         """Return the result with a model that names the channels as the recording does.

@@ -240,6 +240,7 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None, pa
         num_spikes=sum(unit.num_spikes for unit in contents.units),
         has_recording=contents.samples is not None,
         has_trust=result.units is not None,
+        suggestions=[] if result.suggestions is None else result.suggestions.to_dict("records"),
         has_gain=any(scale.uV is not None for scale in contents.scales.values()),
         labels_are_everywhere=labels_are_everywhere(result),
         phy=_phy_commands(result, path),
