@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +56,8 @@ AMPLITUDES = 0.6, 1.6
 """Smallest and largest size of an event relative to the waveform."""
 _NOISE = 0.02
 """Noise of the prediction of mean waveforms between the contacts, relative to their variance."""
+SMALLEST_PART = 0.06
+"""Channels with a smaller size than this part of the largest are left out of a waveform."""
 _MEMORY_BYTES = 2**28
 
 
@@ -118,7 +120,7 @@ def find_offset(
     facts: dict[str, Any] = {"num_events": len(snippets.channel)}
     if len(snippets.channel) < MIN_EVENTS:
         return _unused("too few events to find the offset to the model", facts)
-    moved = _MovedUnits(waveforms, positions)
+    moved = MovedUnits(waveforms, positions)
     grid = np.arange(-LARGEST_UM, LARGEST_UM + COARSE_UM, COARSE_UM)
     shares = np.stack([moved.shares(snippets, offset) for offset in grid])  # offsets, events
     return _decide(snippets, moved, grid, shares, facts)
@@ -130,7 +132,7 @@ def _unused(reason: str, facts: dict[str, Any]) -> OffsetEstimate:
 
 
 def _decide(
-    snippets: Snippets, moved: _MovedUnits, grid: np.ndarray, shares: np.ndarray, facts: dict[str, Any]
+    snippets: Snippets, moved: MovedUnits, grid: np.ndarray, shares: np.ndarray, facts: dict[str, Any]
 ) -> OffsetEstimate:
     """Return the offset if both halves of the events show it."""
     halves = np.arange(len(snippets.channel)) % 2
@@ -242,7 +244,7 @@ def _project(
     return products, np.maximum(energies, 1.0)
 
 
-class _MovedUnits:
+class MovedUnits:
     """The model's mean waveforms at other places.
 
     Parameters
@@ -257,7 +259,7 @@ class _MovedUnits:
         self._weights = np.zeros((num_units, len(positions), num_shapes), np.float32)
         units, places = np.nonzero(waveforms.channel_index >= 0)
         self._weights[units, waveforms.channel_index[units, places]] = waveforms.weights[units, places]
-        self._gram = waveforms.shapes @ waveforms.shapes.T
+        self._waveforms, self._gram = waveforms, waveforms.shapes @ waveforms.shapes.T
 
     def at(self, offset_um: float) -> np.ndarray:
         """Return weights (num_units, num_channels, K) of the temporal shapes where the tissue moved so far."""
@@ -270,10 +272,36 @@ class _MovedUnits:
                 moved[:, channel] = np.tensordot(factors, self._weights[:, used], axes=(0, 1))
         return moved
 
+    def seen(self, offset_um: float) -> UnitWaveforms:
+        """Return the waveforms as they are in traces from which the offset is removed.
+
+        These are predicted between the contacts, so they are a little smoother than those of the model.
+        """
+        moved = self.at(offset_um)
+        seen = np.zeros_like(moved)
+        for channel in range(len(self._positions)):
+            place = self._positions[channel].copy()
+            place[1] += offset_um
+            used, factors = predict_place(place, self._positions)
+            if len(used):
+                seen[:, channel] = np.tensordot(factors, moved[:, used], axes=(0, 1))
+        size = np.sqrt(np.maximum(self._sizes(seen), 0))
+        count = self._waveforms.channel_index.shape[1]
+        order = np.argsort(-size, axis=1, kind="stable")[:, :count]
+        size = np.take_along_axis(size, order, axis=1)
+        is_kept = (size > 0) & (size >= SMALLEST_PART * size[:, :1])
+        weights = np.take_along_axis(seen, order[:, :, None], axis=1) * is_kept[:, :, None]
+        channels = np.where(is_kept, order, -1).astype(np.int64)
+        return replace(self._waveforms, channel_index=channels, weights=weights.astype(np.float32))
+
+    def _sizes(self, weights: np.ndarray) -> np.ndarray:
+        """Return the energy (num_units, num_channels) on each channel."""
+        return np.einsum("uck,kl,ucl->uc", weights, self._gram, weights, optimize=True)
+
     def shares(self, snippets: Snippets, offset_um: float) -> np.ndarray:
         """Return the share of each event (N,) that the best unit explains at an offset."""
         weights = self.at(offset_um)
-        size = np.einsum("uck,kl,ucl->uc", weights, self._gram, weights, optimize=True)
+        size = self._sizes(weights)
         main = size.argmax(axis=1)
         explained = np.zeros(len(snippets.channel))
         for unit in np.flatnonzero(size.max(axis=1) > 0):

@@ -25,7 +25,7 @@ class GroupFinder:
     sorting : SortingConfig
         Its `explain`, `device`, `sparse` and `precision`.
     threshold : float or None
-        One threshold for all units in place of those of the model.
+        One threshold for all units in place of those of the model; units without one stay silent.
 
     Attributes
     ----------
@@ -40,12 +40,13 @@ class GroupFinder:
         self.thresholds = part.thresholds
         if threshold is not None:
             self.thresholds = np.full_like(part.thresholds, threshold)
+            self.thresholds[np.isinf(part.thresholds)] = np.inf
         rate = model.sampling_frequency
         # A stream would have to wait longer for each spike, so the live filter leaves the traces out.
         is_live = model.preprocessing_config.filter == "live"
         self._rule: OwnerRule | None = None
         if sorting.explain and part.waveforms is not None and not is_live:
-            self._rule = OwnerRule(part.waveforms, self.thresholds, rate)
+            self._rule = OwnerRule(part.waveforms, self.thresholds, rate, part.residual_noise)
         lowest = self.thresholds if self._rule is None else self._rule.lowest
         self.detector = make_detector(part.network, lowest, rate, model.detection_config, sorting)
 
