@@ -30,6 +30,8 @@ from spikewise.models.unit_waveforms import UnitWaveforms, take_waveforms
 from spikewise.models.windowed import WindowedNetwork
 
 FORMAT_VERSION = 1
+SILENT = 1e6
+"""Threshold of a unit that is not there and stays silent: no response reaches it."""
 _POSITION_TOLERANCE_UM = 1.0
 """Largest difference between the channel positions of model and recording. Chosen by hand."""
 
@@ -52,8 +54,8 @@ class GroupModel:
     unit_ids : tuple of int or str
         Ids of the labels, in the order of the network's outputs.
     thresholds : ndarray
-        (num_units,) lowest response of a spike, as a fraction of the response to a perfect spike. Infinite: the
-        unit is not there, and stays silent.
+        (num_units,) lowest response of a spike, as a fraction of the response to a perfect spike. SILENT: the
+        unit is not there.
     noise : ChannelNoise or None
         The noise by which the channels are divided; None for a model of an earlier version, which divides the
         channels of each recording by their own noise.

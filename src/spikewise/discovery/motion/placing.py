@@ -19,7 +19,7 @@ from spikewise.core.progress import MOTION, ProgressCallback, silent
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.discovery.held_traces import Part, cut_traces
 from spikewise.discovery.motion.offset import MovedUnits
-from spikewise.models.checkpoint import GroupModel, Model
+from spikewise.models.checkpoint import SILENT, GroupModel, Model
 from spikewise.models.unit_waveforms import UnitWaveforms
 from spikewise.sorting.owner.group_finder import GroupFinder
 from spikewise.sorting.owner.unexplained import orthonormal
@@ -32,8 +32,10 @@ PART_S, SORTED_S = 1.0, 60.0
 """Length of a part that is sorted to look at the units, and of all parts."""
 MIN_SPIKES, MOST_SPIKES = 10, 60
 """Fewest spikes that show whether a unit is there, and most that are looked at."""
+BEST = 1 / 3
+"""Part of these spikes whose mean is compared: those most like the waveform, since some may be of others."""
 MIN_COSINE = 0.95
-"""Smallest cosine of the mean of these spikes with the waveform."""
+"""Smallest cosine of this mean with the waveform."""
 SIZES = 0.55, 1.8
 """Smallest and largest size of the mean relative to the waveform."""
 MIN_ENERGY = 3.0
@@ -105,7 +107,7 @@ def at_place(part: GroupModel, offset_um: float, placed: Placed) -> GroupModel:
     assert part.waveforms is not None
     waveforms = MovedUnits(part.waveforms, part.channel_positions_um).seen(offset_um)
     thresholds = part.thresholds.copy()
-    thresholds[list(placed.absent)] = np.inf
+    thresholds[list(placed.absent)] = SILENT
     return replace(
         part, waveforms=waveforms, thresholds=thresholds, residual_noise=placed.residual_noise
     )
@@ -170,21 +172,24 @@ class _Looks:
         windows = self._windows[unit]
         if len(windows) < MIN_SPIKES:
             return False
-        shapes, count = self._waveforms.shapes, len(windows)
-        mean = np.median(np.stack(windows), axis=0)  # M, samples
-        weights = self._waveforms.weights[unit, : len(mean)]
-        basis = orthonormal(shapes)
-        expected = weights @ (shapes @ basis.T)
+        length = self._waveforms.shapes.shape[1]
+        basis = orthonormal(self._waveforms.shapes)
+        weights = self._waveforms.weights[unit, : windows[0].shape[0]]
+        expected = weights @ (self._waveforms.shapes @ basis.T)
         energy = float((expected**2).sum())
-        of_noise = expected.size * noise * (np.pi / 2) / count  # in a median
+        projected = np.stack(
+            [np.stack(windows)[:, :, lag : lag + length] @ basis.T for lag in range(2 * self._lag + 1)]
+        )  # lags, spikes, M, K
+        products = np.einsum("lnmk,mk->ln", projected, expected)
+        at_best = projected[np.median(products, axis=1).argmax()]
+        cosines = (at_best * expected).sum(axis=(1, 2)) / np.linalg.norm(at_best, axis=(1, 2))
+        best = np.argsort(-cosines, kind="stable")[: max(MIN_SPIKES // 2, round(BEST * len(windows)))]
+        of_noise = expected.size * noise * (np.pi / 2) / len(best)  # in a median
         if energy < MIN_ENERGY * of_noise:
             return False
-        best, size = -1.0, 0.0
-        for lag in range(2 * self._lag + 1):
-            seen = mean[:, lag : lag + shapes.shape[1]] @ basis.T
-            length = np.sqrt(max(float((seen**2).sum()) - of_noise, 0.1 * float((seen**2).sum())))
-            product = float((seen * expected).sum())
-            if length > 0 and product / (length * np.sqrt(energy)) > best:
-                best, size = product / (length * np.sqrt(energy)), product / energy
-        logger.debug("unit %d: %d spikes, cosine %.3f, size %.2f", unit, count, best, size)
-        return best < MIN_COSINE or not SIZES[0] <= size <= SIZES[1]
+        seen = np.median(at_best[best], axis=0)
+        square, product = float((seen**2).sum()), float((seen * expected).sum())
+        cosine = product / np.sqrt(max(square - of_noise, 0.1 * square) * energy)
+        size = product / energy
+        logger.debug("unit %d: %d spikes, cosine %.3f, size %.2f", unit, len(windows), cosine, size)
+        return cosine < MIN_COSINE or not SIZES[0] <= size <= SIZES[1]

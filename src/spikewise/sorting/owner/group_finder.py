@@ -6,7 +6,7 @@ import numpy as np
 
 from spikewise.core.config import SortingConfig
 from spikewise.data.recordings.reader import Traces
-from spikewise.models.checkpoint import GroupModel, Model
+from spikewise.models.checkpoint import SILENT, GroupModel, Model
 from spikewise.sorting.detector import SegmentSearch
 from spikewise.sorting.detectors import make_detector
 from spikewise.sorting.owner.search import OwnerRule, OwnerSearch
@@ -25,7 +25,7 @@ class GroupFinder:
     sorting : SortingConfig
         Its `explain`, `device`, `sparse` and `precision`.
     threshold : float or None
-        One threshold for all units in place of those of the model; units without one stay silent.
+        One threshold for all units in place of those of the model; silent units stay silent.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class GroupFinder:
         self.thresholds = part.thresholds
         if threshold is not None:
             self.thresholds = np.full_like(part.thresholds, threshold)
-            self.thresholds[np.isinf(part.thresholds)] = np.inf
+            self.thresholds[part.thresholds >= SILENT] = SILENT
         rate = model.sampling_frequency
         # A stream would have to wait longer for each spike, so the live filter leaves the traces out.
         is_live = model.preprocessing_config.filter == "live"

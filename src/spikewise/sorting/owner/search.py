@@ -43,7 +43,13 @@ from spikewise.sorting.owner.loops import (
     fill_shape_products,
     fill_waveforms,
 )
-from spikewise.sorting.owner.unexplained import Explained, fill_unexplained, is_foreign, orthonormal
+from spikewise.sorting.owner.unexplained import (
+    FOREIGN_ROUNDS,
+    Explained,
+    fill_unexplained,
+    is_foreign,
+    orthonormal,
+)
 from spikewise.sorting.sparse import Tile
 from spikewise.sorting.spikes import Spikes
 
@@ -135,7 +141,7 @@ class OwnerRule:
         skipped = waveforms.before - before
         self._basis = orthonormal(waveforms.shapes[:, skipped : skipped + length])
         if noise is not None:  # whether a spike is foreign depends on those within reach
-            self.margin += self.rule.reach
+            self.margin += FOREIGN_ROUNDS * self.rule.reach
         self.overlaps = _overlaps(waveforms, self.waveforms, self.rule.reach + 2 * self.rule.lags)
 
     def resolve(self, found: Spikes, read: Callable[[int, int], np.ndarray]) -> Spikes:
@@ -166,7 +172,7 @@ class OwnerRule:
         is_found = found.response > self.thresholds[found.unit_index]
         candidates = Candidates(found.sample_index, found.unit_index, odds, is_found, products)
         is_spike, amplitude, shift = decide(candidates, self.overlaps, self.rule)
-        if self._noise is not None:
+        for _ in range(0 if self._noise is None else FOREIGN_ROUNDS):
             self._drop_foreign(found, is_spike, (amplitude, shift), tiles)
         return _chosen(found, is_spike)
 

@@ -20,10 +20,12 @@ from spikewise.core.compiling import compiled
 from spikewise.sorting.owner.loops import FAST, Waveforms
 
 # Chosen by hand on days of seed 1 (benchmarks/days.py).
-FOREIGN = 0.3
+FOREIGN = 0.2
 """Largest energy of the rest relative to that of the spike's waveform."""
 NOISY = 0.75
 """Noise may leave so much more energy than it does in the mean."""
+FOREIGN_ROUNDS = 2
+"""Two units may explain a foreign spike together: once one of them is left out, the other explains too little."""
 SMALLEST_SHAPE = 1e-3
 """Shapes that others explain up to this part of their length are left out."""
 
