@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pytest
 from probeinterface import generate_multi_columns_probe
-from spikeinterface.core import NumpyRecording, NumpySorting, generate_sorting, load
+from spikeinterface.core import NumpyRecording, NumpySorting, generate_sorting
 from spikeinterface.core.generate import default_unit_params_range, generate_templates
 from spikeinterface.core.motion import Motion
 
@@ -21,7 +21,7 @@ from spikewise.models.unit_waveforms import UnitWaveforms
 from spikewise.output.motions import load_motions
 from spikewise.sorting.owner.group_finder import GroupFinder
 
-RATE, SECONDS = 30000.0, 16.0
+RATE, SECONDS = 30000.0, 12.0
 BEFORE, LENGTH = 45, 105
 SHIFT_UM = 37.0
 NUM_UNITS = 10
@@ -133,7 +133,7 @@ def test_waveforms_are_predicted_where_the_tissue_moved():
     def cosine(a, b):
         return (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
 
-    assert cosine(found, expected) > 0.97
+    assert cosine(found, expected) > 0.95
     assert cosine(still, expected) < 0.6
     seen = moved.seen(SHIFT_UM)
     back = np.zeros_like(still)
@@ -255,6 +255,17 @@ def test_where_nothing_moved_the_spikes_are_those_of_a_sort_without_motion(model
     assert trains(followed.sorting) == trains(plain.sorting)
 
 
+def test_units_are_relearnt_in_traces_without_the_offset(model_file, day2):
+    result = spikewise.sort(day2[0], model=model_file, refresh_min=0.1, **QUICK)
+    (relearnt,) = result.provenance["refreshed"]
+    assert relearnt["0"] >= NUM_UNITS - 2
+    for unit in map(str, ALL[1:]):
+        train, found = (s.get_unit_spike_train(unit) for s in (day2[1], result.sorting))
+        half = round(SECONDS / 2 * RATE)
+        assert agreement(train[train > half], found[found > half]) > 0.85, unit
+    assert len(result.sorting.get_unit_spike_train(str(GONE))) < 10
+
+
 def test_a_unit_that_is_not_there_stays_silent(model_file, tmp_path):
     model = load_model(model_file)
     (part,) = model.groups
@@ -266,7 +277,7 @@ def test_a_unit_that_is_not_there_stays_silent(model_file, tmp_path):
     loaded = load_model(tmp_path / "silent.safetensors")
     assert loaded.groups[0].residual_noise == 1.5
     assert loaded.hash() == changed.hash() != model.hash()
-    recording, truth = record(ALL, 0.0, 7)
+    recording, _ = record(ALL, 0.0, 7)
     reader = TraceReader(NumpyRecording([recording.get_traces() / 8], RATE))
     spikes = GroupFinder(loaded.groups[0], loaded, Config().sorting, threshold=0.5).find(reader, 0, 0, 90000)
     counts = np.bincount(spikes.unit_index, minlength=NUM_UNITS)

@@ -1,11 +1,11 @@
 """Find how far the tissue has moved along the probe since a model was learnt.
 
 1. Some seconds, evenly spread over the recording, are searched for events.
-2. The model's mean waveforms are moved by each of many offsets, and compared with each event nearby. The share
-   of an event is the largest part of its energy that a waveform explains at an offset.
-3. The offset at which the mean share is largest is chosen on one half of the events. The other half must show
-   it, too: its shares there must be larger than at offsets far away, and larger than where nothing moved. So an
-   offset that is not better than chance is not used.
+2. The model's mean waveforms are moved by each of many offsets, and compared with each event nearby. The
+   share of an event is the largest part of its energy that a waveform explains at an offset.
+3. The offset at which the mean share is largest is chosen on one half of the events. The other half must
+   show it, too: its shares there must be larger than at offsets far away, and larger than where nothing
+   moved. So an offset that is not better than chance is not used.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _find_snippets(
     distance = distances(positions)
     near = np.argsort(distance, axis=1, kind="stable")[:, : min(NUM_NEAR, len(distance))]
     shapes = load_shapes(reader.sampling_frequency)
-    parts = _plan(reader)
+    parts = spread(reader, PART_S, SEARCHED_S)
     batch = max(1, int(_MEMORY_BYTES / (2 * reader.num_channels * PART_S * reader.sampling_frequency)))
     traces, search = reader.with_blocks_of(PART_S), None
     channels, products, energies = [], [], []
@@ -214,10 +214,10 @@ def _find_snippets(
     return Snippets(np.concatenate(channels), near, np.concatenate(products), np.concatenate(energies))
 
 
-def _plan(reader: TraceReader) -> list[Part]:
-    """Return the parts that are searched, evenly spread over the recording."""
-    parts = cut_traces(reader, max(1, round(PART_S * reader.sampling_frequency)))
-    count = min(len(parts), max(1, round(SEARCHED_S / PART_S)))
+def spread(reader: TraceReader, part_s: float, most_s: float) -> list[Part]:
+    """Return parts of a recording, evenly spread, at most so many seconds in all."""
+    parts = cut_traces(reader, max(1, round(part_s * reader.sampling_frequency)))
+    count = min(len(parts), max(1, round(most_s / part_s)))
     return [parts[index] for index in np.unique(((np.arange(count) + 0.5) * len(parts) / count).astype(int))]
 
 
@@ -262,7 +262,7 @@ class MovedUnits:
         self._waveforms, self._gram = waveforms, waveforms.shapes @ waveforms.shapes.T
 
     def at(self, offset_um: float) -> np.ndarray:
-        """Return weights (num_units, num_channels, K) of the temporal shapes where the tissue moved so far."""
+        """Return weights (num_units, num_channels, K) of the shapes where the tissue has moved so far."""
         moved = np.zeros_like(self._weights)
         for channel in range(len(self._positions)):
             place = self._positions[channel].copy()

@@ -1,4 +1,4 @@
-"""Use a model at another place of the tissue: its waveforms as they are seen there, and which units are there.
+"""Use a model where the tissue has moved: its waveforms as they are seen there, and which units are there.
 
 1. The model's mean waveforms are predicted as the traces without the offset show them.
 2. The noise of these traces is measured, so that spikes of neurons that the model does not know can be told
@@ -17,8 +17,8 @@ import numpy as np
 from spikewise.core.config import SortingConfig
 from spikewise.core.progress import MOTION, ProgressCallback, silent
 from spikewise.data.recordings.reader import TraceReader
-from spikewise.discovery.held_traces import Part, cut_traces
-from spikewise.discovery.motion.offset import MovedUnits
+from spikewise.discovery.held_traces import Part
+from spikewise.discovery.motion.offset import MovedUnits, spread
 from spikewise.models.checkpoint import SILENT, GroupModel, Model
 from spikewise.models.unit_waveforms import UnitWaveforms
 from spikewise.sorting.owner.group_finder import GroupFinder
@@ -108,16 +108,7 @@ def at_place(part: GroupModel, offset_um: float, placed: Placed) -> GroupModel:
     waveforms = MovedUnits(part.waveforms, part.channel_positions_um).seen(offset_um)
     thresholds = part.thresholds.copy()
     thresholds[list(placed.absent)] = SILENT
-    return replace(
-        part, waveforms=waveforms, thresholds=thresholds, residual_noise=placed.residual_noise
-    )
-
-
-def spread(reader: TraceReader, part_s: float, most_s: float) -> list[Part]:
-    """Return parts of a recording, evenly spread, at most so many seconds in all."""
-    parts = cut_traces(reader, max(1, round(part_s * reader.sampling_frequency)))
-    count = min(len(parts), max(1, round(most_s / part_s)))
-    return [parts[index] for index in np.unique(((np.arange(count) + 0.5) * len(parts) / count).astype(int))]
+    return replace(part, waveforms=waveforms, thresholds=thresholds, residual_noise=placed.residual_noise)
 
 
 def _measure_noise(part: GroupModel, reader: TraceReader) -> float:

@@ -93,8 +93,8 @@ class OwnerRule:
     sampling_frequency : float
         In Hz.
     noise : float or None
-        Mean energy of noise in a projection of the traces on a temporal shape. If it is given, spikes are left
-        out of which the units explain too little (:mod:`spikewise.sorting.owner.unexplained`).
+        Mean energy of noise in a projection of the traces on a temporal shape. If it is given, spikes are
+        left out of which the units explain too little (:mod:`spikewise.sorting.owner.unexplained`).
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
 """Spikes of neurons that the model does not know: what its units leave unexplained of the traces.
 
-On another day new neurons may fire beside the units that a model knows. The network has not seen them, and may
-take their spikes for those of a unit that looks a little like them. So of each spike the waveforms of all
+On another day new neurons may fire beside the units that a model knows. The network has not seen them, and
+may take their spikes for those of a unit that looks a little like them. So of each spike the waveforms of all
 spikes nearby are subtracted from the traces. What is left on the channels of its unit is projected on the
 model's temporal shapes. A spike is foreign if the energy of the rest is larger than noise explains, by more
 than a part of the energy that its own waveform explains.
@@ -25,7 +25,7 @@ FOREIGN = 0.2
 NOISY = 0.75
 """Noise may leave so much more energy than it does in the mean."""
 FOREIGN_ROUNDS = 2
-"""Two units may explain a foreign spike together: once one of them is left out, the other explains too little."""
+"""Two units may explain a foreign spike together: once one is left out, the other explains too little."""
 SMALLEST_SHAPE = 1e-3
 """Shapes that others explain up to this part of their length are left out."""
 
