@@ -124,9 +124,9 @@ def test_no_offset_is_invented_for_a_model_of_other_tissue():
 
 
 def test_waveforms_are_predicted_where_the_tissue_moved():
-    moved = MovedUnits(as_model(ALL[4:5]), PLACES)
-    shapes = as_model(ALL[4:5]).shapes
-    expected = waveforms_at(ALL[4:5], SHIFT_UM)[0].T / 8
+    moved = MovedUnits(as_model(ALL[2:3]), PLACES)
+    shapes = as_model(ALL[2:3]).shapes
+    expected = waveforms_at(ALL[2:3], SHIFT_UM)[0].T / 8
     found = moved.at(SHIFT_UM)[0] @ shapes
     still = moved.at(0.0)[0] @ shapes
 
@@ -134,12 +134,12 @@ def test_waveforms_are_predicted_where_the_tissue_moved():
         return (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
 
     assert cosine(found, expected) > 0.95
-    assert cosine(still, expected) < 0.6
+    assert cosine(still, expected) < 0.7
     seen = moved.seen(SHIFT_UM)
     back = np.zeros_like(still)
     channels = seen.channel_index[0][seen.channel_index[0] >= 0]
     back[channels] = seen.weights[0, : len(channels)] @ shapes
-    assert cosine(back, waveforms_at(ALL[4:5], 0.0)[0].T / 8) > 0.97
+    assert cosine(back, waveforms_at(ALL[2:3], 0.0)[0].T / 8) > 0.97
 
 
 def test_an_offset_is_added_to_a_motion():
@@ -234,13 +234,16 @@ def test_a_sort_that_goes_on_does_not_search_the_offset_again(
         pass
 
     def tell(stage, done, total, note=""):
-        if stage == "sorting":
+        if stage == "sorting" and done > ends_s[0]:
             raise Ended
 
-    given = {"model": model_file, "output": tmp_path / "out", **QUICK}
-    for _ in range(2):  # ended twice: the motion that is kept has the offset once
+    ends_s = [3.0, 7.0]
+
+    given = {"model": model_file, "output": tmp_path / "out", "shard_s": 2.0, "chunk_s": 1.0, **QUICK}
+    while ends_s:  # ended twice: the motion that is kept has the offset once
         with pytest.raises(Ended):
             spikewise.sort(day2[0], progress=tell, resume=True, **given)
+        ends_s.pop(0)
         monkeypatch.setattr("spikewise.jobs.model.placing.find_offset", None)
     result = spikewise.sort(day2[0], resume=True, **given)
     assert trains(result.sorting) == trains(spikewise.load_result(sorted_day2).sorting)
@@ -259,7 +262,7 @@ def test_units_are_relearnt_in_traces_without_the_offset(model_file, day2):
     result = spikewise.sort(day2[0], model=model_file, refresh_min=0.1, **QUICK)
     (relearnt,) = result.provenance["refreshed"]
     assert relearnt["0"] >= NUM_UNITS - 2
-    for unit in map(str, ALL[1:]):
+    for unit in map(str, ALL[2:]):  # the new neuron lies beside unit 1, too
         train, found = (s.get_unit_spike_train(unit) for s in (day2[1], result.sorting))
         half = round(SECONDS / 2 * RATE)
         assert agreement(train[train > half], found[found > half]) > 0.85, unit

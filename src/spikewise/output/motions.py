@@ -50,7 +50,8 @@ def save_motion(motion: Motion, uncertainty_um: Sequence[np.ndarray], result: Pa
 
 def load_uncertainty(result: Path, group: str) -> list[np.ndarray]:
     """Return for each segment the uncertainty of a group's motion; empty if it is not known."""
-    folder, found = motion_folder(result, group), []
+    folder = motion_folder(result, group)
+    found: list[np.ndarray] = []
     while (file := folder / f"uncertainty_um_seg{len(found)}.npy").is_file():
         found.append(np.load(file, allow_pickle=False))
     return found
