@@ -58,9 +58,9 @@ def traces_of(spikes, num_samples=2000, noise=1.0, seed=0):
     return traces
 
 
-def resolve(traces, candidates):
+def resolve(traces, candidates, noise=None):
     """Return (sample, unit) of the candidates (sample, unit, response) that are spikes."""
-    rule = OwnerRule(WAVEFORMS, np.full(5, THRESHOLD), RATE)
+    rule = OwnerRule(WAVEFORMS, np.full(5, THRESHOLD), RATE, noise)
     sample, unit, response = zip(*sorted(candidates), strict=True)
     found = Spikes(np.array(sample), np.array(unit), np.array(response, np.float32))
     spikes = rule.resolve(found, lambda start, stop: ArrayTraces(traces).read(0, start, stop))
@@ -128,13 +128,25 @@ def test_overlaps_and_products_are_those_of_the_definition():
     assert overlaps.energy[4] == 0
 
 
-@pytest.fixture(scope="module")
-def detector_and_traces():
+def test_spikes_of_unknown_neurons_are_left_out():
+    foreign = traces_of([])
+    whole = np.empty((*WAVEFORMS.weights.shape[:2], LENGTH), np.float32)
+    fill_waveforms(WAVEFORMS.weights, WAVEFORMS.shapes, whole)
+    for channel, size in zip([0, 1, 2], [1.1, -0.9, 1.4], strict=True):  # of unit 0 and of no unit
+        foreign[500 - BEFORE : 500 - BEFORE + LENGTH, channel] += size * whole[0, channel]
+    own = traces_of([(900, 0, 0.8), (1300, 0, 1.0), (1312, 2, 1.1)], noise=0)
+    candidates = [(500, 0, 0.9), (900, 0, 0.9), (1300, 0, 0.9), (1312, 2, 0.9)]
+    assert resolve(foreign + own, candidates) == [(s, u) for s, u, _ in candidates]
+    assert resolve(foreign + own, candidates, noise=1.0) == [(s, u) for s, u, _ in candidates[1:]]
+
+
+@pytest.fixture(scope="module", params=[None, 1.0])
+def detector_and_traces(request):
     """A network that answers at random to traces with many overlapping spikes."""
     random = np.random.default_rng(1)
     spikes = [(int(s), int(u), 1.0) for s, u in random.integers((100, 0), (19900, 4), (900, 2))]
     traces = ArrayTraces(traces_of(spikes, 20011), traces_of([(700, 0, 1.0)], 3001))
-    rule = OwnerRule(WAVEFORMS, np.full(5, 0.58, np.float32), RATE)
+    rule = OwnerRule(WAVEFORMS, np.full(5, 0.58, np.float32), RATE, request.param)
     rule.lowest = np.full(5, 0.52, np.float32)
     network = random_network(num_channels=NUM_CHANNELS, num_units=5)
     detector = DenseDetector(network, rule.lowest, RATE, DetectionConfig(), torch.device("cpu"))

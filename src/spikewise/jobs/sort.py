@@ -33,6 +33,7 @@ from spikewise.jobs.finding import find_spikes
 from spikewise.jobs.merge import in_memory, merge_shards, responses_file
 from spikewise.jobs.model.learn import keep_model, kept_model, learn_model, learning_seconds
 from spikewise.jobs.model.motion import follow_motion
+from spikewise.jobs.model.placing import place_model
 from spikewise.jobs.model.start import find_start, finds_own_units, size_of
 from spikewise.jobs.provenance import Seconds, add_seconds, describe_sort
 from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
@@ -115,19 +116,26 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     model = request.model or kept_model(state)
     finds_units = are_kept and model is None and finds_own_units(inputs, config)
     followed = follow_motion(groups, config, state, progress, finds_units)
-    groups = followed.groups
+    motion, still = followed.facts, followed.groups
+    if request.model is not None:
+        placed = place_model(request.model, groups, still, config, state, progress)
+        groups, finds = placed.groups, placed.model
+        motion = {name: facts | {"offset": placed.facts.get(name)} for name, facts in motion.items()}
     prepare_s = time.perf_counter() - request.started
 
-    if model is None:
-        start = find_start(groups, inputs, config, state, progress, followed.looks)
-        model = learn_model(groups, start, config, state, progress)
-        keep_model(model, state)
-    motion = followed.facts
+    if request.model is None:
+        groups = still
+        if model is None:
+            start = find_start(groups, inputs, config, state, progress, followed.looks)
+            model = learn_model(groups, start, config, state, progress)
+            keep_model(model, state)
+        finds = model
+    assert model is not None
     learning_s = learning_seconds(model) if request.model is None else 0.0
 
     started = time.perf_counter()
     expect(progress, _seconds_after(inputs, model, config))
-    found = find_spikes(groups, model, inputs.recording, config, state, request.watch, progress)
+    found = find_spikes(groups, finds, inputs.recording, config, state, request.watch, progress)
     progress(WRITING, 0, 1, "")
     for group in groups:
         group.reader.release()  # the spikes are mapped into the memory that the traces held

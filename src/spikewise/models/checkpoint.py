@@ -30,6 +30,8 @@ from spikewise.models.unit_waveforms import UnitWaveforms, take_waveforms
 from spikewise.models.windowed import WindowedNetwork
 
 FORMAT_VERSION = 1
+SILENT = 1e6
+"""Threshold of a unit that is not there and stays silent: no response reaches it."""
 _POSITION_TOLERANCE_UM = 1.0
 """Largest difference between the channel positions of model and recording. Chosen by hand."""
 
@@ -52,12 +54,16 @@ class GroupModel:
     unit_ids : tuple of int or str
         Ids of the labels, in the order of the network's outputs.
     thresholds : ndarray
-        (num_units,) lowest response of a spike, as a fraction of the response to a perfect spike.
+        (num_units,) lowest response of a spike, as a fraction of the response to a perfect spike. SILENT: the
+        unit is not there.
     noise : ChannelNoise or None
         The noise by which the channels are divided; None for a model of an earlier version, which divides the
         channels of each recording by their own noise.
     waveforms : UnitWaveforms or None
         Mean waveforms of the units; None in models of earlier versions and of the design esort-paper.
+    residual_noise : float or None
+        Only of a model that is used at another place: mean energy of noise in a projection of the traces on a
+        temporal shape. Spikes of which the units leave much more unexplained are those of other neurons.
     """
 
     name: str
@@ -69,6 +75,7 @@ class GroupModel:
     thresholds: np.ndarray
     noise: ChannelNoise | None = None
     waveforms: UnitWaveforms | None = None
+    residual_noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +220,7 @@ def _describe(model: Model) -> dict[str, Any]:
                 "unit_ids": list(group.unit_ids),
                 **({} if group.noise is None else group.noise.to_dict()),
                 **({} if group.waveforms is None else {"waveform_before": group.waveforms.before}),
+                **({} if group.residual_noise is None else {"residual_noise": group.residual_noise}),
             }
             for group in model.groups
         ],
@@ -264,6 +272,7 @@ def _rebuild(description: dict[str, Any], tensors: dict[str, torch.Tensor]) -> M
                 thresholds=thresholds,
                 noise=ChannelNoise.from_dict(facts, len(facts["channel_ids"])),
                 waveforms=waveforms,
+                residual_noise=_residual_noise(facts),
             )
         )
     return Model(
@@ -299,6 +308,13 @@ def _positions(facts: dict[str, Any]) -> np.ndarray:
     if positions.ndim != 2 or not np.isfinite(positions).all():
         raise ValueError("its channel positions are not rows of finite numbers")
     return positions
+
+
+def _residual_noise(facts: dict[str, Any]) -> float | None:
+    noise = facts.get("residual_noise")
+    if noise is not None and not (isinstance(noise, int | float) and 0 < noise < 1e9):
+        raise ValueError(f"its residual noise is {noise!r}")
+    return noise
 
 
 def _ids(facts: dict[str, Any], name: str, kind: Any) -> tuple[Any, ...]:

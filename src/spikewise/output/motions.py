@@ -48,6 +48,15 @@ def save_motion(motion: Motion, uncertainty_um: Sequence[np.ndarray], result: Pa
         partial.rename(folder)
 
 
+def load_uncertainty(result: Path, group: str) -> list[np.ndarray]:
+    """Return for each segment the uncertainty of a group's motion; empty if it is not known."""
+    folder = motion_folder(result, group)
+    found: list[np.ndarray] = []
+    while (file := folder / f"uncertainty_um_seg{len(found)}.npy").is_file():
+        found.append(np.load(file, allow_pickle=False))
+    return found
+
+
 def load_motions(result: Path, groups: Sequence[str], num_segments: int) -> dict[str, Motion]:
     """Return the motion of each group that has one."""
     motions = {}

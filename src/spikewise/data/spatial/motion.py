@@ -88,6 +88,15 @@ def displacement_at(motion: Motion, times_s: np.ndarray, depths_um: np.ndarray, 
     return at_bins[:, upper - 1] * (1 - part) + at_bins[:, upper] * part
 
 
+def with_offset(motion: Motion | None, offset_um: float, num_segments: int) -> Motion:
+    """Return the motion with all displacements larger by an offset; without a motion the offset alone."""
+    if motion is None:
+        one = np.full((1, 1), offset_um)
+        return Motion([one] * num_segments, [np.zeros(1)] * num_segments, np.zeros(1), "y")
+    moved = [values + offset_um for values in motion.displacement]
+    return Motion(moved, motion.temporal_bins_s, motion.spatial_bins_um, "y")
+
+
 class MotionOfFrames:
     """The displacement at global frames, which count through all segments.
 

@@ -99,15 +99,36 @@ class StillTraces:
             return near, weights
         place = self._positions[channel].copy()
         place[1] += moved
-        far = np.linalg.norm(self._positions[self._good] - place, axis=1)
-        order = np.argsort(far, kind="stable")[:MOST_NEAR]
-        order = order[far[order] <= REACH_UM]
-        if not len(order):
-            return near, weights
-        used = self._good[order]
-        apart = np.linalg.norm(self._positions[used][:, None] - self._positions[used][None], axis=2)
-        covariance = np.exp(-((apart / WIDTH_UM) ** 2)) + NOISE * np.eye(len(used))
-        exact = np.linalg.solve(covariance, np.exp(-((far[order] / WIDTH_UM) ** 2)))
-        exact[np.abs(exact) < _SMALLEST_WEIGHT] = 0
-        near[: len(used)], weights[: len(used)] = used, exact
+        found, exact = predict_place(place, self._positions[self._good])
+        near[: len(found)], weights[: len(found)] = self._good[found], exact
         return near, weights
+
+
+def predict_place(
+    place: np.ndarray, contacts: np.ndarray, noise: float = NOISE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return contacts (K,), nearest first, and weights (K,) that predict the traces at a place.
+
+    Parameters
+    ----------
+    place : ndarray, shape (2 or 3,)
+        In um.
+    contacts : ndarray, shape (num_contacts, 2 or 3)
+    noise : float
+        Variance of the noise of the traces, relative to that of the signal.
+
+    Returns
+    -------
+    tuple of ndarray
+        Both are empty where no contact is near.
+    """
+    far = np.linalg.norm(contacts - place, axis=1)
+    order = np.argsort(far, kind="stable")[:MOST_NEAR]
+    order = order[far[order] <= REACH_UM]
+    if not len(order):
+        return order, np.zeros(0)
+    apart = np.linalg.norm(contacts[order][:, None] - contacts[order][None], axis=2)
+    covariance = np.exp(-((apart / WIDTH_UM) ** 2)) + noise * np.eye(len(order))
+    exact = np.linalg.solve(covariance, np.exp(-((far[order] / WIDTH_UM) ** 2)))
+    exact[np.abs(exact) < _SMALLEST_WEIGHT] = 0
+    return order, exact

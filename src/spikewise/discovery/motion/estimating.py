@@ -80,12 +80,19 @@ class MotionEstimate:
     facts: dict[str, Any]
 
 
-def may_move(reader: TraceReader, positions: np.ndarray, is_silent: np.ndarray) -> str | None:
-    """Return why the motion of a recording cannot be estimated; None if it can."""
+def sees_motion(positions: np.ndarray, is_silent: np.ndarray) -> str | None:
+    """Return why a probe cannot see motion; None if it can."""
     good = positions[~is_silent]
     span = float(np.ptp(good[:, 1])) if len(good) else 0.0
     if len(good) < MIN_CHANNELS or span < MIN_SPAN_UM:
         return f"the probe has {len(good)} channels over {span:.0f} um, too few to see motion"
+    return None
+
+
+def may_move(reader: TraceReader, positions: np.ndarray, is_silent: np.ndarray) -> str | None:
+    """Return why the motion of a recording cannot be estimated; None if it can."""
+    if reason := sees_motion(positions, is_silent):
+        return reason
     if round(_total_s(reader) / _plan(reader)[1]) < MIN_BINS:
         return f"the recording has {_total_s(reader):.0f} s, too few to see motion"
     return None

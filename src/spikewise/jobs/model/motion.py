@@ -94,6 +94,11 @@ def _name(index: int) -> str:
     return f"motion-{index}.json"
 
 
+def place_file(index: int) -> str:
+    """Return the name of the file that says where the units of a model are in a group."""
+    return f"place-{index}.json"
+
+
 def _first_look(group: Group, progress: ProgressCallback) -> FirstLook | None:
     """Return all traces of a group and their events; None if they cannot show motion."""
     positions = group.recording.get_channel_locations()
@@ -124,7 +129,9 @@ def _motion_of(
     name = _name(index)
     facts = state.read(name)
     if facts is not None:  # also of a given motion, whose folder may have changed since
-        return load_motions(state.output, [group.name], num_segments).get(group.name), facts
+        placed = state.read(place_file(index))  # then the motion of the result has an offset, too
+        folder = state.folder if placed is not None and placed["used"] else state.output
+        return load_motions(folder, [group.name], num_segments).get(group.name), facts
     if asked != AUTO:
         given = {"followed": True, "reason": "given"}
         estimate = MotionEstimate(load_motion(asked, num_segments), [], given)

@@ -6,7 +6,7 @@ import numpy as np
 
 from spikewise.core.config import SortingConfig
 from spikewise.data.recordings.reader import Traces
-from spikewise.models.checkpoint import GroupModel, Model
+from spikewise.models.checkpoint import SILENT, GroupModel, Model
 from spikewise.sorting.detector import SegmentSearch
 from spikewise.sorting.detectors import make_detector
 from spikewise.sorting.owner.search import OwnerRule, OwnerSearch
@@ -25,7 +25,7 @@ class GroupFinder:
     sorting : SortingConfig
         Its `explain`, `device`, `sparse` and `precision`.
     threshold : float or None
-        One threshold for all units in place of those of the model.
+        One threshold for all units in place of those of the model; silent units stay silent.
 
     Attributes
     ----------
@@ -40,12 +40,13 @@ class GroupFinder:
         self.thresholds = part.thresholds
         if threshold is not None:
             self.thresholds = np.full_like(part.thresholds, threshold)
+            self.thresholds[part.thresholds >= SILENT] = SILENT
         rate = model.sampling_frequency
         # A stream would have to wait longer for each spike, so the live filter leaves the traces out.
         is_live = model.preprocessing_config.filter == "live"
         self._rule: OwnerRule | None = None
         if sorting.explain and part.waveforms is not None and not is_live:
-            self._rule = OwnerRule(part.waveforms, self.thresholds, rate)
+            self._rule = OwnerRule(part.waveforms, self.thresholds, rate, part.residual_noise)
         lowest = self.thresholds if self._rule is None else self._rule.lowest
         self.detector = make_detector(part.network, lowest, rate, model.detection_config, sorting)
 

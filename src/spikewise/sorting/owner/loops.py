@@ -183,8 +183,10 @@ def fill_overlaps(
 
 
 @compiled()
-def decide(candidates: Candidates, overlaps: Overlaps, rule: Rule) -> np.ndarray:
-    """Return which candidates are spikes: (N,) bool."""
+def decide(
+    candidates: Candidates, overlaps: Overlaps, rule: Rule
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return which candidates are spikes (N,) bool, their amplitudes (N,), and time shifts (N,)."""
     count = len(candidates.sample_index)
     is_spike = candidates.is_found.copy()
     amplitude, shift, score = np.ones(count), np.zeros(count), np.zeros(count)
@@ -214,7 +216,7 @@ def decide(candidates: Candidates, overlaps: Overlaps, rule: Rule) -> np.ndarray
             score[index] = gain - least + evidence - rule.price[known]
         is_spike = _changed(is_spike, score, candidates, overlaps, rule)
         amplitude, shift = next_amplitude, next_shift
-    return is_spike
+    return is_spike, amplitude, shift
 
 
 @compiled()

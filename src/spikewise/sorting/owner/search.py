@@ -43,6 +43,13 @@ from spikewise.sorting.owner.loops import (
     fill_shape_products,
     fill_waveforms,
 )
+from spikewise.sorting.owner.unexplained import (
+    FOREIGN_ROUNDS,
+    Explained,
+    fill_unexplained,
+    is_foreign,
+    orthonormal,
+)
 from spikewise.sorting.sparse import Tile
 from spikewise.sorting.spikes import Spikes
 
@@ -85,6 +92,9 @@ class OwnerRule:
         (num_units,) of the network's responses.
     sampling_frequency : float
         In Hz.
+    noise : float or None
+        Mean energy of noise in a projection of the traces on a temporal shape. If it is given, spikes are
+        left out of which the units explain too little (:mod:`spikewise.sorting.owner.unexplained`).
 
     Attributes
     ----------
@@ -96,7 +106,13 @@ class OwnerRule:
         Samples around a candidate that are compared with its waveform.
     """
 
-    def __init__(self, waveforms: UnitWaveforms, thresholds: np.ndarray, sampling_frequency: float):
+    def __init__(
+        self,
+        waveforms: UnitWaveforms,
+        thresholds: np.ndarray,
+        sampling_frequency: float,
+        noise: float | None = None,
+    ):
         self.thresholds = np.asarray(thresholds, np.float32)
         self.lowest = (CANDIDATE * self.thresholds).astype(np.float32)
 
@@ -119,7 +135,13 @@ class OwnerRule:
         before = min(samples(MIDDLE_MS[0]), waveforms.before)
         length = min(before + samples(MIDDLE_MS[1]), waveforms.shapes.shape[1] - waveforms.before + before)
         self.before, self.after = before + self.rule.lags, length - before + self.rule.lags
-        self.waveforms = _middles(waveforms, before, length)
+        whole = _whole(waveforms)
+        self.waveforms = _middles(waveforms, whole, before, length)
+        self._whole, self._ahead, self._noise = whole, waveforms.before, noise
+        skipped = waveforms.before - before
+        self._basis = orthonormal(waveforms.shapes[:, skipped : skipped + length])
+        if noise is not None:  # whether a spike is foreign depends on those within reach
+            self.margin += FOREIGN_ROUNDS * self.rule.reach
         self.overlaps = _overlaps(waveforms, self.waveforms, self.rule.reach + 2 * self.rule.lags)
 
     def resolve(self, found: Spikes, read: Callable[[int, int], np.ndarray]) -> Spikes:
@@ -149,7 +171,46 @@ class OwnerRule:
         odds = _log_odds(found.response) - _log_odds(self.thresholds)[found.unit_index]
         is_found = found.response > self.thresholds[found.unit_index]
         candidates = Candidates(found.sample_index, found.unit_index, odds, is_found, products)
-        return _chosen(found, decide(candidates, self.overlaps, self.rule))
+        is_spike, amplitude, shift = decide(candidates, self.overlaps, self.rule)
+        for _ in range(0 if self._noise is None else FOREIGN_ROUNDS):
+            self._drop_foreign(found, is_spike, (amplitude, shift), tiles)
+        return _chosen(found, is_spike)
+
+    def _drop_foreign(
+        self,
+        found: Spikes,
+        is_spike: np.ndarray,
+        fit: tuple[np.ndarray, np.ndarray],
+        tiles: list[tuple[int, Tile]],
+    ) -> None:
+        """Drop the spikes of which the units explain too little: change `is_spike`."""
+        samples, units = found.sample_index[is_spike], found.unit_index[is_spike].astype(np.int64)
+        amplitude, shift = (values[is_spike] for values in fit)
+        shift = np.rint(shift).astype(np.int64)
+        unexplained = np.zeros(len(samples))
+        waveforms = self.waveforms, self._whole, self._ahead
+
+        def fill(number: int) -> None:
+            begin, tile = tiles[number]
+            first = begin + self.before
+            low, high = np.searchsorted(samples, (first, first + _PIECE))
+            spikes = Explained(samples - begin, units, amplitude, shift)
+            fill_unexplained(
+                (tile.values, tile.step),
+                (int(low), int(high)),
+                spikes,
+                waveforms,
+                self._basis,
+                self.rule.reach,
+                unexplained,
+            )
+
+        on_all_cores(fill, range(len(tiles)))
+        num_values = self.waveforms.counts[units] * len(self._basis)
+        energy = amplitude**2 * self.overlaps.energy[units]
+        assert self._noise is not None
+        foreign = is_foreign(unexplained, num_values, self._noise, energy)
+        is_spike[np.flatnonzero(is_spike)[foreign]] = False
 
 
 class OwnerSearch:
@@ -206,9 +267,14 @@ def _log_odds(response: np.ndarray) -> np.ndarray:
     return np.log(share) - np.log1p(-share)
 
 
-def _middles(waveforms: UnitWaveforms, before: int, length: int) -> Waveforms:
+def _whole(waveforms: UnitWaveforms) -> np.ndarray:
+    """Return the waveforms (U, M, S)."""
     whole = np.empty((*waveforms.weights.shape[:2], waveforms.shapes.shape[1]), np.float32)
     fill_waveforms(waveforms.weights, waveforms.shapes, whole)
+    return whole
+
+
+def _middles(waveforms: UnitWaveforms, whole: np.ndarray, before: int, length: int) -> Waveforms:
     skipped = waveforms.before - before
     middles = np.ascontiguousarray(whole[:, :, skipped : skipped + length])
     counts = (waveforms.channel_index >= 0).sum(axis=1)
