@@ -9,7 +9,7 @@ import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording
-from streams import RATE, SILENT, live_model, noise, offline, pairs, saved, streamed
+from streams import RATE, SILENT, explained, live_model, noise, offline, pairs, saved, streamed
 
 import spikewise
 from spikewise.core.config import PreprocessingConfig
@@ -30,9 +30,9 @@ NUM = 95_000
 """Samples of a recording here: more than three runs of the filter, and twelve tiles."""
 
 
-@pytest.fixture(scope="module")
-def model():
-    return live_model()
+@pytest.fixture(scope="module", params=["peaks", "explained"])
+def model(request):
+    return live_model() if request.param == "peaks" else explained(live_model())
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,14 @@ from spikewise.data.recordings.preprocessing import (
 )
 from spikewise.models.checkpoint import GroupModel, Model, load_model
 from spikewise.sorting.live.group_stream import GroupStream
+from spikewise.sorting.owner.group_finder import decision_of
+from spikewise.sorting.owner.search import OwnerRule
 from spikewise.sorting.sparse_detector import SparseDetector, network_with_gates
 from spikewise.sorting.spikes import Spikes
 
 SPIKE = np.dtype([("sample_index", np.int64), ("unit_index", np.int64), ("response", np.float32)])
 """A spike of a stream."""
-STATE_VERSION = 1
+STATE_VERSION = 2
 _NOISE_CHANNELS = 32
 """Most channels of which the noise is measured; chosen by hand."""
 
@@ -72,6 +74,8 @@ class StreamSorter:
         Negative: the samples are inverted. Default: the samples have the units of that recording.
     threshold : float, optional
         One threshold for all units in place of those of the model.
+    explain : bool
+        Let the traces decide where several units may have fired, as in a sort; a spike is then certain later.
 
     Attributes
     ----------
@@ -99,6 +103,7 @@ class StreamSorter:
         channel_ids: Sequence[str] | None = None,
         gain_to_uV: float | None = None,
         threshold: float | None = None,
+        explain: bool = True,
     ):
         self.model = model if isinstance(model, Model) else load_model(model)
         _check_is_live(self.model)
@@ -122,7 +127,8 @@ class StreamSorter:
             np.concatenate([_used(*pair) for pair in zip(self.model.groups, self._columns, strict=True)])
         )
         self._gain_to_uV = gain_to_uV
-        self._detectors = [_detector(group, self.model, threshold) for group in self.model.groups]
+        parts = [_finders(group, self.model, explain, threshold) for group in self.model.groups]
+        self._detectors, self._rules = [part[0] for part in parts], [part[1] for part in parts]
         self._first_units = np.cumsum([0] + [len(group.unit_ids) for group in self.model.groups])
         self._begin_stretch(0)
         one = self._streams[0]
@@ -263,7 +269,8 @@ class StreamSorter:
     def _made_for(self) -> np.ndarray:
         """Return what a state belongs to, as text."""
         thresholds = [detector.thresholds.tobytes().hex() for detector in self._detectors]
-        facts = STATE_VERSION, self.model.hash(), self._names, self._gain_to_uV, thresholds
+        explained = [rule is not None for rule in self._rules]
+        facts = STATE_VERSION, self.model.hash(), self._names, self._gain_to_uV, thresholds, explained
         return np.array(repr(facts))
 
     def _begin_stretch(self, start: int) -> None:
@@ -271,9 +278,10 @@ class StreamSorter:
         self._start, self._streams = start, self._new_streams()
 
     def _new_streams(self) -> list[GroupStream]:
-        parts = zip(self._detectors, self.model.groups, self._columns, strict=True)
+        parts = zip(self._detectors, self._rules, self.model.groups, self._columns, strict=True)
         return [
-            GroupStream(detector, self._conditioner(group, columns)) for detector, group, columns in parts
+            GroupStream(detector, self._conditioner(group, columns), rule)
+            for detector, rule, group, columns in parts
         ]
 
     def _conditioner(self, group: GroupModel, columns: np.ndarray) -> LiveConditioner:
@@ -377,12 +385,15 @@ def _used(group: GroupModel, columns: np.ndarray) -> np.ndarray:
     return columns[~np.isin(group.channel_ids, group.silenced_channel_ids)]
 
 
-def _detector(group: GroupModel, model: Model, threshold: float | None) -> SparseDetector:
+def _finders(
+    group: GroupModel, model: Model, explain: bool, threshold: float | None
+) -> tuple[SparseDetector, OwnerRule | None]:
+    """Return what finds the peaks of a group, and by which rule the traces decide about them."""
     network = network_with_gates(group.network, model.sampling_frequency, model.detection_config)
     if network is None:  # checked before
         raise ValueError("the network has no gates")
-    thresholds = group.thresholds if threshold is None else np.full_like(group.thresholds, threshold)
-    return SparseDetector(network, thresholds, model.sampling_frequency, model.detection_config)
+    _, rule, lowest = decision_of(group, model, explain, threshold)
+    return SparseDetector(network, lowest, model.sampling_frequency, model.detection_config), rule
 
 
 def _wrong_state(path: Path, reason: str) -> CheckpointError:

@@ -57,6 +57,8 @@ REACH_MS = 2.1875
 """Spikes farther from a candidate contribute nothing to it."""
 RIVALS_MS = 0.5
 """Candidates within this time are rivals."""
+LIVE_REACH_MS, LIVE_RIVALS_MS = 2.1875, 0.5
+"""The same for those that come later, with the live filter: each adds twice to the delay of a stream."""
 ROUNDS = 2
 LEAST_GAIN, LEAST_GAIN_ALONE = 0.15, 0.08
 """Least gains relative to the energy of the waveform, of which a perfect spike explains 0.5."""
@@ -85,18 +87,28 @@ class OwnerRule:
         (num_units,) of the network's responses.
     sampling_frequency : float
         In Hz.
+    is_live : bool
+        Whether it looks less far ahead, so that a stream waits less.
 
     Attributes
     ----------
     thresholds, lowest : ndarray of float32
         (num_units,) thresholds of spikes, and of candidates.
-    margin : int
-        Samples to either side of a stretch whose candidates decide about those within it.
+    margins : (int, int)
+        Samples before and after a stretch whose candidates decide about those within it.
     before, after : int
         Samples around a candidate that are compared with its waveform.
+    num_lags : int
+        Time shifts at which they are compared.
     """
 
-    def __init__(self, waveforms: UnitWaveforms, thresholds: np.ndarray, sampling_frequency: float):
+    def __init__(
+        self,
+        waveforms: UnitWaveforms,
+        thresholds: np.ndarray,
+        sampling_frequency: float,
+        is_live: bool = False,
+    ):
         self.thresholds = np.asarray(thresholds, np.float32)
         self.lowest = (CANDIDATE * self.thresholds).astype(np.float32)
 
@@ -105,8 +117,8 @@ class OwnerRule:
 
         self.rule = Rule(
             max(2, samples(LAGS_MS)),
-            samples(REACH_MS),
-            samples(RIVALS_MS),
+            (samples(REACH_MS), samples(LIVE_REACH_MS if is_live else REACH_MS)),
+            (samples(RIVALS_MS), samples(LIVE_RIVALS_MS if is_live else RIVALS_MS)),
             ROUNDS,
             LEAST_GAIN,
             LEAST_GAIN_ALONE,
@@ -115,12 +127,14 @@ class OwnerRule:
             SPREAD,
             *AMPLITUDES,
         )
-        self.margin = self.rule.rounds * (self.rule.reach + self.rule.rivals)
+        (before, after), (rivals_before, rivals_after) = self.rule.reach, self.rule.rivals
+        self.margins = ROUNDS * (before + rivals_before), ROUNDS * (after + rivals_after)
         before = min(samples(MIDDLE_MS[0]), waveforms.before)
         length = min(before + samples(MIDDLE_MS[1]), waveforms.shapes.shape[1] - waveforms.before + before)
         self.before, self.after = before + self.rule.lags, length - before + self.rule.lags
+        self.num_lags = 2 * self.rule.lags + 1
         self.waveforms = _middles(waveforms, before, length)
-        self.overlaps = _overlaps(waveforms, self.waveforms, self.rule.reach + 2 * self.rule.lags)
+        self.overlaps = _overlaps(waveforms, self.waveforms, max(self.rule.reach) + 2 * self.rule.lags)
 
     def resolve(self, found: Spikes, read: Callable[[int, int], np.ndarray]) -> Spikes:
         """Return the candidates that are spikes.
@@ -132,7 +146,7 @@ class OwnerRule:
         read : callable
             Returns the traces (num_samples, num_channels) from a sample to another, as the network sees them.
         """
-        products = np.empty((len(found), 2 * self.rule.lags + 1), np.float32)
+        products = np.empty((len(found), self.num_lags), np.float32)
         pieces = found.sample_index // _PIECE
         bounds = np.flatnonzero(np.diff(pieces, prepend=-1, append=-1)).tolist()
         tiles = []
@@ -141,15 +155,35 @@ class OwnerRule:
             tiles.append((begin, Tile.of(read(begin, begin + _PIECE + self.before + self.after))))
 
         def fill(number: int) -> None:
-            (begin, tile), one = tiles[number], slice(bounds[number], bounds[number + 1])
-            samples, units = found.sample_index[one] - begin, found.unit_index[one]
-            fill_products((tile.values, tile.step), samples, units, self.waveforms, products[one])
+            one = slice(bounds[number], bounds[number + 1])
+            self.multiply(found.sample_index[one], found.unit_index[one], tiles[number], products[one])
 
         on_all_cores(fill, range(len(tiles)))
+        return found.chosen(self.decide(found, products))
+
+    def multiply(
+        self, samples: np.ndarray, units: np.ndarray, traces: tuple[int, Tile], products: np.ndarray
+    ) -> None:
+        """Fill the products of candidates with the traces.
+
+        Parameters
+        ----------
+        samples, units : ndarray of int64
+            (num_candidates,)
+        traces : (int, Tile)
+            The first sample of a tile, and the tile: it holds `before` and `after` samples around each.
+        products : ndarray of float32
+            (num_candidates, num_lags); filled.
+        """
+        begin, tile = traces
+        fill_products((tile.values, tile.step), samples - begin, units, self.waveforms, products)
+
+    def decide(self, found: Spikes, products: np.ndarray) -> np.ndarray:
+        """Return which candidates are spikes, (num_candidates,) bool, from their products with the traces."""
         odds = _log_odds(found.response) - _log_odds(self.thresholds)[found.unit_index]
         is_found = found.response > self.thresholds[found.unit_index]
         candidates = Candidates(found.sample_index, found.unit_index, odds, is_found, products)
-        return _chosen(found, decide(candidates, self.overlaps, self.rule))
+        return decide(candidates, self.overlaps, self.rule)
 
 
 class OwnerSearch:
@@ -169,7 +203,7 @@ class OwnerSearch:
         self._segment_index = segment_index
         self._at_once = max(1, _VALUES // traces.num_channels)
         if isinstance(traces, TraceReader):
-            traces.keep(self._at_once + 2 * rule.margin + _PIECE + rule.before + rule.after)
+            traces.keep(self._at_once + sum(rule.margins) + _PIECE + rule.before + rule.after)
 
     def find(self, start: int, stop: int) -> Spikes:
         """Find the spikes with ``start <= sample_index < stop``."""
@@ -182,22 +216,18 @@ class OwnerSearch:
 
     def _find(self, start: int, stop: int) -> Spikes:
         rule, length = self._rule, self._traces.num_samples(self._segment_index)
-        low, high = max(0, start - rule.margin), min(length, stop + rule.margin)
+        low, high = max(0, start - rule.margins[0]), min(length, stop + rule.margins[1])
         candidates = self._search.find(low, high)
         if not len(candidates):
             return candidates
         spikes = rule.resolve(candidates, self._read)
-        return _chosen(spikes, (spikes.sample_index >= start) & (spikes.sample_index < stop))
+        return spikes.chosen((spikes.sample_index >= start) & (spikes.sample_index < stop))
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         """Return traces (num_samples, num_channels) as the network sees them."""
         if isinstance(self._traces, DeviceTraces):
             return self._traces.read_on_device(self._segment_index, start, stop, stop).cpu().numpy().T
         return self._traces.read(self._segment_index, start, stop)
-
-
-def _chosen(spikes: Spikes, kept: np.ndarray) -> Spikes:
-    return Spikes(spikes.sample_index[kept], spikes.unit_index[kept], spikes.response[kept])
 
 
 def _log_odds(response: np.ndarray) -> np.ndarray:
