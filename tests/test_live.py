@@ -137,7 +137,7 @@ def test_spikes_are_returned_as_soon_as_they_are_certain(model, samples):
     latency = sorter.latency
     assert max(waits) == latency.look_ahead_samples
     assert min(waits) > latency.look_ahead_samples - latency.block_samples
-    assert latency.look_ahead_ms < 2.5
+    assert latency.look_ahead_ms < (2.5 if model.groups[0].waveforms is None else 3.7)
 
 
 def test_a_gap_is_sorted_as_two_segments_and_adds_no_spike(model, samples):

@@ -110,6 +110,15 @@ class GroupStream:
         self._evaluate()
         return self._spikes(self.num_samples, self.num_samples)
 
+    def warm_up(self, zeros: np.ndarray) -> None:
+        """Compile all loops with samples of zeros (num_samples, num_columns); push nothing then."""
+        self.push(zeros)
+        if self._owner is not None:  # zeros have no peak
+            peak = Spikes(np.array([self.known]), np.zeros(1, np.int64), np.ones(1, np.float32))
+            self._owner.add(peak, self._traces[:, : self._length], self._first)
+            self._owner.decide(self.known + 1)
+        self.end()
+
     def noise(self, channels: np.ndarray) -> float:
         """Return the median noise of some channels over the last samples: 1 where it is that of the training.
 

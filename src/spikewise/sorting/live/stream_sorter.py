@@ -156,8 +156,7 @@ class StreamSorter:
     def warm_up(self, dtype: str) -> None:
         """Compile all that :meth:`push` needs for a type of samples, which takes seconds the first time."""
         for stream in self._new_streams():
-            stream.push(np.zeros((1000, self.num_columns), dtype))
-            stream.end()
+            stream.warm_up(np.zeros((1000, self.num_columns), dtype))
 
     def push(self, block: np.ndarray) -> np.ndarray:
         """Take the next samples; return the spikes that are certain now.

@@ -7,22 +7,23 @@ then decide which of them explain the traces best, one unit, another, or both (F
 Neurosci. 2015, resolve overlaps likewise; a fit without the network sees all units everywhere).
 
 1. The middle part of a candidate's waveform is multiplied with the traces, at some time shifts.
-2. From this, what the other spikes within `REACH_MS` contribute is subtracted. The rest gives the candidate's
+2. From this, what the other spikes within reach contribute is subtracted. The rest gives the candidate's
    amplitude, its time shift to a fraction of a sample, and its gain: the energy that it explains beyond them.
    At first the spikes are those that the network found, each as large as its waveform.
 3. A candidate should be a spike if its gain is above a part of its waveform's energy. The network's odds
    count, too. For a spike that the network found, this least gain is lower where little but the spike itself
    is there: so units that have moved, and fit their waveforms less well, keep their spikes.
-4. Of the candidates within `RIVALS_MS` of each other whose decision should change, only the one changes that
-   has the most to win. So of two units that both claim a spike, one keeps it.
+4. Of rivals, candidates close to each other, whose decision should change, only the one changes that has the
+   most to win. So of two units that both claim a spike, one keeps it.
 
-Steps 2 to 4 are done `ROUNDS` times. So a decision depends on the candidates within a fixed time around it,
-and the spikes are the same however a recording is cut.
+Steps 2 to 4 are done twice, or once with the live filter (:class:`Limits`). So a decision depends on the
+candidates within a fixed time around it, and the spikes are the same however a recording is cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -53,13 +54,28 @@ MIDDLE_MS = (1.0, 1.25)
 """Part of a waveform before and after the spike that is compared with the traces."""
 LAGS_MS = 0.09375
 """Largest time shift of a candidate."""
-REACH_MS = 2.1875
-"""Spikes farther from a candidate contribute nothing to it."""
-RIVALS_MS = 0.5
-"""Candidates within this time are rivals."""
-LIVE_REACH_MS, LIVE_RIVALS_MS = 2.1875, 0.5
-"""The same for those that come later, with the live filter: each adds twice to the delay of a stream."""
-ROUNDS = 2
+
+
+class Limits(NamedTuple):
+    """How far a decision looks before and after a candidate.
+
+    Attributes
+    ----------
+    rounds : int
+    reach_ms : (float, float)
+        Spikes farther away contribute nothing.
+    rivals_ms : (float, float)
+        Candidates within this time are rivals.
+    """
+
+    rounds: int
+    reach_ms: tuple[float, float]
+    rivals_ms: tuple[float, float]
+
+
+LIMITS = Limits(2, (2.1875, 2.1875), (0.5, 0.5))
+LIVE_LIMITS = Limits(1, (2.1875, 1.0), (0.5, 0.2))
+"""With the live filter: a stream waits for all that comes later, once more with each round."""
 LEAST_GAIN, LEAST_GAIN_ALONE = 0.15, 0.08
 """Least gains relative to the energy of the waveform, of which a perfect spike explains 0.5."""
 WEIGHTS_OF_ODDS = (24.0, 4.0)
@@ -110,16 +126,18 @@ class OwnerRule:
         is_live: bool = False,
     ):
         self.thresholds = np.asarray(thresholds, np.float32)
+        self._odds_of_thresholds = _log_odds(self.thresholds)
         self.lowest = (CANDIDATE * self.thresholds).astype(np.float32)
 
         def samples(duration_ms: float) -> int:
             return max(1, round(duration_ms * sampling_frequency / 1000))
 
+        limits = LIVE_LIMITS if is_live else LIMITS
         self.rule = Rule(
             max(2, samples(LAGS_MS)),
-            (samples(REACH_MS), samples(LIVE_REACH_MS if is_live else REACH_MS)),
-            (samples(RIVALS_MS), samples(LIVE_RIVALS_MS if is_live else RIVALS_MS)),
-            ROUNDS,
+            (samples(limits.reach_ms[0]), samples(limits.reach_ms[1])),
+            (samples(limits.rivals_ms[0]), samples(limits.rivals_ms[1])),
+            limits.rounds,
             LEAST_GAIN,
             LEAST_GAIN_ALONE,
             WEIGHTS_OF_ODDS,
@@ -128,7 +146,7 @@ class OwnerRule:
             *AMPLITUDES,
         )
         (before, after), (rivals_before, rivals_after) = self.rule.reach, self.rule.rivals
-        self.margins = ROUNDS * (before + rivals_before), ROUNDS * (after + rivals_after)
+        self.margins = limits.rounds * (before + rivals_before), limits.rounds * (after + rivals_after)
         before = min(samples(MIDDLE_MS[0]), waveforms.before)
         length = min(before + samples(MIDDLE_MS[1]), waveforms.shapes.shape[1] - waveforms.before + before)
         self.before, self.after = before + self.rule.lags, length - before + self.rule.lags
@@ -180,7 +198,7 @@ class OwnerRule:
 
     def decide(self, found: Spikes, products: np.ndarray) -> np.ndarray:
         """Return which candidates are spikes, (num_candidates,) bool, from their products with the traces."""
-        odds = _log_odds(found.response) - _log_odds(self.thresholds)[found.unit_index]
+        odds = _log_odds(found.response) - self._odds_of_thresholds[found.unit_index]
         is_found = found.response > self.thresholds[found.unit_index]
         candidates = Candidates(found.sample_index, found.unit_index, odds, is_found, products)
         return decide(candidates, self.overlaps, self.rule)
