@@ -60,9 +60,9 @@ class OwnerStream:
             is_spike = self._rule.decide(self._waiting, self._products)
             is_spike[:low] = is_spike[high:] = False
             spikes = self._waiting.chosen(is_spike)
-        first = np.searchsorted(self._waiting.sample_index, self.certain - self._rule.margins[0])
-        if first:
-            self._waiting, self._products = self._waiting.chosen(slice(first, None)), self._products[first:]
+        is_kept = self._waiting.sample_index >= self.certain - self._rule.margins[0]
+        if not is_kept.all():
+            self._waiting, self._products = self._waiting.chosen(is_kept), self._products[is_kept]
         return spikes
 
     def state(self) -> dict[str, np.ndarray]:
