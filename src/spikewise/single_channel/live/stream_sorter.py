@@ -115,7 +115,10 @@ class ChannelStreamSorter(BlockSorter):
         return np.repeat(self._used, np.diff(self._first_units))
 
     def warm_up(self, dtype: str) -> None:
-        """Run each network once, which takes longer the first time."""
+        """Run all loops and each network once, which takes longer the first time."""
+        search = self._new_search()
+        search.push(np.zeros((self._cut.look_ahead + self._cut.history, len(self._used))))
+        _ = search.end(), self._cut.operators
         for model in self.models.values():
             model.classify(np.ones((1, model.num_samples), np.float32), one_by_one=True)
 
