@@ -22,6 +22,8 @@ from spikewise.data.recordings.conditioning import (
 )
 from spikewise.data.recordings.live_conditioning import LiveConditioner
 from spikewise.data.recordings.preprocessing import preprocess_recording
+from spikewise.data.recordings.reader import TraceReader
+from spikewise.discovery.held_traces import HeldTraces
 from spikewise.models.channel_noise import ChannelNoise
 from spikewise.sorting.live.stream_sorter import StreamSorter
 
@@ -89,6 +91,16 @@ def test_a_stream_is_conditioned_as_a_recording_is(cuts, band):
         conditioner.push(block, target)
         parts.append(target[:17, : len(block)].T)
     assert np.array_equal(np.concatenate(parts), view.get_traces())
+
+
+def test_traces_of_the_live_filter_are_not_kept_in_steps_that_a_stream_does_not_have():
+    good = np.arange(6) != SILENT
+    view = ConditionedRecording(NumpyRecording([noise(9000, 6)], RATE), BAND, good, 0.05 * good, is_live=True)
+    reader = TraceReader(view)
+    reader.allow_keeping()
+    HeldTraces(reader)
+    reader.release()
+    assert np.array_equal(reader.read(0, 0, 9000), view.get_traces())
 
 
 def test_with_the_live_filter_damage_is_kept_and_the_noise_can_be_given():
