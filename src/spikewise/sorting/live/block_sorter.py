@@ -120,7 +120,11 @@ class BlockSorter(ABC):
         """Take samples of which all are good."""
 
     def _checked(self, block: np.ndarray) -> np.ndarray:
-        """Return a block as (num_samples, num_columns) of a type that the loops take."""
+        """Return a block as (num_samples, num_columns) of a type that the loops take.
+
+        They are compiled once for each type of array. So all are made alike: contiguous, and not writeable,
+        as those from a message or a file are.
+        """
         block = np.asarray(block)
         if block.ndim == 1 and self.num_columns == 1:
             block = block[:, np.newaxis]
@@ -135,8 +139,11 @@ class BlockSorter(ABC):
                 f"the block has the type {block.dtype}", "whole or floating-point numbers", "convert it"
             )
         if block.dtype == np.float16:
-            return block.astype(np.float32)
-        return block if block.dtype.isnative else block.astype(block.dtype.newbyteorder("="))
+            block = block.astype(np.float32)
+        native = block if block.dtype.isnative else block.astype(block.dtype.newbyteorder("="))
+        alike = np.ascontiguousarray(native).view()
+        alike.flags.writeable = False
+        return alike
 
 
 def check_gain(gain_to_uV: float | None) -> None:

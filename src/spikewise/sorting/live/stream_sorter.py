@@ -128,7 +128,7 @@ class StreamSorter(BlockSorter):
     def warm_up(self, dtype: str) -> None:
         """Compile all that :meth:`push` needs for a type of samples, which takes seconds the first time."""
         for stream in self._new_streams():
-            stream.warm_up(np.zeros((1000, self.num_columns), dtype))
+            stream.warm_up(self._checked(np.zeros((1000, self.num_columns), dtype)))
 
     def flush(self) -> np.ndarray:
         """Return the rest of the spikes, as at the end of a recording; a later block begins a new stretch."""
