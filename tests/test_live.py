@@ -20,12 +20,15 @@ from spikewise.data.recordings.conditioning import (
     ConditionedRecording,
     LiveBand,
 )
-from spikewise.data.recordings.live_conditioning import LiveConditioner
+from spikewise.data.recordings.live_conditioning import LiveConditioner, bandpass_rows
 from spikewise.data.recordings.preprocessing import preprocess_recording
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.discovery.held_traces import HeldTraces
 from spikewise.models.channel_noise import ChannelNoise
+from spikewise.sorting.live.blocks import evaluate_blocks, join_blocks
 from spikewise.sorting.live.stream_sorter import StreamSorter
+from spikewise.sorting.loops import peaks_of_units
+from spikewise.sorting.owner.loops import decide, fill_products
 
 BAND = (300.0, 6000.0)
 NUM = 95_000
@@ -150,6 +153,17 @@ def test_spikes_are_returned_as_soon_as_they_are_certain(model, samples):
     assert max(waits) == latency.look_ahead_samples
     assert min(waits) > latency.look_ahead_samples - latency.block_samples
     assert latency.look_ahead_ms < (2.5 if model.groups[0].waveforms is None else 3.7)
+
+
+def test_no_block_waits_for_a_loop_to_be_compiled(model, samples):
+    sorter = StreamSorter(model)
+    sorter.warm_up("int16")
+    loops = bandpass_rows, evaluate_blocks, join_blocks, peaks_of_units, fill_products, decide
+    before = [len(loop.signatures) for loop in loops]
+    message = np.frombuffer(samples[:3000].tobytes(), np.int16).reshape(-1, 6)  # not writeable
+    for block in (message, samples[3000:6000], np.asfortranarray(samples[6000:9000])):
+        assert len(sorter.push(block))
+    assert [len(loop.signatures) for loop in loops] == before
 
 
 def test_a_gap_is_sorted_as_two_segments_and_adds_no_spike(model, samples):
