@@ -1,5 +1,6 @@
 """Models of the live filter with weights by chance, and recordings that they sort."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import spikewise
 from spikewise.core.config import DetectionConfig, NetworkConfig, PreprocessingConfig
 from spikewise.models.channel_noise import ChannelNoise
 from spikewise.models.checkpoint import GroupModel, Model
+from spikewise.models.unit_waveforms import UnitWaveforms
 from spikewise.sorting.live.stream_sorter import StreamSorter
 
 RATE = 30000.0
@@ -35,6 +37,28 @@ def group_model(name: str, num_channels: int, num_units: int, seed: int) -> Grou
         np.linspace(0.2, 0.5, num_units).astype(np.float32),
         ChannelNoise(np.linspace(NOISE, NOISE + 5, num_channels), None),
     )
+
+
+def waveforms(num_channels: int, num_units: int, seed: int) -> UnitWaveforms:
+    """Waveforms that noise resembles now and then; the last unit's is not known."""
+    random = np.random.default_rng(seed)
+    time_ms = (np.arange(105) - 45) / 30
+    trough = -np.exp(-((time_ms / 0.15) ** 2)) + 0.4 * np.exp(-(((time_ms - 0.4) / 0.3) ** 2))
+    wide = -np.exp(-((time_ms / 0.4) ** 2))
+    shapes = np.stack([trough, wide]).astype(np.float32)
+    channels = np.stack([random.permutation(num_channels)[:3] for _ in range(num_units)])
+    channels[-1] = -1
+    weights = random.normal(scale=0.8, size=(num_units, 3, 2)).astype(np.float32)
+    return UnitWaveforms(channels, weights, shapes, 45)
+
+
+def explained(model: Model) -> Model:
+    """The model with waveforms, so that the traces decide which of its peaks are spikes."""
+    groups = [
+        replace(group, waveforms=waveforms(len(group.channel_ids), len(group.unit_ids), seed))
+        for seed, group in enumerate(model.groups)
+    ]
+    return replace(model, groups=tuple(groups))
 
 
 def live_model(num_channels: int = 6, num_groups: int = 1, rate: float = RATE, seed: int = 0) -> Model:

@@ -9,7 +9,7 @@ import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording
-from streams import RATE, SILENT, live_model, noise, offline, pairs, saved, streamed
+from streams import RATE, SILENT, explained, live_model, noise, offline, pairs, saved, streamed
 
 import spikewise
 from spikewise.core.config import PreprocessingConfig
@@ -20,19 +20,24 @@ from spikewise.data.recordings.conditioning import (
     ConditionedRecording,
     LiveBand,
 )
-from spikewise.data.recordings.live_conditioning import LiveConditioner
+from spikewise.data.recordings.live_conditioning import LiveConditioner, bandpass_rows
 from spikewise.data.recordings.preprocessing import preprocess_recording
+from spikewise.data.recordings.reader import TraceReader
+from spikewise.discovery.held_traces import HeldTraces
 from spikewise.models.channel_noise import ChannelNoise
+from spikewise.sorting.live.blocks import evaluate_blocks, join_blocks
 from spikewise.sorting.live.stream_sorter import StreamSorter
+from spikewise.sorting.loops import peaks_of_units
+from spikewise.sorting.owner.loops import decide, fill_products
 
 BAND = (300.0, 6000.0)
 NUM = 95_000
 """Samples of a recording here: more than three runs of the filter, and twelve tiles."""
 
 
-@pytest.fixture(scope="module")
-def model():
-    return live_model()
+@pytest.fixture(scope="module", params=["peaks", "explained"])
+def model(request):
+    return live_model() if request.param == "peaks" else explained(live_model())
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +96,16 @@ def test_a_stream_is_conditioned_as_a_recording_is(cuts, band):
     assert np.array_equal(np.concatenate(parts), view.get_traces())
 
 
+def test_traces_of_the_live_filter_are_not_kept_in_steps_that_a_stream_does_not_have():
+    good = np.arange(6) != SILENT
+    view = ConditionedRecording(NumpyRecording([noise(9000, 6)], RATE), BAND, good, 0.05 * good, is_live=True)
+    reader = TraceReader(view)
+    reader.allow_keeping()
+    HeldTraces(reader)
+    reader.release()
+    assert np.array_equal(reader.read(0, 0, 9000), view.get_traces())
+
+
 def test_with_the_live_filter_damage_is_kept_and_the_noise_can_be_given():
     traces = noise(60_000, 4)
     traces[20_000:21_000] = 0
@@ -137,7 +152,18 @@ def test_spikes_are_returned_as_soon_as_they_are_certain(model, samples):
     latency = sorter.latency
     assert max(waits) == latency.look_ahead_samples
     assert min(waits) > latency.look_ahead_samples - latency.block_samples
-    assert latency.look_ahead_ms < 2.5
+    assert latency.look_ahead_ms < (2.5 if model.groups[0].waveforms is None else 3.7)
+
+
+def test_no_block_waits_for_a_loop_to_be_compiled(model, samples):
+    sorter = StreamSorter(model)
+    sorter.warm_up("int16")
+    loops = bandpass_rows, evaluate_blocks, join_blocks, peaks_of_units, fill_products, decide
+    before = [len(loop.signatures) for loop in loops]
+    message = np.frombuffer(samples[:3000].tobytes(), np.int16).reshape(-1, 6)  # not writeable
+    for block in (message, samples[3000:6000], np.asfortranarray(samples[6000:9000])):
+        assert len(sorter.push(block))
+    assert [len(loop.signatures) for loop in loops] == before
 
 
 def test_a_gap_is_sorted_as_two_segments_and_adds_no_spike(model, samples):

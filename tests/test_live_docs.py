@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import spikeinterface
 from stream_servers import Sender, falcon_sender, free_port
-from streams import RATE, live_model, noise, offline, pairs, recording_of
+from streams import RATE, explained, live_model, noise, offline, pairs, recording_of
 
 import spikewise
 from spikewise.cli import main as cli
@@ -35,7 +35,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def model():
-    model = live_model()
+    model = explained(live_model())
     in_uV = ChannelNoise(model.groups[0].noise.levels, np.ones(6))
     return replace(model, groups=(replace(model.groups[0], noise=in_uV),))
 
@@ -132,7 +132,7 @@ def test_the_python_example_runs(model, samples, tmp_path):
     (example,) = [block for block in blocks("python") if "StreamSorter" in block]
     example = f"import os; os.chdir({str(tmp_path)!r})\n{example}"
     with running(example) as next_line:
-        assert next_line() == "2.333 ms until a spike is certain\n"
+        assert next_line() == "3.533 ms until a spike is certain\n"
 
 
 def test_the_three_steps_find_the_spikes_of_a_tetrode(tetrode, tmp_path):

@@ -82,7 +82,7 @@ def test_the_zmq_interface_is_sorted_as_a_file_and_lost_messages_are_gaps(model,
 
 
 def test_nobody_sends(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("spikewise.jobs.live.openephys._OPEN_S", 0.3)
+    monkeypatch.setattr("spikewise.jobs.live.openephys.OPEN_S", 0.3)
     with pytest.raises(StreamError, match="Start the acquisition"):
         spikewise.stream(f"openephys://127.0.0.1:{free_port()}", model=model, sinks=tmp_path / "out")
 

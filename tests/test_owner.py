@@ -58,36 +58,52 @@ def traces_of(spikes, num_samples=2000, noise=1.0, seed=0):
     return traces
 
 
-def resolve(traces, candidates, noise=None):
+def resolve(traces, candidates, noise=None, is_live=False):
     """Return (sample, unit) of the candidates (sample, unit, response) that are spikes."""
-    rule = OwnerRule(WAVEFORMS, np.full(5, THRESHOLD), RATE, noise)
+    rule = OwnerRule(WAVEFORMS, np.full(5, THRESHOLD), RATE, noise, is_live)
     sample, unit, response = zip(*sorted(candidates), strict=True)
     found = Spikes(np.array(sample), np.array(unit), np.array(response, np.float32))
     spikes = rule.resolve(found, lambda start, stop: ArrayTraces(traces).read(0, start, stop))
     return list(zip(spikes.sample_index.tolist(), spikes.unit_index.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("is_live", [False, True])
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("unit", [0, 1])
-def test_of_two_units_that_claim_one_spike_the_one_that_fired_keeps_it(unit, seed):
+def test_of_two_units_that_claim_one_spike_the_one_that_fired_keeps_it(unit, seed, is_live):
     traces = traces_of([(500, unit, 1.0)], seed=seed)
     for responses in ((0.9, 0.8), (0.8, 0.9)):
         candidates = [(500, 0, responses[0]), (501, 1, responses[1])]
-        assert [found for _, found in resolve(traces, candidates)] == [unit]
+        assert [found for _, found in resolve(traces, candidates, is_live=is_live)] == [unit]
 
 
+@pytest.mark.parametrize("is_live", [False, True])
 @pytest.mark.parametrize("lag", [0, 3, 9, 20])
 @pytest.mark.parametrize(("one", "other"), [(0, 1), (0, 2), (1, 2)])
-def test_both_of_two_units_that_fired_together_are_found(one, other, lag):
+def test_both_of_two_units_that_fired_together_are_found(one, other, lag, is_live):
     traces = traces_of([(500, one, 1.0), (500 + lag, other, 1.0)])
     candidates = [(500, one, 0.95), (500 + lag, other, 0.9)]
-    assert sorted(resolve(traces, candidates)) == [(500, one), (500 + lag, other)]
+    assert sorted(resolve(traces, candidates, is_live=is_live)) == [(500, one), (500 + lag, other)]
 
 
-def test_a_weak_answer_counts_where_it_explains_the_traces_and_only_there():
+@pytest.mark.parametrize("is_live", [False, True])
+def test_a_weak_answer_counts_where_it_explains_the_traces_and_only_there(is_live):
     traces = traces_of([(500, 0, 1.0), (506, 2, 1.0), (1200, 1, 1.0)])
     candidates = [(500, 0, 1.0), (506, 2, 0.15), (900, 2, 0.3), (1200, 1, 1.0), (1203, 2, 0.3)]
-    assert resolve(traces, candidates) == [(500, 0), (506, 2), (1200, 1)]
+    assert resolve(traces, candidates, is_live=is_live) == [(500, 0), (506, 2), (1200, 1)]
+
+
+def test_a_live_decision_knows_nothing_that_comes_after_its_margin():
+    rule = OwnerRule(WAVEFORMS, np.full(5, THRESHOLD), RATE, is_live=True)
+    assert 1000 * rule.margins[1] / RATE <= 1.25  # a stream waits so long
+    spikes = [(500, 0, 1.0), (506, 2, 1.0), (540, 1, 1.0), (560, 0, 1.0), (580, 2, 1.0), (620, 1, 1.0)]
+    traces = traces_of(spikes)
+    candidates = [(sample, unit, 0.15 + 0.1 * unit) for sample, unit, _ in spikes] + [(543, 0, 0.9)]
+    whole = resolve(traces, candidates, is_live=True)
+    for sample in {sample for sample, _, _ in candidates}:
+        known = [one for one in candidates if one[0] <= sample + rule.margins[1]]
+        found = resolve(traces, known, is_live=True)
+        assert [one for one in found if one[0] <= sample] == [one for one in whole if one[0] <= sample]
 
 
 def test_a_unit_far_away_changes_nothing():
@@ -146,7 +162,7 @@ def detector_and_traces(request):
     random = np.random.default_rng(1)
     spikes = [(int(s), int(u), 1.0) for s, u in random.integers((100, 0), (19900, 4), (900, 2))]
     traces = ArrayTraces(traces_of(spikes, 20011), traces_of([(700, 0, 1.0)], 3001))
-    rule = OwnerRule(WAVEFORMS, np.full(5, 0.58, np.float32), RATE, request.param)
+    rule = OwnerRule(WAVEFORMS, np.full(5, 0.58, np.float32), RATE, is_live=request.param)
     rule.lowest = np.full(5, 0.52, np.float32)
     network = random_network(num_channels=NUM_CHANNELS, num_units=5)
     detector = DenseDetector(network, rule.lowest, RATE, DetectionConfig(), torch.device("cpu"))

@@ -26,7 +26,7 @@ from stream_servers import (
     listener,
     spikeglx_server,
 )
-from streams import RATE, SILENT, live_model, noise, offline, pairs, recording_of, saved
+from streams import RATE, SILENT, explained, live_model, noise, offline, pairs, recording_of, saved
 
 import spikewise
 from spikewise.cli import main as cli
@@ -45,7 +45,7 @@ NUM = 45_000
 
 @pytest.fixture(scope="module")
 def model():
-    model = live_model()
+    model = explained(live_model())
     noise_of = ChannelNoise(model.groups[0].noise.levels, np.ones(6))
     return replace(model, groups=(replace(model.groups[0], noise=noise_of),))
 

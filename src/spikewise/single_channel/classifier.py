@@ -147,12 +147,12 @@ class WaveformClassifier:
             return (np.zeros((0, self.network.num_units), np.float32),) * 2
         scaled = waveforms / np.float32(self.scale)
         if one_by_one:
-            logits = torch.from_numpy(np.array([self._single.logits(one) for one in scaled]))
+            logits = np.array([self._single.logits(one) for one in scaled])
         else:
-            logits = compute_logits(self.network, scaled)
-        own = torch.softmax(logits[:, 0] / self.temperature, dim=1)
-        present = torch.sigmoid(logits[:, 1]) if self.network.num_heads == 2 else own
-        return own.numpy(), present.numpy()
+            logits = compute_logits(self.network, scaled).numpy()
+        own = _softmax(logits[:, 0] / np.float32(self.temperature))
+        present = _sigmoid(logits[:, 1]) if self.network.num_heads == 2 else own
+        return own, present
 
     def classify(
         self, waveforms: np.ndarray, min_probability: float = 0.0, one_by_one: bool = False
@@ -268,6 +268,18 @@ def compute_logits(network: WaveformNetwork, waveforms: np.ndarray) -> Tensor:
     folded = network.folded()
     with threadpool_limits(1):
         return torch.cat([folded(block) for block in torch.from_numpy(waveforms).split(_BATCH)])
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax of each row; for one row NumPy takes a fraction of the time of PyTorch."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    """Return 1 / (1 + exp(-x)); exp of the absolute value never overflows."""
+    power = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1, power) / (1 + power)
 
 
 def _describe(classifier: WaveformClassifier) -> dict[str, Any]:

@@ -26,6 +26,10 @@ class Spikes:
         """Return the number of spikes."""
         return len(self.sample_index)
 
+    def chosen(self, kept: np.ndarray) -> Spikes:
+        """Return those at the indices, or of the mask, `kept`."""
+        return Spikes(self.sample_index[kept], self.unit_index[kept], self.response[kept])
+
     @classmethod
     def concatenate(cls, parts: list[Spikes]) -> Spikes:
         """Join spikes that follow one another in time."""

@@ -88,7 +88,7 @@ class SortingConfig(Settings):
     explain: bool = setting(
         True,
         "Let the traces decide where several units may have fired: one, another, or both. It finds spikes "
-        "below others, and removes those that two units claim (design neighbourhood, not with filter live)",
+        "below others, and removes those that two units claim (design neighbourhood)",
     )
     report: bool = setting(True, "Write report.html into the output folder, a page for the browser")
     trust: bool = setting(

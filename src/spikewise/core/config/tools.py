@@ -61,6 +61,11 @@ class StreamConfig(Settings):
     threshold: float | None = setting(
         None, "One threshold for all units; default: those of the model", minimum=0.01, maximum=0.99
     )
+    explain: bool = setting(
+        True,
+        "Let the traces decide where several units may have fired, as in a sort. Without it, spikes come a "
+        "millisecond earlier, and more of them are wrong",
+    )
     duration_s: float | None = setting(
         None, "End after so many seconds of samples; default: when the source ends", unit="s", minimum=0.001
     )

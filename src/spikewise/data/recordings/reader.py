@@ -177,8 +177,8 @@ class TraceReader:
         self._max_kept = max(self._max_kept, self._least_kept)
 
     def allow_keeping(self) -> None:
-        """Allow that all traces are kept in memory (:meth:`read_from`)."""
-        self._may_keep = True
+        """Allow that all traces are kept in memory (:meth:`read_from`), if they are rounded anyway."""
+        self._may_keep = self._rounds
 
     def read_from(self, kept: KeptTraces) -> None:
         """Read from traces that are kept, all of the recording, from now on, if that is allowed."""

@@ -21,21 +21,21 @@ from spikewise.core.config import StreamConfig
 from spikewise.core.errors import MissingExtraError
 from spikewise.core.untrusted import parsing
 from spikewise.jobs.live.source import (
-    MOST_BYTES,
     MOST_CHANNELS,
+    OPEN_S,
     POLL_S,
     Chunk,
     SampleCounter,
-    StreamError,
     StreamFacts,
     address_of,
     not_a_message,
+    nothing_came,
+    stream_changed,
+    subscribe,
 )
 
 PORT = 3335
 """Usual port of the plugin."""
-_OPEN_S = 10.0
-"""How long the first message is waited for; chosen by hand."""
 _MOST_WAITING = 2000
 """Most messages that wait here; where more come, ZeroMQ drops them, and they are a gap."""
 _SAMPLES, _STREAM, _NUM_CHANNELS, _NUM_SAMPLES, _NUMBER, _RATE = 4, 8, 10, 12, 14, 20
@@ -73,25 +73,10 @@ class FalconSource:
 
     def open(self) -> StreamFacts:
         """Subscribe, and wait for the first message."""
-        try:
-            import zmq
-        except ImportError as error:
-            raise MissingExtraError("pyzmq", "live", "a Falcon source") from error
-        self._socket = zmq.Context.instance().socket(zmq.SUB)
-        self._socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(self._address)
-        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
-        first = self._receive(_OPEN_S)
+        self._socket = subscribe(self._address, b"", _MOST_WAITING, "a Falcon source")
+        first = self._receive(OPEN_S)
         if first is None:
-            raise StreamError(
-                f"no message came from {self._address} in {_OPEN_S:g} s"
-                + (f" for the stream {self._stream!r}" if self._stream else ""),
-                "the address of a Falcon Output while the GUI acquires",
-                "start the acquisition, or correct the address or the stream",
-            )
+            raise nothing_came(f"no message of {self._address}", "Falcon Output", self._stream)
         self._first: FalconMessage | None = first
         self._facts = StreamFacts(first.samples.shape[1], first.sampling_frequency, "float32", None, 1.0)
         self._counter = SampleCounter(first.sampling_frequency)
@@ -106,11 +91,9 @@ class FalconSource:
                 yield Chunk(np.empty((0, num_channels), np.float32))
                 continue
             if message.samples.shape[1] != num_channels or message.sampling_frequency != rate:
-                raise StreamError(
-                    f"the stream changed to {message.samples.shape[1]} channels at "
-                    f"{message.sampling_frequency:g} Hz",
-                    f"{num_channels} channels at {rate:g} Hz until its end",
-                    "start again, with a model for the new stream; or name one of several streams",
+                raise stream_changed(
+                    f"{message.samples.shape[1]} channels at {message.sampling_frequency:g} Hz",
+                    f"{num_channels} channels at {rate:g} Hz",
                 )
             yield Chunk(message.samples, self._counter.gap_before(message.number, len(message.samples)))
 

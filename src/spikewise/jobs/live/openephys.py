@@ -21,24 +21,23 @@ from urllib.parse import SplitResult
 import numpy as np
 
 from spikewise.core.config import StreamConfig
-from spikewise.core.errors import MissingExtraError
 from spikewise.core.untrusted import parsing
 from spikewise.jobs.live.source import (
-    MOST_BYTES,
     MOST_CHANNELS,
+    OPEN_S,
     POLL_S,
     Chunk,
     SampleCounter,
-    StreamError,
     StreamFacts,
     address_of,
     not_a_message,
+    nothing_came,
+    stream_changed,
+    subscribe,
 )
 
 PORT = 5556
 """Usual port of the plugin; the next one takes the signs of life."""
-_OPEN_S = 10.0
-"""How long the first two blocks are waited for; chosen by hand."""
 _LIFE_S = 2.0
 """Time between two signs of life."""
 _MOST_WAITING = 50_000
@@ -87,21 +86,12 @@ class OpenEphysSource:
 
     def open(self) -> StreamFacts:
         """Subscribe, and learn from the first blocks which channels there are."""
-        try:
-            import zmq
-        except ImportError as error:
-            raise MissingExtraError("pyzmq", "live", "an Open Ephys source") from error
-        context: Any = zmq.Context.instance()
-        self._socket, self._life = context.socket(zmq.SUB), context.socket(zmq.REQ)
-        self._socket.setsockopt(zmq.RCVHWM, _MOST_WAITING)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MOST_BYTES)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        for option in (zmq.REQ_RELAXED, zmq.REQ_CORRELATE):
-            self._life.setsockopt(option, 1)
-        for one in (self._socket, self._life):
-            one.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(self._address)
-        self._socket.setsockopt(zmq.SUBSCRIBE, b"DATA")
+        self._socket = subscribe(self._address, b"DATA", _MOST_WAITING, "an Open Ephys source")
+        import zmq
+
+        self._life = zmq.Context.instance().socket(zmq.REQ)
+        for option, value in ((zmq.REQ_RELAXED, 1), (zmq.REQ_CORRELATE, 1), (zmq.LINGER, 0)):
+            self._life.setsockopt(option, value)
         self._life.connect(self._life_address)
         names = self._find_channels()
         self._columns = {channel: column for column, channel in enumerate(sorted(names))}
@@ -118,10 +108,9 @@ class OpenEphysSource:
                 yield Chunk(np.empty((0, len(self._columns)), np.float32))
                 continue
             if message.channel not in self._columns or message.sampling_frequency != self._rate:
-                raise StreamError(
-                    f"the stream has changed: channel {message.channel} at {message.sampling_frequency:g} Hz",
-                    f"the same {len(self._columns)} channels at {self._rate:g} Hz until its end",
-                    "start again, with a model for the new stream; or name one of several streams",
+                raise stream_changed(
+                    f"channel {message.channel} at {message.sampling_frequency:g} Hz",
+                    f"the same {len(self._columns)} channels at {self._rate:g} Hz",
                 )
             block = self._add(message)
             if block is not None:
@@ -136,7 +125,7 @@ class OpenEphysSource:
 
     def _find_channels(self) -> dict[int, str]:
         """Return the names of the channels by their numbers: those of one block that was sent as a whole."""
-        end = time.perf_counter() + _OPEN_S
+        end = time.perf_counter() + OPEN_S
         blocks: dict[int, dict[int, str]] = {}
         while (message := self._receive(max(0.0, end - time.perf_counter()))) is not None:
             if message.number not in blocks:
@@ -146,12 +135,7 @@ class OpenEphysSource:
             blocks[message.number][message.channel] = message.name
             self._rate = message.sampling_frequency
         if message is None or not blocks:
-            raise StreamError(
-                f"no two blocks of samples came from {self._address} in {_OPEN_S:g} s"
-                + (f" for the stream {self._stream!r}" if self._stream else ""),
-                "the address of a ZMQ Interface while the GUI acquires",
-                "start the acquisition, or correct the address or the stream",
-            )
+            raise nothing_came(f"no two blocks of samples of {self._address}", "ZMQ Interface", self._stream)
         self._open[message.number] = {message.channel: message.samples}
         return list(blocks.values())[-1]
 

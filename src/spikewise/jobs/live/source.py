@@ -11,18 +11,20 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import SplitResult
 
 import numpy as np
 
-from spikewise.core.errors import SpikewiseError
+from spikewise.core.errors import MissingExtraError, SpikewiseError
 from spikewise.core.rates import is_same_rate, show_rate
 
 POLL_S = 0.1
 """How long a source waits for samples before it yields an empty chunk; chosen by hand."""
 MOST_BYTES = 2**26
 """Largest message of a source; larger ones are refused. Chosen by hand."""
+OPEN_S = 10.0
+"""How long the first messages of the Open Ephys GUI are waited for; chosen by hand."""
 MOST_CHANNELS = 2**16
 """Most channels that a message may claim; chosen by hand."""
 
@@ -152,6 +154,55 @@ def receive_exactly(connection: socket.socket, buffer: memoryview) -> None:
         if count == 0:
             raise ConnectionLost
         done += count
+
+
+def subscribe(address: str, topic: bytes, most_waiting: int, what: str) -> Any:
+    """Return a socket of ZeroMQ that receives the messages of a publisher, also of one that starts later.
+
+    Parameters
+    ----------
+    address : str
+        Such as ``tcp://127.0.0.1:3335``.
+    topic : bytes
+        How its messages begin.
+    most_waiting : int
+        Most messages that wait here; where more come, ZeroMQ drops them.
+    what : str
+        For the error if pyzmq is not installed.
+    """
+    try:
+        import zmq
+    except ImportError as error:
+        raise MissingExtraError("pyzmq", "live", what) from error
+    subscriber: Any = zmq.Context.instance().socket(zmq.SUB)
+    for option, value in (
+        (zmq.RCVHWM, most_waiting),
+        (zmq.MAXMSGSIZE, MOST_BYTES),
+        (zmq.RECONNECT_IVL, 100),
+        (zmq.LINGER, 0),
+        (zmq.SUBSCRIBE, topic),
+    ):
+        subscriber.setsockopt(option, value)
+    subscriber.connect(address)
+    return subscriber
+
+
+def nothing_came(what: str, sender: str, stream: str | None) -> StreamError:
+    """Return the error for a sender of the Open Ephys GUI that is silent; `what` says what did not come."""
+    return StreamError(
+        f"{what} came in {OPEN_S:g} s" + (f" for the stream {stream!r}" if stream else ""),
+        f"the address of a {sender} while the GUI acquires",
+        "start the acquisition, or correct the address or the stream",
+    )
+
+
+def stream_changed(now: str, expected: str) -> StreamError:
+    """Return the error for a stream whose channels or rate are others than at its beginning."""
+    return StreamError(
+        f"the stream has changed: {now}",
+        f"{expected} until its end",
+        "start again, with a model for the new stream; or name one of several streams",
+    )
 
 
 def address_of(url: SplitResult, port: int) -> tuple[str, int]:

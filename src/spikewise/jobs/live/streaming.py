@@ -94,7 +94,11 @@ def stream(
             check_fits(facts, len(channel_ids), model.sampling_frequency)
             gain = config.gain_to_uV if config.gain_to_uV is not None else facts.gain_to_uV
             sorter = StreamSorter(
-                model, channel_ids=facts.channel_ids, gain_to_uV=gain, threshold=config.threshold
+                model,
+                channel_ids=facts.channel_ids,
+                gain_to_uV=gain,
+                threshold=config.threshold,
+                explain=config.explain,
             )
             told("warming up", 0, 1, "")
             sorter.warm_up(facts.dtype)

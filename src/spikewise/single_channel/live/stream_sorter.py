@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from spikewise.core.errors import CheckpointError, RecordingError, SettingError
+from spikewise.core.errors import CheckpointError, SettingError
 from spikewise.core.rates import is_same_rate, show_rate
 from spikewise.core.untrusted import parsing
-from spikewise.data.recordings.channels import LARGEST
 from spikewise.single_channel.classifier import WaveformClassifier, load_classifier
 from spikewise.single_channel.config import SpikeDetectionConfig
 from spikewise.single_channel.raw_channel import live_cut
+from spikewise.sorting.live.block_sorter import SPIKE, BlockSorter, StreamLatency, check_gain
 from spikewise.sorting.live.channel_peaks import ChannelPeaks, PeakCut, Peaks
-from spikewise.sorting.live.stream_sorter import SPIKE, StreamLatency
 
 
-class ChannelStreamSorter:
+class ChannelStreamSorter(BlockSorter):
     """Sorts single channels of a running stream of raw samples.
 
     The spikes are those of :func:`spikewise.sort_channel` with the live filter on the same samples
@@ -82,9 +81,10 @@ class ChannelStreamSorter:
                 f"the setting min_probability is {min_probability!r}", "from 0 to 1", "change it"
             )
         self._min_probability = min_probability
-        self._columns = list(self.models)
+        self._used = np.array(list(self.models))
         rules = [_rule(column, model) for column, model in self.models.items()]
         self.sampling_frequency, self._cut = _common_cut(rules)
+        check_gain(gain_to_uV)
         self._factors = _factors(self.models, gain_to_uV)
         self._thresholds = np.array([rule[2] for rule in rules])
         self._polarities = [rule[3] for rule in rules]
@@ -112,57 +112,18 @@ class ChannelStreamSorter:
     @property
     def main_columns(self) -> np.ndarray:
         """Column (num_units,) of each unit."""
-        return np.repeat(self._columns, np.diff(self._first_units))
+        return np.repeat(self._used, np.diff(self._first_units))
 
     def warm_up(self, dtype: str) -> None:
-        """Run each network once, which takes longer the first time."""
+        """Run all loops and each network once, which takes longer the first time."""
+        search = self._new_search()
+        search.push(np.zeros((self._cut.look_ahead + self._cut.history, len(self._used))))
+        _ = search.end(), self._cut.operators
         for model in self.models.values():
             model.classify(np.ones((1, model.num_samples), np.float32), one_by_one=True)
 
-    def push(self, block: np.ndarray) -> np.ndarray:
-        """Take the next samples; return the spikes that are certain now.
-
-        Rows with NaN, or values that no electrode gives (above 1e12), on channels that have a model count as
-        missing.
-
-        Parameters
-        ----------
-        block : ndarray
-            (num_samples, num_columns) of any real type; with one column also (num_samples,).
-
-        Returns
-        -------
-        ndarray of SPIKE
-            With `sample_index` of the peak, `unit_index`, and the probability of the unit as `response`, in
-            the order of time.
-
-        Raises
-        ------
-        RecordingError
-            If the block has another number of columns, or no real numbers.
-        """
-        block = self._checked(block)
-        is_good = (np.abs(block) <= LARGEST).all(axis=1)  # NaN is not
-        if is_good.all():
-            return self._classified(self._peaks.push(block))
-        edges = np.flatnonzero(np.diff(is_good)) + 1
-        found = []
-        for part, first in zip(np.split(block, edges), [0, *edges.tolist()], strict=True):
-            found.append(self._classified(self._peaks.push(part)) if is_good[first] else self.gap(len(part)))
-        return np.concatenate(found)
-
-    def gap(self, num_samples: int) -> np.ndarray:
-        """Report that some samples are missing; return the spikes before them that were not certain yet."""
-        if num_samples < 0:
-            raise SettingError(
-                f"a gap of {num_samples} samples is reported", "it must be 0 or more samples", "correct it"
-            )
-        rest = self.flush()
-        self._start += int(num_samples)
-        return rest
-
     def flush(self) -> np.ndarray:
-        """Return the rest of the spikes; a later block begins a new stretch."""
+        """Return the rest of the spikes, as at the end of a recording; a later block begins a new stretch."""
         rest = self._classified(self._peaks.end())
         self._start, self._peaks = self.num_samples, self._new_search()
         return rest
@@ -181,6 +142,9 @@ class ChannelStreamSorter:
         configs = (_detection(model) for model in self.models.values())
         return np.array([config.detection_threshold for config in configs])
 
+    def _push(self, block: np.ndarray) -> np.ndarray:
+        return self._classified(self._peaks.push(block[:, self._used] * self._factors))
+
     def _new_search(self) -> ChannelPeaks:
         return ChannelPeaks(self._cut, self._thresholds, self._polarities)
 
@@ -191,29 +155,12 @@ class ChannelStreamSorter:
         for row, (sample, channel) in enumerate(
             zip(peaks.sample_index.tolist(), peaks.channel_index.tolist(), strict=True)
         ):
-            model = self.models[self._columns[channel]]
+            model = self.models[int(self._used[channel])]
             one = model.classify(peaks.waveforms[row : row + 1], self._min_probability, one_by_one=True)
             unit = int(one.unit_index[0])
             kept[row] = unit >= 0
             found[row] = sample + self._start, self._first_units[channel] + unit, one.probability[0]
         return found[kept]
-
-    def _checked(self, block: np.ndarray) -> np.ndarray:
-        """Return the columns that have a model, as float64."""
-        block = np.asarray(block)
-        if block.ndim == 1 and self.num_columns == 1:
-            block = block[:, np.newaxis]
-        if block.ndim != 2 or block.shape[1] != self.num_columns:
-            raise RecordingError(
-                f"the block has the shape {block.shape}",
-                f"(num_samples, {self.num_columns})",
-                "send these channels, or give num_columns",
-            )
-        if block.dtype.kind not in "iuf":
-            raise RecordingError(
-                f"the block has the type {block.dtype}", "whole or floating-point numbers", "convert it"
-            )
-        return block[:, self._columns] * self._factors
 
 
 def _detection(model: WaveformClassifier) -> SpikeDetectionConfig:
@@ -224,10 +171,6 @@ def _factors(models: Mapping[int, WaveformClassifier], gain_to_uV: float | None)
     """Return by what the samples (num_models,) are multiplied to have the unit of each model's training."""
     if gain_to_uV is None:
         return np.ones(len(models))
-    if not 0 < abs(gain_to_uV) < np.inf:
-        raise SettingError(
-            f"the setting gain_to_uV is {gain_to_uV!r}", "a finite number other than 0", "change it"
-        )
     gains = [model.facts["live"].get("gain_to_uV") for model in models.values()]
     return np.array([1.0 if gain is None else gain_to_uV / float(gain) for gain in gains])
 

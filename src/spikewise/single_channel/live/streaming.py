@@ -76,9 +76,10 @@ def stream_channels(
         If a model or the stream cannot be used, or a sink cannot be opened.
     """
     config, reading = config or StreamConfig(), reading or RecordingConfig()
-    if config.learn_s is not None or config.probe is not None or config.threshold is not None:
+    of_probes = config.learn_s, config.probe, config.threshold
+    if of_probes != (None, None, None) or not config.explain:
         raise SettingError(
-            "learn_s, probe or threshold is given for single channels",
+            "learn_s, probe, threshold or explain is given for single channels",
             "these are settings of streams of a probe",
             "leave them out; min_probability leaves out spikes",
         )

@@ -21,6 +21,8 @@ import numpy as np
 import scipy.signal
 from scipy.ndimage import map_coordinates, spline_filter1d
 
+from spikewise.core.compiling import compiled
+
 NORMAL_MEDIAN = 0.6745
 """Median of |x| of a normal distribution with standard deviation 1."""
 FILTER_MS = 1.0
@@ -151,7 +153,7 @@ class ChannelPeaks:
         self._filtered = np.empty((0, len(polarities)))
         self._first = 0
         self._decided = cut.margin_before
-        self._state: np.ndarray | None = None
+        self._last_values: np.ndarray | None = None
         self._base, self._last = np.zeros((2, len(polarities)))
         self._to_skip = cut.delay  # the first filtered samples lie before the stretch
         self._num_samples = 0
@@ -175,7 +177,7 @@ class ChannelPeaks:
 
     def end(self) -> Peaks:
         """Return the rest of the peaks whose waveform lies inside the stretch."""
-        if self._state is not None:  # after the last sample, the signal is taken to be constant
+        if self._last_values is not None:  # after the last sample, the signal is taken to be constant
             rest = np.repeat(self._last[np.newaxis], self._cut.delay, axis=0)
             num_samples = self._num_samples
             self._filtered = np.concatenate([self._filtered, self._filter(rest)])
@@ -202,12 +204,14 @@ class ChannelPeaks:
     def _filter(self, samples: np.ndarray) -> np.ndarray:
         """Filter the next samples; the result is `delay` samples behind."""
         values = np.asarray(samples, np.float64)
-        if self._state is None:  # before the first sample, the signal is taken to be constant
+        count = len(self._cut.taps) - 1
+        if self._last_values is None:  # before the first sample, the signal is taken to be constant
             self._base = values[0]
-            self._state = np.zeros((len(self._cut.taps) - 1, values.shape[1]))
-        filtered, self._state = scipy.signal.lfilter(
-            self._cut.taps, 1.0, values - self._base, axis=0, zi=self._state
-        )
+            self._last_values = np.zeros((count, values.shape[1]))
+        known = np.concatenate([self._last_values, values - self._base])
+        self._last_values = known[len(known) - count :]
+        filtered = np.empty(values.shape)
+        filter_rows(known, self._cut.taps, filtered)
         skipped = min(self._to_skip, len(filtered))
         self._to_skip -= skipped
         self._num_samples += len(filtered)
@@ -223,6 +227,8 @@ class ChannelPeaks:
         around = self._filtered[first - 1 : last + 1]
         upward = np.where(self._is_both, np.abs(around), around * self._signs)
         here = upward[1:-1]
+        if not (here > self._thresholds).any():
+            return self._cut_out([])
         tops = np.argwhere((here > self._thresholds) & (here > upward[:-2]) & (here >= upward[2:]))
         places = [(first + at, channel) for at, channel in tops.tolist()]
         return self._cut_out([place for place in places if self._is_top(*place)])
@@ -246,6 +252,27 @@ class ChannelPeaks:
             waveforms[row] = shapes[int(np.argmax((near @ window) * sign))] @ window
         found = np.array(places, np.int64).reshape(-1, 2)
         return Peaks(found[:, 0] + self._first, found[:, 1], waveforms)
+
+
+@compiled()
+def filter_rows(samples: np.ndarray, taps: np.ndarray, filtered: np.ndarray) -> None:
+    """Filter rows of samples, each by sums in a fixed order: so a row does not depend on how they are cut.
+
+    Parameters
+    ----------
+    samples : ndarray
+        (num_taps - 1 + num_rows, num_channels): those before the first row, then the rows.
+    taps : ndarray
+        (num_taps,)
+    filtered : ndarray
+        (num_rows, num_channels); filled.
+    """
+    num_channels, last = samples.shape[1], len(taps) - 1
+    for row in range(len(filtered)):
+        filtered[row] = 0
+        for tap in range(len(taps)):
+            for channel in range(num_channels):
+                filtered[row, channel] += taps[tap] * samples[row + last - tap, channel]
 
 
 def measure(filtered: np.ndarray, multiple: float, polarity: str, distance: int) -> dict[str, Any]:

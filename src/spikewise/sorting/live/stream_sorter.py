@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from spikewise.core.errors import CheckpointError, RecordingError, SettingError
+from spikewise.core.errors import CheckpointError, SettingError
 from spikewise.core.files import replacing
 from spikewise.core.untrusted import load_npz, parsing
-from spikewise.data.recordings.channels import LARGEST
 from spikewise.data.recordings.conditioning import LiveBand
 from spikewise.data.recordings.live_conditioning import LiveConditioner
 from spikewise.data.recordings.preprocessing import (
@@ -20,40 +18,19 @@ from spikewise.data.recordings.preprocessing import (
     referenced_channels,
 )
 from spikewise.models.checkpoint import GroupModel, Model, load_model
+from spikewise.sorting.live.block_sorter import SPIKE, BlockSorter, StreamLatency, check_gain
 from spikewise.sorting.live.group_stream import GroupStream
+from spikewise.sorting.owner.group_finder import decision_of
+from spikewise.sorting.owner.search import OwnerRule
 from spikewise.sorting.sparse_detector import SparseDetector, network_with_gates
 from spikewise.sorting.spikes import Spikes
 
-SPIKE = np.dtype([("sample_index", np.int64), ("unit_index", np.int64), ("response", np.float32)])
-"""A spike of a stream."""
-STATE_VERSION = 1
+STATE_VERSION = 2
 _NOISE_CHANNELS = 32
 """Most channels of which the noise is measured; chosen by hand."""
 
 
-@dataclass(frozen=True)
-class StreamLatency:
-    """How long a spike of a stream is not certain, apart from computing time.
-
-    Attributes
-    ----------
-    look_ahead_samples : int
-        Samples after a spike that must be known before it is returned, at most.
-    look_ahead_ms : float
-        The same in milliseconds.
-    block_samples : int
-        Spikes become certain block by block: in blocks of so many samples, up to so many samples earlier.
-    filter_ms : float
-        Look-ahead of the filter: 0, it is causal.
-    """
-
-    look_ahead_samples: int
-    look_ahead_ms: float
-    block_samples: int
-    filter_ms: float = 0.0
-
-
-class StreamSorter:
+class StreamSorter(BlockSorter):
     """Sorts a running stream of raw samples.
 
     The spikes are exactly those of ``spikewise.sort(recording, model=model)`` for a recording of the same
@@ -72,6 +49,8 @@ class StreamSorter:
         Negative: the samples are inverted. Default: the samples have the units of that recording.
     threshold : float, optional
         One threshold for all units in place of those of the model.
+    explain : bool
+        Let the traces decide where several units may have fired, as in a sort; a spike is then certain later.
 
     Attributes
     ----------
@@ -99,13 +78,11 @@ class StreamSorter:
         channel_ids: Sequence[str] | None = None,
         gain_to_uV: float | None = None,
         threshold: float | None = None,
+        explain: bool = True,
     ):
         self.model = model if isinstance(model, Model) else load_model(model)
         _check_is_live(self.model)
-        if gain_to_uV is not None and not 0 < abs(gain_to_uV) < np.inf:
-            raise SettingError(
-                f"the setting gain_to_uV is {gain_to_uV!r}", "a finite number other than 0", "change it"
-            )
+        check_gain(gain_to_uV)
         if threshold is not None and not 0 < threshold < 1:
             raise SettingError(
                 f"the setting threshold is {threshold!r}", "it must lie between 0 and 1", "change it"
@@ -122,7 +99,8 @@ class StreamSorter:
             np.concatenate([_used(*pair) for pair in zip(self.model.groups, self._columns, strict=True)])
         )
         self._gain_to_uV = gain_to_uV
-        self._detectors = [_detector(group, self.model, threshold) for group in self.model.groups]
+        parts = [_finders(group, self.model, explain, threshold) for group in self.model.groups]
+        self._detectors, self._rules = [part[0] for part in parts], [part[1] for part in parts]
         self._first_units = np.cumsum([0] + [len(group.unit_ids) for group in self.model.groups])
         self._begin_stretch(0)
         one = self._streams[0]
@@ -150,65 +128,10 @@ class StreamSorter:
     def warm_up(self, dtype: str) -> None:
         """Compile all that :meth:`push` needs for a type of samples, which takes seconds the first time."""
         for stream in self._new_streams():
-            stream.push(np.zeros((1000, self.num_columns), dtype))
-            stream.end()
-
-    def push(self, block: np.ndarray) -> np.ndarray:
-        """Take the next samples; return the spikes that are certain now.
-
-        Rows with NaN, or values that no electrode gives (above 1e12), on channels that the model uses are a
-        gap.
-
-        Parameters
-        ----------
-        block : ndarray
-            (num_samples, num_columns) of any real type, and of any length.
-
-        Returns
-        -------
-        ndarray of SPIKE
-            Spikes with `sample_index`, counted from the first sample pushed, `unit_index` and `response`, in
-            the order of time, then unit. All spikes of earlier calls come before them.
-
-        Raises
-        ------
-        RecordingError
-            If the block has another number of columns, or no real numbers.
-        """
-        block = self._checked(block)
-        if block.dtype.kind == "f" and not np.abs(block[:, self._used]).max(initial=0.0) <= LARGEST:
-            is_good = (np.abs(block[:, self._used]) <= LARGEST).all(axis=1)  # NaN is not
-            if not is_good.all():
-                return self._push_parts(block, is_good)
-        return self._push(block)
-
-    def gap(self, num_samples: int) -> np.ndarray:
-        """Report that some samples are missing; return the spikes before them that were not certain yet.
-
-        Parameters
-        ----------
-        num_samples : int
-            Missing samples, 0 or more: later spikes are counted on from there.
-
-        Returns
-        -------
-        ndarray of SPIKE
-        """
-        if num_samples < 0:
-            raise SettingError(
-                f"a gap of {num_samples} samples is reported", "it must be 0 or more samples", "correct it"
-            )
-        rest = self.flush()
-        self._begin_stretch(self._start + int(num_samples))
-        return rest
+            stream.warm_up(self._checked(np.zeros((1000, self.num_columns), dtype)))
 
     def flush(self) -> np.ndarray:
-        """Return the rest of the spikes, as at the end of a recording; a later block begins a new stretch.
-
-        Returns
-        -------
-        ndarray of SPIKE
-        """
+        """Return the rest of the spikes, as at the end of a recording; a later block begins a new stretch."""
         rest = self._joined([stream.end() for stream in self._streams])
         self._begin_stretch(self.num_samples)
         return rest
@@ -263,7 +186,8 @@ class StreamSorter:
     def _made_for(self) -> np.ndarray:
         """Return what a state belongs to, as text."""
         thresholds = [detector.thresholds.tobytes().hex() for detector in self._detectors]
-        facts = STATE_VERSION, self.model.hash(), self._names, self._gain_to_uV, thresholds
+        explained = [rule is not None for rule in self._rules]
+        facts = STATE_VERSION, self.model.hash(), self._names, self._gain_to_uV, thresholds, explained
         return np.array(repr(facts))
 
     def _begin_stretch(self, start: int) -> None:
@@ -271,9 +195,10 @@ class StreamSorter:
         self._start, self._streams = start, self._new_streams()
 
     def _new_streams(self) -> list[GroupStream]:
-        parts = zip(self._detectors, self.model.groups, self._columns, strict=True)
+        parts = zip(self._detectors, self._rules, self.model.groups, self._columns, strict=True)
         return [
-            GroupStream(detector, self._conditioner(group, columns)) for detector, group, columns in parts
+            GroupStream(detector, self._conditioner(group, columns), rule)
+            for detector, rule, group, columns in parts
         ]
 
     def _conditioner(self, group: GroupModel, columns: np.ndarray) -> LiveConditioner:
@@ -291,32 +216,8 @@ class StreamSorter:
             gains_of_noise(noise.in_units_of(gains_to_uV), is_good),
         )
 
-    def _checked(self, block: np.ndarray) -> np.ndarray:
-        block = np.asarray(block)
-        if block.ndim != 2 or block.shape[1] != self.num_columns:
-            raise RecordingError(
-                f"the block has the shape {block.shape}",
-                f"(num_samples, {self.num_columns}): one column for each of the {self.num_columns} channels",
-                "send these channels, or name the columns with channel_ids",
-            )
-        if block.dtype.kind not in "iuf":
-            raise RecordingError(
-                f"the block has the type {block.dtype}", "whole or floating-point numbers", "convert it"
-            )
-        if block.dtype == np.float16:
-            return block.astype(np.float32)
-        return block if block.dtype.isnative else block.astype(block.dtype.newbyteorder("="))
-
     def _push(self, block: np.ndarray) -> np.ndarray:
         return self._joined([stream.push(block) for stream in self._streams])
-
-    def _push_parts(self, block: np.ndarray, is_good: np.ndarray) -> np.ndarray:
-        """Push the good rows of a block; the others are gaps."""
-        edges = np.flatnonzero(np.diff(is_good)) + 1
-        found = []
-        for part, first in zip(np.split(block, edges), [0, *edges.tolist()], strict=True):
-            found.append(self._push(part) if is_good[first] else self.gap(len(part)))
-        return np.concatenate(found)
 
     def _joined(self, of_groups: list[Spikes]) -> np.ndarray:
         """Join the spikes of the groups, in order of time, then unit."""
@@ -377,12 +278,15 @@ def _used(group: GroupModel, columns: np.ndarray) -> np.ndarray:
     return columns[~np.isin(group.channel_ids, group.silenced_channel_ids)]
 
 
-def _detector(group: GroupModel, model: Model, threshold: float | None) -> SparseDetector:
+def _finders(
+    group: GroupModel, model: Model, explain: bool, threshold: float | None
+) -> tuple[SparseDetector, OwnerRule | None]:
+    """Return what finds the peaks of a group, and by which rule the traces decide about them."""
     network = network_with_gates(group.network, model.sampling_frequency, model.detection_config)
     if network is None:  # checked before
         raise ValueError("the network has no gates")
-    thresholds = group.thresholds if threshold is None else np.full_like(group.thresholds, threshold)
-    return SparseDetector(network, thresholds, model.sampling_frequency, model.detection_config)
+    _, rule, lowest = decision_of(group, model, explain, threshold)
+    return SparseDetector(network, lowest, model.sampling_frequency, model.detection_config), rule
 
 
 def _wrong_state(path: Path, reason: str) -> CheckpointError:

@@ -37,17 +37,8 @@ class GroupFinder:
     def __init__(
         self, part: GroupModel, model: Model, sorting: SortingConfig, threshold: float | None = None
     ):
-        self.thresholds = part.thresholds
-        if threshold is not None:
-            self.thresholds = np.full_like(part.thresholds, threshold)
-            self.thresholds[part.thresholds >= SILENT] = SILENT
+        self.thresholds, self._rule, lowest = decision_of(part, model, sorting.explain, threshold)
         rate = model.sampling_frequency
-        # A stream would have to wait longer for each spike, so the live filter leaves the traces out.
-        is_live = model.preprocessing_config.filter == "live"
-        self._rule: OwnerRule | None = None
-        if sorting.explain and part.waveforms is not None and not is_live:
-            self._rule = OwnerRule(part.waveforms, self.thresholds, rate, part.residual_noise)
-        lowest = self.thresholds if self._rule is None else self._rule.lowest
         self.detector = make_detector(part.network, lowest, rate, model.detection_config, sorting)
 
     def search(self, traces: Traces, segment_index: int, read_ahead: bool = True) -> SegmentSearch:
@@ -58,3 +49,35 @@ class GroupFinder:
     def find(self, traces: Traces, segment_index: int, start: int, stop: int) -> Spikes:
         """Find the spikes of one stretch of a segment, ``start <= sample_index < stop``."""
         return self.search(traces, segment_index, read_ahead=False).find(start, stop)
+
+
+def decision_of(
+    part: GroupModel, model: Model, explain: bool, threshold: float | None = None
+) -> tuple[np.ndarray, OwnerRule | None, np.ndarray]:
+    """Return what decides which responses of a group's network are spikes.
+
+    Parameters
+    ----------
+    part, model, threshold
+        See :class:`GroupFinder`.
+    explain : bool
+        Whether the traces decide, if the model holds waveforms.
+
+    Returns
+    -------
+    thresholds : ndarray
+        (num_units,) response from which on the network finds a spike.
+    rule : OwnerRule or None
+        By which the traces decide; None: they do not.
+    lowest : ndarray
+        (num_units,) response from which on the network must report a peak.
+    """
+    thresholds = part.thresholds
+    if threshold is not None:
+        thresholds = np.full_like(part.thresholds, threshold)
+        thresholds[part.thresholds >= SILENT] = SILENT
+    if not explain or part.waveforms is None:
+        return thresholds, None, thresholds
+    is_live = model.preprocessing_config.filter == "live"
+    rule = OwnerRule(part.waveforms, thresholds, model.sampling_frequency, part.residual_noise, is_live)
+    return thresholds, rule, rule.lowest

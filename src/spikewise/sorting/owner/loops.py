@@ -62,12 +62,13 @@ class Overlaps(NamedTuple):
 class Rule(NamedTuple):
     """Numbers of the decision; :mod:`search` explains them. Times are in samples.
 
-    Of two weights and prices, the second is for spikes that the network found by itself.
+    Of two weights and prices, the second is for spikes that the network found by itself. `reach` and `rivals`
+    are those before and after a candidate.
     """
 
     lags: int
-    reach: int
-    rivals: int
+    reach: tuple[int, int]
+    rivals: tuple[int, int]
     rounds: int
     least: float
     least_alone: float
@@ -227,8 +228,8 @@ def _fill_rest(index, candidates, state, overlaps, rule, rest):  # type: ignore[
     half, num_shifts = overlaps.products.shape[1] // 2, overlaps.products.shape[1]
     rest[:] = candidates.products[index]
     for step in (-1, 1):
-        other = index + step
-        while 0 <= other < len(samples) and abs(samples[other] - samples[index]) <= rule.reach:
+        other, reach = index + step, rule.reach[int(step > 0)]
+        while 0 <= other < len(samples) and abs(samples[other] - samples[index]) <= reach:
             row = overlaps.pair[units[index], units[other]]
             if is_spike[other] and row >= 0:
                 after = np.float64(samples[other] - samples[index]) + shift[other] + rule.lags + half
@@ -269,9 +270,9 @@ def _changed(is_spike, score, candidates, overlaps, rule):  # type: ignore[no-un
             continue
         is_first = True
         for step in (-1, 1):
-            other = index + step
+            other, rivals = index + step, rule.rivals[int(step > 0)]
             while is_first and 0 <= other < len(samples):
-                if abs(samples[other] - samples[index]) > rule.rivals:
+                if abs(samples[other] - samples[index]) > rivals:
                     break
                 if (score[other] > 0) != is_spike[other] and overlaps.pair[units[index], units[other]] >= 0:
                     difference = abs(score[other]) - abs(score[index])

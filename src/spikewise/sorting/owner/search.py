@@ -7,22 +7,23 @@ then decide which of them explain the traces best, one unit, another, or both (F
 Neurosci. 2015, resolve overlaps likewise; a fit without the network sees all units everywhere).
 
 1. The middle part of a candidate's waveform is multiplied with the traces, at some time shifts.
-2. From this, what the other spikes within `REACH_MS` contribute is subtracted. The rest gives the candidate's
+2. From this, what the other spikes within reach contribute is subtracted. The rest gives the candidate's
    amplitude, its time shift to a fraction of a sample, and its gain: the energy that it explains beyond them.
    At first the spikes are those that the network found, each as large as its waveform.
 3. A candidate should be a spike if its gain is above a part of its waveform's energy. The network's odds
    count, too. For a spike that the network found, this least gain is lower where little but the spike itself
    is there: so units that have moved, and fit their waveforms less well, keep their spikes.
-4. Of the candidates within `RIVALS_MS` of each other whose decision should change, only the one changes that
-   has the most to win. So of two units that both claim a spike, one keeps it.
+4. Of rivals, candidates close to each other, whose decision should change, only the one changes that has the
+   most to win. So of two units that both claim a spike, one keeps it.
 
-Steps 2 to 4 are done `ROUNDS` times. So a decision depends on the candidates within a fixed time around it,
-and the spikes are the same however a recording is cut.
+Steps 2 to 4 are done twice, or once with the live filter (:class:`Limits`). So a decision depends on the
+candidates within a fixed time around it, and the spikes are the same however a recording is cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,11 +61,28 @@ MIDDLE_MS = (1.0, 1.25)
 """Part of a waveform before and after the spike that is compared with the traces."""
 LAGS_MS = 0.09375
 """Largest time shift of a candidate."""
-REACH_MS = 2.1875
-"""Spikes farther from a candidate contribute nothing to it."""
-RIVALS_MS = 0.5
-"""Candidates within this time are rivals."""
-ROUNDS = 2
+
+
+class Limits(NamedTuple):
+    """How far a decision looks before and after a candidate.
+
+    Attributes
+    ----------
+    rounds : int
+    reach_ms : (float, float)
+        Spikes farther away contribute nothing.
+    rivals_ms : (float, float)
+        Candidates within this time are rivals.
+    """
+
+    rounds: int
+    reach_ms: tuple[float, float]
+    rivals_ms: tuple[float, float]
+
+
+LIMITS = Limits(2, (2.1875, 2.1875), (0.5, 0.5))
+LIVE_LIMITS = Limits(1, (2.1875, 1.0), (0.5, 0.2))
+"""With the live filter: a stream waits for all that comes later, once more with each round."""
 LEAST_GAIN, LEAST_GAIN_ALONE = 0.15, 0.08
 """Least gains relative to the energy of the waveform, of which a perfect spike explains 0.5."""
 WEIGHTS_OF_ODDS = (24.0, 4.0)
@@ -95,15 +113,19 @@ class OwnerRule:
     noise : float or None
         Mean energy of noise in a projection of the traces on a temporal shape. If it is given, spikes are
         left out of which the units explain too little (:mod:`spikewise.sorting.owner.unexplained`).
+    is_live : bool
+        Whether it looks less far ahead, so that a stream waits less.
 
     Attributes
     ----------
     thresholds, lowest : ndarray of float32
         (num_units,) thresholds of spikes, and of candidates.
-    margin : int
-        Samples to either side of a stretch whose candidates decide about those within it.
+    margins : (int, int)
+        Samples before and after a stretch whose candidates decide about those within it.
     before, after : int
         Samples around a candidate that are compared with its waveform.
+    num_lags : int
+        Time shifts at which they are compared.
     """
 
     def __init__(
@@ -112,18 +134,21 @@ class OwnerRule:
         thresholds: np.ndarray,
         sampling_frequency: float,
         noise: float | None = None,
+        is_live: bool = False,
     ):
         self.thresholds = np.asarray(thresholds, np.float32)
+        self._odds_of_thresholds = _log_odds(self.thresholds)
         self.lowest = (CANDIDATE * self.thresholds).astype(np.float32)
 
         def samples(duration_ms: float) -> int:
             return max(1, round(duration_ms * sampling_frequency / 1000))
 
+        limits = LIVE_LIMITS if is_live else LIMITS
         self.rule = Rule(
             max(2, samples(LAGS_MS)),
-            samples(REACH_MS),
-            samples(RIVALS_MS),
-            ROUNDS,
+            (samples(limits.reach_ms[0]), samples(limits.reach_ms[1])),
+            (samples(limits.rivals_ms[0]), samples(limits.rivals_ms[1])),
+            limits.rounds,
             LEAST_GAIN,
             LEAST_GAIN_ALONE,
             WEIGHTS_OF_ODDS,
@@ -131,18 +156,25 @@ class OwnerRule:
             SPREAD,
             *AMPLITUDES,
         )
-        self.margin = self.rule.rounds * (self.rule.reach + self.rule.rivals)
+        (before, after), (rivals_before, rivals_after) = self.rule.reach, self.rule.rivals
+        self.margins = (
+            limits.rounds * (before + rivals_before),
+            limits.rounds * (after + rivals_after),
+        )
         before = min(samples(MIDDLE_MS[0]), waveforms.before)
         length = min(before + samples(MIDDLE_MS[1]), waveforms.shapes.shape[1] - waveforms.before + before)
         self.before, self.after = before + self.rule.lags, length - before + self.rule.lags
+        self.num_lags = 2 * self.rule.lags + 1
         whole = _whole(waveforms)
         self.waveforms = _middles(waveforms, whole, before, length)
         self._whole, self._ahead, self._noise = whole, waveforms.before, noise
         skipped = waveforms.before - before
         self._basis = orthonormal(waveforms.shapes[:, skipped : skipped + length])
+        reach = max(self.rule.reach)
         if noise is not None:  # whether a spike is foreign depends on those within reach
-            self.margin += FOREIGN_ROUNDS * self.rule.reach
-        self.overlaps = _overlaps(waveforms, self.waveforms, self.rule.reach + 2 * self.rule.lags)
+            earlier, later = self.margins
+            self.margins = earlier + FOREIGN_ROUNDS * reach, later + FOREIGN_ROUNDS * reach
+        self.overlaps = _overlaps(waveforms, self.waveforms, reach + 2 * self.rule.lags)
 
     def resolve(self, found: Spikes, read: Callable[[int, int], np.ndarray]) -> Spikes:
         """Return the candidates that are spikes.
@@ -154,7 +186,7 @@ class OwnerRule:
         read : callable
             Returns the traces (num_samples, num_channels) from a sample to another, as the network sees them.
         """
-        products = np.empty((len(found), 2 * self.rule.lags + 1), np.float32)
+        products = np.empty((len(found), self.num_lags), np.float32)
         pieces = found.sample_index // _PIECE
         bounds = np.flatnonzero(np.diff(pieces, prepend=-1, append=-1)).tolist()
         tiles = []
@@ -163,18 +195,42 @@ class OwnerRule:
             tiles.append((begin, Tile.of(read(begin, begin + _PIECE + self.before + self.after))))
 
         def fill(number: int) -> None:
-            (begin, tile), one = tiles[number], slice(bounds[number], bounds[number + 1])
-            samples, units = found.sample_index[one] - begin, found.unit_index[one]
-            fill_products((tile.values, tile.step), samples, units, self.waveforms, products[one])
+            one = slice(bounds[number], bounds[number + 1])
+            self.multiply(found.sample_index[one], found.unit_index[one], tiles[number], products[one])
 
         on_all_cores(fill, range(len(tiles)))
-        odds = _log_odds(found.response) - _log_odds(self.thresholds)[found.unit_index]
-        is_found = found.response > self.thresholds[found.unit_index]
-        candidates = Candidates(found.sample_index, found.unit_index, odds, is_found, products)
-        is_spike, amplitude, shift = decide(candidates, self.overlaps, self.rule)
+        is_spike, amplitude, shift = self._decide(found, products)
         for _ in range(0 if self._noise is None else FOREIGN_ROUNDS):
             self._drop_foreign(found, is_spike, (amplitude, shift), tiles)
-        return _chosen(found, is_spike)
+        return found.chosen(is_spike)
+
+    def multiply(
+        self, samples: np.ndarray, units: np.ndarray, traces: tuple[int, Tile], products: np.ndarray
+    ) -> None:
+        """Fill the products of candidates with the traces.
+
+        Parameters
+        ----------
+        samples, units : ndarray of int64
+            (num_candidates,)
+        traces : (int, Tile)
+            The first sample of a tile, and the tile: it holds `before` and `after` samples around each.
+        products : ndarray of float32
+            (num_candidates, num_lags); filled.
+        """
+        begin, tile = traces
+        fill_products((tile.values, tile.step), samples - begin, units, self.waveforms, products)
+
+    def decide(self, found: Spikes, products: np.ndarray) -> np.ndarray:
+        """Return which candidates are spikes, (num_candidates,) bool, from their products with the traces."""
+        return self._decide(found, products)[0]
+
+    def _decide(self, found: Spikes, products: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return which candidates are spikes, their amplitudes and time shifts; (num_candidates,) each."""
+        odds = _log_odds(found.response) - self._odds_of_thresholds[found.unit_index]
+        is_found = found.response > self.thresholds[found.unit_index]
+        candidates = Candidates(found.sample_index, found.unit_index, odds, is_found, products)
+        return decide(candidates, self.overlaps, self.rule)
 
     def _drop_foreign(
         self,
@@ -201,7 +257,7 @@ class OwnerRule:
                 spikes,
                 waveforms,
                 self._basis,
-                self.rule.reach,
+                max(self.rule.reach),
                 unexplained,
             )
 
@@ -230,7 +286,7 @@ class OwnerSearch:
         self._segment_index = segment_index
         self._at_once = max(1, _VALUES // traces.num_channels)
         if isinstance(traces, TraceReader):
-            traces.keep(self._at_once + 2 * rule.margin + _PIECE + rule.before + rule.after)
+            traces.keep(self._at_once + sum(rule.margins) + _PIECE + rule.before + rule.after)
 
     def find(self, start: int, stop: int) -> Spikes:
         """Find the spikes with ``start <= sample_index < stop``."""
@@ -243,22 +299,18 @@ class OwnerSearch:
 
     def _find(self, start: int, stop: int) -> Spikes:
         rule, length = self._rule, self._traces.num_samples(self._segment_index)
-        low, high = max(0, start - rule.margin), min(length, stop + rule.margin)
+        low, high = max(0, start - rule.margins[0]), min(length, stop + rule.margins[1])
         candidates = self._search.find(low, high)
         if not len(candidates):
             return candidates
         spikes = rule.resolve(candidates, self._read)
-        return _chosen(spikes, (spikes.sample_index >= start) & (spikes.sample_index < stop))
+        return spikes.chosen((spikes.sample_index >= start) & (spikes.sample_index < stop))
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         """Return traces (num_samples, num_channels) as the network sees them."""
         if isinstance(self._traces, DeviceTraces):
             return self._traces.read_on_device(self._segment_index, start, stop, stop).cpu().numpy().T
         return self._traces.read(self._segment_index, start, stop)
-
-
-def _chosen(spikes: Spikes, kept: np.ndarray) -> Spikes:
-    return Spikes(spikes.sample_index[kept], spikes.unit_index[kept], spikes.response[kept])
 
 
 def _log_odds(response: np.ndarray) -> np.ndarray:
