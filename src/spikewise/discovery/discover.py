@@ -28,7 +28,7 @@ from spikewise.data.recordings.reader import Traces
 from spikewise.data.spatial.motion import MotionOfFrames
 from spikewise.discovery.clustering import cluster_events
 from spikewise.discovery.event_search import Events, EventSearch, UnitSearch
-from spikewise.discovery.held_traces import HeldTraces
+from spikewise.discovery.held_traces import HeldTraces, Part
 from spikewise.discovery.merging import Clusters, Merger
 from spikewise.discovery.neighbours import distances
 from spikewise.discovery.peeling import Explained, Peeler
@@ -125,7 +125,7 @@ def discover_units(
         The motion that was removed from the traces.
     """
     with one_thread_each():
-        return _Discovery(traces, positions, seed, progress, motion).run()
+        return Discovery(traces, positions, seed, progress, motion).run()
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,16 @@ class Found:
         return Found(self.units + others.units, self.tails + others.tails, self.sizes + others.sizes)
 
 
-class _Discovery:
-    """One search for units, with its seconds and counts."""
+class Discovery:
+    """One search for units, with its seconds and counts.
+
+    Parameters
+    ----------
+    traces, positions, seed, progress, motion
+        See :func:`discover_units`.
+    parts : list of Part, optional
+        The parts of the recording that are searched; default: all, or as many as fit into memory.
+    """
 
     def __init__(
         self,
@@ -160,8 +168,10 @@ class _Discovery:
         seed: int,
         progress: ProgressCallback,
         motion: MotionOfFrames | None,
+        parts: Sequence[Part] | None = None,
     ):
         self._motion = motion
+        self.num_known = 0  # units, the first ones, that are kept whatever their spikes are
         self._started = time.perf_counter()
         self._steps = Steps(progress, FINDING_UNITS, STEPS)
         self.facts: dict[str, Any] = {"seconds_of_steps": {}}
@@ -173,6 +183,7 @@ class _Discovery:
         # What is left of the motion counts more after whitening, so moving traces stay as they are.
         self.held = HeldTraces(
             traces,
+            parts=parts,
             distance=self.distance if motion is None else None,
             tell=lambda done, total: progress(READING, done, total, ""),
         )
@@ -326,6 +337,7 @@ class _Discovery:
         reasons = [self._reason(index, unit, explained) for index, unit in enumerate(units)]
         within = FOLLOWED_MS * self.held.sampling_frequency / 1000
         reasons = _with_parts(reasons, units, explained, within)
+        reasons[: self.num_known] = [None] * self.num_known
         for reason in filter(None, reasons):
             self.dropped[reason] = self.dropped.get(reason, 0) + 1
         return [reason is None for reason in reasons]
@@ -339,7 +351,7 @@ class _Discovery:
         is_sum[kept] = are_sums(
             [unit for unit, is_kept in zip(units, kept, strict=True) if is_kept], counts[kept], reach
         )
-        self.dropped["sum of two units"] = int(is_sum.sum())
+        self.dropped["sum of two units"] = int(is_sum[self.num_known :].sum())
         return (kept & ~is_sum).tolist()
 
     def _reason(self, index: int, unit: UnitShape, explained: Explained) -> str | None:

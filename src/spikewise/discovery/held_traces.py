@@ -76,7 +76,7 @@ class HeldTraces:
         rate = self.sampling_frequency = traces.sampling_frequency
         if parts is None:
             whole = cut_traces(traces, max(1, round(STRETCH_S * rate)))
-            parts = _spread(whole, traces.num_channels, memory_bytes)
+            parts = spread_parts(whole, traces.num_channels, memory_bytes)
         gap = round(GAP_MS * rate / 1000)
         column, last = gap, None
         placed = []
@@ -139,6 +139,19 @@ class HeldTraces:
         chosen = np.unique(np.linspace(0, len(self._frames) - 1, count).round().astype(int))
         return tuple((int(self._frames[k]), int(self._frames[k] + self._lengths[k])) for k in chosen)
 
+    @property
+    def stretches(self) -> tuple[tuple[int, int], ...]:
+        """The parts, in global frames (half open)."""
+        ends = self._frames + self._lengths
+        return tuple(zip(self._frames.tolist(), ends.tolist(), strict=True))
+
+    def columns_of(self, frames: np.ndarray) -> np.ndarray:
+        """Return the columns of those global frames that are held."""
+        part = np.searchsorted(self._frames, frames, side="right") - 1
+        offset = frames - self._frames[np.maximum(part, 0)]
+        inside = (part >= 0) & (offset < self._lengths[np.maximum(part, 0)])
+        return self._columns[part[inside]] + offset[inside]
+
     def frames_of(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the global frames of columns, and whether each column is a sample of the recording."""
         part = np.maximum(np.searchsorted(self._columns, columns, side="right") - 1, 0)
@@ -168,7 +181,7 @@ def cut_traces(traces: Traces, length: int) -> list[Part]:
     return parts
 
 
-def _spread(parts: list[Part], num_channels: int, memory_bytes: int) -> list[Part]:
+def spread_parts(parts: list[Part], num_channels: int, memory_bytes: int) -> list[Part]:
     """Return as many parts as fit into the memory, evenly spread."""
     size = sum(stop - start for _, start, stop, _ in parts) * 2 * num_channels
     if size <= memory_bytes:

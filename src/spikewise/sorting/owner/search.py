@@ -132,6 +132,15 @@ class OwnerRule:
         read : callable
             Returns the traces (num_samples, num_channels) from a sample to another, as the network sees them.
         """
+        return _chosen(found, self.decisions(found, read, np.zeros(len(found), bool)))
+
+    def decisions(
+        self, found: Spikes, read: Callable[[int, int], np.ndarray], is_sure: np.ndarray
+    ) -> np.ndarray:
+        """Return which of the candidates (num_candidates,) are spikes; see :meth:`resolve`.
+
+        `is_sure` are candidates that count as found by the network, whatever their responses.
+        """
         products = np.empty((len(found), 2 * self.rule.lags + 1), np.float32)
         pieces = found.sample_index // _PIECE
         bounds = np.flatnonzero(np.diff(pieces, prepend=-1, append=-1)).tolist()
@@ -147,9 +156,10 @@ class OwnerRule:
 
         on_all_cores(fill, range(len(tiles)))
         odds = _log_odds(found.response) - _log_odds(self.thresholds)[found.unit_index]
-        is_found = found.response > self.thresholds[found.unit_index]
+        odds = np.where(is_sure, np.maximum(odds, 0), odds)
+        is_found = is_sure | (found.response > self.thresholds[found.unit_index])
         candidates = Candidates(found.sample_index, found.unit_index, odds, is_found, products)
-        return _chosen(found, decide(candidates, self.overlaps, self.rule))
+        return decide(candidates, self.overlaps, self.rule)
 
 
 class OwnerSearch:
@@ -167,7 +177,7 @@ class OwnerSearch:
     def __init__(self, search: SegmentSearch, rule: OwnerRule, traces: Traces, segment_index: int):
         self._search, self._rule, self._traces = search, rule, traces
         self._segment_index = segment_index
-        self._at_once = max(1, _VALUES // traces.num_channels)
+        self._at_once = samples_at_once(traces)
         if isinstance(traces, TraceReader):
             traces.keep(self._at_once + 2 * rule.margin + _PIECE + rule.before + rule.after)
 
@@ -186,14 +196,24 @@ class OwnerSearch:
         candidates = self._search.find(low, high)
         if not len(candidates):
             return candidates
-        spikes = rule.resolve(candidates, self._read)
+        spikes = rule.resolve(candidates, reading_of(self._traces, self._segment_index))
         return _chosen(spikes, (spikes.sample_index >= start) & (spikes.sample_index < stop))
 
-    def _read(self, start: int, stop: int) -> np.ndarray:
-        """Return traces (num_samples, num_channels) as the network sees them."""
-        if isinstance(self._traces, DeviceTraces):
-            return self._traces.read_on_device(self._segment_index, start, stop, stop).cpu().numpy().T
-        return self._traces.read(self._segment_index, start, stop)
+
+def samples_at_once(traces: Traces) -> int:
+    """Return the number of samples that are looked at together."""
+    return max(1, _VALUES // traces.num_channels)
+
+
+def reading_of(traces: Traces, segment_index: int) -> Callable[[int, int], np.ndarray]:
+    """Return what reads the traces (num_samples, num_channels) of a segment as the network sees them."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        if isinstance(traces, DeviceTraces):
+            return traces.read_on_device(segment_index, start, stop, stop).cpu().numpy().T
+        return traces.read(segment_index, start, stop)
+
+    return read
 
 
 def _chosen(spikes: Spikes, kept: np.ndarray) -> Spikes:
