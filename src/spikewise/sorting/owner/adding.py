@@ -91,6 +91,8 @@ class AddedUnits:
         segment_index, start, stop = stretch
         parts, num_dropped = [], 0
         at_once = samples_at_once(traces)
+        if self._rule is not None:
+            self._rule.keep_read(traces)
         search = self._detector.search(traces, segment_index)
         for begin in range(start, stop, at_once):
             end = min(begin + at_once, stop)

@@ -122,6 +122,11 @@ class OwnerRule:
         self.waveforms = _middles(waveforms, before, length)
         self.overlaps = _overlaps(waveforms, self.waveforms, self.rule.reach + 2 * self.rule.lags)
 
+    def keep_read(self, traces: Traces) -> None:
+        """Let a reader keep what is read twice: by the network, and to decide."""
+        if isinstance(traces, TraceReader):
+            traces.keep(samples_at_once(traces) + 2 * self.margin + _PIECE + self.before + self.after)
+
     def resolve(self, found: Spikes, read: Callable[[int, int], np.ndarray]) -> Spikes:
         """Return the candidates that are spikes.
 
@@ -178,8 +183,7 @@ class OwnerSearch:
         self._search, self._rule, self._traces = search, rule, traces
         self._segment_index = segment_index
         self._at_once = samples_at_once(traces)
-        if isinstance(traces, TraceReader):
-            traces.keep(self._at_once + 2 * rule.margin + _PIECE + rule.before + rule.after)
+        rule.keep_read(traces)
 
     def find(self, start: int, stop: int) -> Spikes:
         """Find the spikes with ``start <= sample_index < stop``."""
