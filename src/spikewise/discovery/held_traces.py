@@ -94,7 +94,7 @@ class HeldTraces:
             if index + 1 < len(placed) and isinstance(traces, TraceReader):
                 traces.read_ahead(*placed[index + 1][:3])
             block = traces.read(segment, start, stop).T
-            self._keep(self._whitened(np.ascontiguousarray(block)), at)
+            self._keep(self.whitened(np.ascontiguousarray(block)), at)
             if tell is not None:
                 tell(index + 1, len(placed))
         self.seconds = float(self._lengths.sum()) / rate
@@ -105,7 +105,7 @@ class HeldTraces:
         """Whether the traces are whitened."""
         return self._whitening is not None
 
-    def _whitened(self, block: np.ndarray) -> np.ndarray:
+    def whitened(self, block: np.ndarray) -> np.ndarray:
         """Return traces (num_channels, num_samples) whitened, if that is asked for."""
         if self._whitening is None:
             return block

@@ -1,6 +1,8 @@
 """Look at a sorted recording again: events that no unit explains, and the units among them.
 
-1. The mean waveforms of the sorted units are measured from their spikes, and these are subtracted.
+1. The mean waveforms of the sorted units are measured from their spikes, and these are subtracted. If new units
+   are asked for, the spikes are clustered before: a network may claim the spikes of a neuron that it never
+   learnt, and then has two clusters. The one that is most like the unit stays, the other may be a new unit.
 2. What is left is searched for events, as in the first search (:mod:`discover`). Events that a unit explains
    after all are subtracted, too. The others are *unexplained*.
 3. On request, they are clustered. A cluster is a new unit if a unit of the first search would be kept with
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,17 +24,22 @@ from spikewise.core.progress import ProgressCallback
 from spikewise.core.threads import one_thread_each, results_in_order
 from spikewise.data.recordings.reader import Traces
 from spikewise.data.spatial.motion import MotionOfFrames
+from spikewise.discovery.clustering import cluster_events
 from spikewise.discovery.discover import THRESHOLD, UNIT_THRESHOLD, Discovery, Found
 from spikewise.discovery.event_search import Events, EventSearch, UnitSearch
 from spikewise.discovery.held_traces import MEMORY_BYTES, STRETCH_S, Part, cut_traces, spread_parts
 from spikewise.discovery.merging import MAX_DISTANCE_UM, Clusters
 from spikewise.discovery.peeling import Explained
+from spikewise.discovery.unit_shapes import UnitShape, similarity
+from spikewise.models.unit_waveforms import UnitWaveforms
 
 # Chosen by hand, all of the following.
 COUNTED_S = 20.0
 """Most seconds in which unexplained events are counted."""
 COUNTED_BYTES = 2**28
 """Most memory for counting them: 35 s of 128 channels."""
+_SHIFT_MS = 0.8
+"""Largest time shift between a unit as it was learnt and its spikes."""
 _MAIN_SPIKES = 30
 """Spikes that choose the main channel of a unit."""
 REMAINDER_MS = 1.5
@@ -51,10 +58,13 @@ class SortedUnits:
     ----------
     frames, units : ndarray of int64, shape (num_spikes,)
         Global frames, and indices of the units.
+    waveforms : UnitWaveforms or None
+        Mean waveforms of the units as they were learnt, if they are known.
     """
 
     frames: np.ndarray
     units: np.ndarray
+    waveforms: UnitWaveforms | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,16 @@ class Unexplained:
     stretches: tuple[tuple[int, int], ...]
     trains: list[np.ndarray]
     facts: dict[str, Any]
+
+
+class _Parts(NamedTuple):
+    """Clusters of the spikes of sorted units: for each unit the columns of the one that is most like it.
+
+    `others` are the other clusters.
+    """
+
+    typical: list[np.ndarray]
+    others: Found
 
 
 def parts_to_count(traces: Traces) -> list[Part]:
@@ -155,7 +175,9 @@ class SecondLook(Discovery):
 
     def _look(self, spikes: SortedUnits, find_units: bool) -> Unexplained:
         tell = self._begin("second events")
-        known, explained = self._known(spikes)
+        columns, units = self._columns(spikes)
+        parts = self._split(columns, units, spikes.waveforms) if find_units and len(units) else None
+        known, explained = self._known(columns, parts)
         search = EventSearch(self.held, self.distance, self.shapes)
         peeler = self._peeler(known) if known.units else None
         if peeler is not None:
@@ -172,6 +194,7 @@ class SecondLook(Discovery):
             new = self._clusters(rest, "")
             if peeler is not None:
                 peeler.restore()
+            new = new if parts is None else parts.others.with_others(new)
             if new.units:
                 trains = self._new_units(known, new, _in_order(explained, left))
         self._steps.end(f"{len(trains)} new units")
@@ -180,22 +203,30 @@ class SecondLook(Discovery):
         stretches = self.held.stretches
         return Unexplained(frames[inside], rest.channel[inside], len(explained), stretches, trains, facts)
 
-    def _known(self, spikes: SortedUnits) -> tuple[Found, Events]:
-        """Return the units that fire in the parts, with their mean waveforms, and their spikes."""
+    def _columns(self, spikes: SortedUnits) -> tuple[list[np.ndarray], np.ndarray]:
+        """Return the columns of the spikes of each unit that fires in the parts, and the units' indices."""
         order = np.lexsort((spikes.frames, spikes.units))
         units, bounds = np.unique(spikes.units[order], return_index=True)
         trains = np.split(spikes.frames[order], bounds[1:]) if len(units) else []
-        columns = [self.held.columns_of(train) for train in trains]
-        columns = [of_unit.astype(np.float64) for of_unit in columns if len(of_unit)]
-        every = np.arange(self.held.num_channels)
+        columns = [self.held.columns_of(train).astype(np.float64) for train in trains]
+        fires = np.array([len(of_unit) > 0 for of_unit in columns], bool)
+        return [of_unit for of_unit in columns if len(of_unit)], units[fires]
 
-        def measure(of_unit: np.ndarray) -> tuple[Any, np.ndarray]:
-            few = of_unit[:: max(1, len(of_unit) // _MAIN_SPIKES)]
-            channel = int((self.meter.whole(few, every) ** 2).sum(axis=1).argmax())
-            unit = self.meter.measure(of_unit, channel)
+    def _main_channel(self, columns: np.ndarray) -> int:
+        """Return the channel with the most energy of the mean waveform of spikes."""
+        few = columns[:: max(1, len(columns) // _MAIN_SPIKES)]
+        every = np.arange(self.held.num_channels)
+        return int((self.meter.whole(few, every) ** 2).sum(axis=1).argmax())
+
+    def _known(self, columns: list[np.ndarray], parts: _Parts | None) -> tuple[Found, Events]:
+        """Return the mean waveforms of units that fire, and their spikes; `parts` are clusters of these."""
+        typical = columns if parts is None else parts.typical
+
+        def measure(of_unit: np.ndarray) -> tuple[UnitShape, np.ndarray]:
+            unit = self.meter.measure(of_unit, self._main_channel(of_unit))
             return unit, self.meter.tails(unit, of_unit)
 
-        measured = list(results_in_order(measure, columns))
+        measured = list(results_in_order(measure, typical))
         sizes = [len(of_unit) for of_unit in columns]
         found = Found([unit for unit, _ in measured], [tails for _, tails in measured], sizes)
         return found, _in_order(
@@ -205,6 +236,59 @@ class SecondLook(Discovery):
                 np.repeat(np.array([unit.norm for unit in found.units], np.float32), sizes),
             )
         )
+
+    def _split(self, columns: list[np.ndarray], units: np.ndarray, waveforms: UnitWaveforms | None) -> _Parts:
+        """Cluster the spikes of each unit; see the top of this module."""
+        sizes = [len(of_unit) for of_unit in columns]
+        of_unit = np.repeat(np.arange(len(columns)), sizes)
+        main = list(results_in_order(self._main_channel, columns))
+        at, channels = np.concatenate(columns), np.repeat(np.array(main, np.int64), sizes)
+        limits = self.fewest, self.seed
+        tell = self._begin("clustering")
+        labels = cluster_events(self.held, at, channels, self.distance, self.shapes, limits, tell)
+        clusters = Clusters(at.copy(), channels, labels)
+        merged = self.merger.merge(clusters, self._begin("merging"))
+        found = self.merger.align(clusters) if clusters.labels.max(initial=-1) >= 0 else []
+        members = clusters.members(len(found))
+        owners = [int(np.bincount(of_unit[events]).argmax()) for events in members]
+        typical, is_other = list(columns), np.ones(len(found), bool)
+        for unit in range(len(columns)):
+            mine = [index for index, owner in enumerate(owners) if owner == unit]
+            if mine:
+                learnt = None if waveforms is None else self._learnt(waveforms, int(units[unit]))
+                best = max(mine, key=lambda index: self._likeness(found[index], members[index], learnt))
+                is_other[best] = False
+                typical[unit] = clusters.columns[members[best]]
+        clusters.labels[~np.append(is_other, False)[clusters.labels]] = -1
+        clusters.compact()
+        others = self._measured(clusters)
+        self._note(
+            "clustering known spikes", num_parts=len(found), num_joined=merged, num_others=len(others.units)
+        )
+        return _Parts(typical, others)
+
+    def _likeness(self, shape: UnitShape, events: np.ndarray, learnt: UnitShape | None) -> tuple[float, int]:
+        """Return how like a cluster is to a unit: by its mean waveform, or by its size."""
+        reach = round(_SHIFT_MS * self.held.sampling_frequency / 1000)
+        alike = 0.0 if learnt is None else similarity(learnt, shape, reach)[0]
+        return alike, len(events)
+
+    def _learnt(self, waveforms: UnitWaveforms, unit: int) -> UnitShape | None:
+        """Return the mean waveform of a unit as it was learnt, in the traces that are held."""
+        channels = waveforms.channel_index[unit]
+        channels = channels[channels >= 0]
+        if not len(channels):
+            return None
+        whole = np.zeros((self.held.num_channels, self.meter.length), np.float32)
+        long = waveforms.weights[unit, : len(channels)] @ waveforms.shapes
+        skipped = waveforms.before - self.meter.before
+        first, length = max(0, skipped), self.meter.length
+        middle = long[:, first : max(0, skipped + length)]
+        whole[channels, max(0, -skipped) : max(0, -skipped) + middle.shape[1]] = middle
+        whole = self.held.whitened(whole)
+        main = int((whole**2).sum(axis=1).argmax())
+        near = self.meter.near[main][self.meter.near[main] >= 0]
+        return UnitShape(main, near, whole[near], 0)
 
     def _are_remainders(self, events: Events, spikes: Events) -> np.ndarray:
         """Return which events are what the subtraction of a much larger spike left."""

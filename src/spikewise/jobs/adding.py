@@ -98,8 +98,11 @@ class _Sent:
     spikes: Spikes
 
 
-def add_remotely(work: RemoteWork, task: _Sent) -> tuple[Spikes, int, float]:
-    """Find the spikes of one shard in a worker; also return the seconds that this took."""
+def add_remotely(work: RemoteWork, task: Any) -> tuple[Spikes, int, float]:
+    """Find the spikes of one shard in a worker; also return the seconds that this took.
+
+    `task` is a :class:`ShardTask` where it is submitted, and a :class:`_Sent` in the worker.
+    """
     started = time.perf_counter()
 
     def make(groups: Sequence[Group], model: Model) -> AddedFinder:

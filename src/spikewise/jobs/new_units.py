@@ -39,6 +39,7 @@ from spikewise.jobs.state.shards import Shard, ShardStore
 from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.models.checkpoint import GroupModel, Model, load_model, save_model
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
+from spikewise.models.unit_waveforms import UnitWaveforms
 from spikewise.sorting.groups import Group
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class SecondSort:
         seed = stage_seed(self.config.training.seed, f"new units of group {index}") % 2**31
         counted = parts or parts_to_count(group.reader)
         look = SecondLook(group.reader, positions, seed, progress, group.reader.motion, counted)
-        return look.look(_spikes_in(found, index, group, counted), bool(parts))
+        return look.look(_spikes_in(found, index, counted, part.waveforms), bool(parts))
 
     def _added(self, model: Model, num_known: tuple[int, ...], found: FoundShards) -> FoundShards:
         """Search the recording for the new units, and return all spikes."""
@@ -164,7 +165,9 @@ def _reason(part: GroupModel, is_on: bool, has_parts: bool) -> str | None:
     return None
 
 
-def _spikes_in(found: FoundShards, index: int, group: Group, parts: Sequence[Part]) -> SortedUnits:
+def _spikes_in(
+    found: FoundShards, index: int, parts: Sequence[Part], waveforms: UnitWaveforms | None
+) -> SortedUnits:
     """Return the spikes of a group in some parts of the recording, in global frames."""
     frames, units = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     by_segment: dict[int, list[Shard]] = {}
@@ -175,12 +178,14 @@ def _spikes_in(found: FoundShards, index: int, group: Group, parts: Sequence[Par
         mine = [part for part in parts if part[0] == segment]
         for shard in sorted(shards):
             inside = [part for part in mine if part[1] < shard.stop and shard.start < part[2]]
-            table = found.store.read(shard) if inside else None
+            if not inside:
+                continue
+            table = found.store.read(shard)
             for _, start, stop, frame in inside:
                 is_in = (table["sample_index"] >= start) & (table["sample_index"] < stop)
                 frames.append(table["sample_index"][is_in].astype(np.int64) - start + frame)
                 units.append(table["unit_index"][is_in].astype(np.int64))
-    return SortedUnits(np.concatenate(frames), np.concatenate(units))
+    return SortedUnits(np.concatenate(frames), np.concatenate(units), waveforms)
 
 
 def _described(look: Unexplained, part: GroupModel, reason: str | None, rate: float) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class AddedUnits:
         good = Spikes(good.sample_index, good.unit_index + first, good.response)
         stays = is_given.copy()
         for index in np.flatnonzero(is_given & ~is_spike):
-            stays[index] = not self._has_rival(candidates, index, good)
+            stays[index] = not self._has_rival(candidates, int(index), good)
         spikes = _between(_in_order(_chosen(candidates, stays), good), start, stop)
         return spikes, len(_between(new, start, stop)) - len(_between(good, start, stop))
 
