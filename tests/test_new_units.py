@@ -47,7 +47,7 @@ def late(tmp_path_factory):
         refractory_period_ms=4.0,
         seed=3,
     )
-    trains = {unit: whole.get_unit_spike_train(unit) for unit in range(4)}
+    trains = {index: whole.get_unit_spike_train(unit) for index, unit in enumerate(whole.unit_ids)}
     trains[LATE] = trains[LATE][trains[LATE] >= HALF_S * RATE]
     sorting = NumpySorting.from_unit_dict([trains], RATE)
     recording, truth = generate_ground_truth_recording(

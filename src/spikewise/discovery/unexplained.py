@@ -1,8 +1,8 @@
 """Look at a sorted recording again: events that no unit explains, and the units among them.
 
-1. The mean waveforms of the sorted units are measured from their spikes, and these are subtracted. If new units
-   are asked for, the spikes are clustered before: a network may claim the spikes of a neuron that it never
-   learnt, and then has two clusters. The one that is most like the unit stays, the other may be a new unit.
+1. The mean waveforms of the sorted units are measured from their spikes, and these are subtracted. If new
+   units are asked for, the spikes are clustered before: a network may claim the spikes of a neuron that it
+   never learnt, and then has two clusters. The one that is most like the unit stays, the other may be a unit.
 2. What is left is searched for events, as in the first search (:mod:`discover`). Events that a unit explains
    after all are subtracted, too. The others are *unexplained*.
 3. On request, they are clustered. A cluster is a new unit if a unit of the first search would be kept with
