@@ -128,6 +128,7 @@ def test_responses_are_the_largest_of_the_scaled_sums_over_near_channels():
     weights = random.uniform(0.1, 1, size=(4, 4, 3)).astype(np.float32)
     for channel, (of_all, in_last) in enumerate(counts):
         weights[channel, of_all:, :2] = 0
+        weights[channel, 1:, 0] = 0
         weights[channel, in_last:] = 0
     scale = random.uniform(0.5, 2, size=(4, 2, 3)).astype(np.float32)
     best = np.full((4, BLOCK), np.nan, np.float32)

@@ -269,7 +269,7 @@ def test_parts_depend_on_the_recording_and_not_on_what_was_seen():
     assert counted[-1][2] == 3600 * RATE
     assert parts_to_search(traces, is_searched=True) == []  # 432 MB: all was seen
     traces.num_channels = 128
-    seen = spread_parts(cut_traces(traces, RATE), 128, MEMORY_BYTES)
+    seen = spread_parts(traces, MEMORY_BYTES)
     second = parts_to_search(traces, is_searched=True)
     assert not set(seen) & set(second)
     assert sum(stop - start for _, start, stop, _ in second) * 256 <= MEMORY_BYTES
@@ -283,8 +283,8 @@ def test_columns_are_those_of_the_frames():
     parts = [cut_traces(traces, RATE)[index] for index in (1, 2, 5)]
     held = HeldTraces(traces, parts=parts)
     frames, inside = held.frames_of(np.arange(held.num_columns))
-    assert np.array_equal(held.columns_of(frames[inside]), np.flatnonzero(inside))
-    assert len(held.columns_of(np.array([0, RATE - 1, 3 * RATE, 6 * RATE]))) == 0
+    assert np.array_equal(held.held_columns(frames[inside]), np.flatnonzero(inside))
+    assert len(held.held_columns(np.array([0, RATE - 1, 3 * RATE, 6 * RATE]))) == 0
     assert held.stretches == ((RATE, 2 * RATE), (2 * RATE, 3 * RATE), (5 * RATE, 6 * RATE))
 
 

@@ -23,6 +23,10 @@ from spikewise.core.progress import Tell
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+READ_LOCK = threading.RLock()
+"""Lock for reading files: several groups may share those of a recording, and not all readers of files may be
+used by several threads at once."""
+
 _local = threading.local()
 _pool_lock = threading.Lock()
 _pool: tuple[int, ThreadPoolExecutor] | None = None

@@ -7,7 +7,8 @@
    (:mod:`peeling`). What is left is searched again: overlapped spikes, and units that were missed.
 4. All events are explained by all units. Units that nothing supports are dropped, and one unit that was
    found in parts is joined.
-5. Spikes that are still missing are searched with the units' own mean waveforms.
+5. In the parts from which networks learn, spikes that are still missing are searched with the units' own
+   mean waveforms.
 
 Nothing is drawn at random but the start of k-means within ISO-SPLIT, which has a seed.
 """
@@ -27,8 +28,8 @@ from spikewise.core.threads import one_thread_each
 from spikewise.data.recordings.reader import Traces
 from spikewise.data.spatial.motion import MotionOfFrames
 from spikewise.discovery.clustering import cluster_events
-from spikewise.discovery.event_search import Events, EventSearch, UnitSearch
-from spikewise.discovery.held_traces import HeldTraces, Part
+from spikewise.discovery.event_search import THRESHOLD, Events, EventSearch, FirstLook, UnitSearch
+from spikewise.discovery.held_traces import HeldTraces, Part, spread_parts, whitening_of
 from spikewise.discovery.merging import Clusters, Merger
 from spikewise.discovery.neighbours import distances
 from spikewise.discovery.peeling import Explained, Peeler
@@ -38,8 +39,6 @@ from spikewise.discovery.unit_shapes import ShapeMeter, UnitShape, are_sums
 logger = logging.getLogger(__name__)
 
 # Chosen by hand on the scenes `plain` and `tetrode` of seed 1, all of the following.
-THRESHOLD = 5.0
-"""Smallest response of an event, in noise standard deviations."""
 UNIT_THRESHOLD = 4.5
 """Smallest response to a unit's own mean waveform of a spike that was missed."""
 MIN_NORM = 7.0
@@ -108,6 +107,7 @@ def discover_units(
     seed: int,
     progress: ProgressCallback = silent,
     motion: MotionOfFrames | None = None,
+    look: FirstLook | None = None,
 ) -> Discovered:
     """Find the units of preprocessed traces.
 
@@ -123,9 +123,11 @@ def discover_units(
         Called with the progress of reading, and of finding units.
     motion : MotionOfFrames, optional
         The motion that was removed from the traces.
+    look : FirstLook, optional
+        The traces as they are now, and their events; the traces change. Default: they are read and searched.
     """
     with one_thread_each():
-        return Discovery(traces, positions, seed, progress, motion).run()
+        return Discovery(traces, positions, seed, progress, motion, look).run()
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ class Discovery:
         seed: int,
         progress: ProgressCallback,
         motion: MotionOfFrames | None,
+        look: FirstLook | None = None,
         parts: Sequence[Part] | None = None,
     ):
         self._motion = motion
@@ -179,14 +182,17 @@ class Discovery:
         self.dropped: dict[str, int] = {}
         self.distance = distances(positions)
         self.positions = positions
-        progress(READING, 0, 1, "")
         # What is left of the motion counts more after whitening, so moving traces stay as they are.
-        self.held = HeldTraces(
-            traces,
-            parts=parts,
-            distance=self.distance if motion is None else None,
-            tell=lambda done, total: progress(READING, done, total, ""),
-        )
+        distance = self.distance if motion is None else None
+        if look is not None and distance is not None and whitening_of(traces, spread_parts(traces), distance):
+            look = None  # whitened traces are others
+        self._look = look
+        if look is None:
+            progress(READING, 0, 1, "")
+            tell: Tell = lambda done, total: progress(READING, done, total, "")  # noqa: E731
+            self.held = HeldTraces(traces, parts=parts, distance=distance, tell=tell)
+        else:
+            self.held = look.held
         self.shapes = load_shapes(traces.sampling_frequency)
         self.meter = ShapeMeter(self.held, self.distance, self.shapes.before, self.shapes.bank.shape[1])
         moved = None if motion is None else self._moved
@@ -215,8 +221,11 @@ class Discovery:
     def run(self) -> Discovered:
         """Find the units: see the top of this module."""
         tell = self._begin("events")
-        search = EventSearch(self.held, self.distance, self.shapes)
-        events = search.find(THRESHOLD, tell)
+        if self._look is None or self._look.search is None:
+            search = EventSearch(self.held, self.distance, self.shapes)
+            events = search.find(THRESHOLD, tell)
+        else:
+            search, events = self._look.search, self._look.events
         self._note("events", num_events=len(events))
         found = self._clusters(events, "")
         if not found.units:
@@ -318,7 +327,8 @@ class Discovery:
             events.column, events.channel, events.height, lambda done, total: tell(done, 2 * total)
         )
         search = UnitSearch(self.held, self.distance, peeler.units)
-        missed = search.find(UNIT_THRESHOLD, lambda done, total: tell(done + total, 2 * total))
+        learnt = self.held.columns_of(self.held.spread(LEARNT_S))  # the networks find spikes elsewhere
+        missed = search.find(UNIT_THRESHOLD, lambda done, total: tell(done + total, 2 * total), learnt)
         second = peeler.explain(missed.column, missed.channel, missed.height)
         main = np.array([unit.main_channel for unit in found.units], int)
         order = np.lexsort((np.arange(len(main)), *np.round(self.positions[main].T, 3)))
@@ -328,6 +338,7 @@ class Discovery:
             columns = np.rint(columns).astype(np.int64)
             frames, inside = self.held.frames_of(columns)
             trains.append(np.unique(frames[inside]))
+        peeler.restore()
         num_missed = int((second.unit >= 0).sum())
         self._note("last peeling", num_units=len(trains), num_missed=num_missed, dropped=self.dropped)
         return trains

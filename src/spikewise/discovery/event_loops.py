@@ -25,6 +25,9 @@ NUM_WIDTHS = 3
 TILE = 32
 """Outputs whose sums stay in a processor's registers."""
 _TILE = ir.VectorType(vectors.FLOAT, TILE)
+TAP_TILE = 16
+"""Outputs of one channel whose sums, for five shapes, stay in a processor's registers."""
+_TAP_TILE = ir.VectorType(vectors.FLOAT, TAP_TILE)
 
 
 @compiled()
@@ -37,43 +40,75 @@ def fill_steps(traces, factor, steps):  # type: ignore[no-untyped-def]
             target[index] = np.int16(min(largest, max(-largest, np.rint(row[index] * factor))))
 
 
-@compiled(fastmath=FAST)
+def _make_filter(num_shapes: int) -> Any:
+    """Return a function that filters TAP_TILE outputs by so many shapes, whose sums stay in registers."""
+
+    def write_filter(  # type: ignore[no-untyped-def]
+        typing_context, row, bank, shape_bytes, taps, target, target_bytes
+    ):
+        signature = types.void(*[types.int64] * 6)
+
+        def write(context: Any, builder: ir.IRBuilder, signature: Any, arguments: list[ir.Value]) -> ir.Value:
+            row, bank, shape_bytes, taps, target, target_bytes = arguments
+            shapes = [
+                builder.add(bank, builder.mul(shape_bytes, vectors.number(index)))
+                for index in range(num_shapes)
+            ]
+
+            def tap(index: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+                samples = vectors.load(builder, vectors.after(builder, row, index, 4), _TAP_TILE)
+                factors = [
+                    vectors.load(builder, vectors.after(builder, shape, index, 4), vectors.FLOAT)
+                    for shape in shapes
+                ]
+                return [
+                    vectors.multiply_add(builder, vectors.spread(builder, factor, TAP_TILE), samples, total)
+                    for factor, total in zip(factors, sums, strict=True)
+                ]
+
+            sums = vectors.count_up(builder, taps, [vectors.zeros(_TAP_TILE)] * num_shapes, tap)
+            for index, total in enumerate(sums):
+                vectors.store(
+                    builder, total, builder.add(target, builder.mul(target_bytes, vectors.number(index)))
+                )
+            return context.get_dummy_value()
+
+        return signature, write
+
+    return intrinsic(write_filter)
+
+
+_filter_five, _filter_four, _filter_one = _make_filter(5), _make_filter(4), _make_filter(1)
+
+
+@compiled()
 def filter_channels(values, first, step, bank, filtered, num_outputs):  # type: ignore[no-untyped-def]
-    """Fill (K, C, outputs): each channel filtered by each shape (K, taps), at every `step`-th column."""
+    """Fill (K, C, outputs): each channel filtered by each shape (K, taps), at every `step`-th column.
+
+    `filtered` has room for BLOCK outputs; those beyond `num_outputs` hold anything.
+    """
     num_shapes, taps = bank.shape
-    row = np.empty(BLOCK + taps + 4, np.float32)
+    row = np.zeros(BLOCK + taps + TAP_TILE, np.float32)
+    shape_bytes, target_bytes = np.int64(bank[0].size * 4), np.int64(filtered[0].size * 4)
     for channel in range(len(values)):
+        source = values[channel]
         for index in range(num_outputs + taps - 1):
-            row[index] = values[channel, first + index * step]
-        for shape in range(num_shapes):
-            target = filtered[shape, channel]
-            for index in range(num_outputs):
-                target[index] = 0
-            tap = 0
-            while tap + 8 <= taps:
-                a, b, c, d = (
-                    bank[shape, tap],
-                    bank[shape, tap + 1],
-                    bank[shape, tap + 2],
-                    bank[shape, tap + 3],
-                )
-                e, f, g, h = (
-                    bank[shape, tap + 4],
-                    bank[shape, tap + 5],
-                    bank[shape, tap + 6],
-                    bank[shape, tap + 7],
-                )
-                for index in range(num_outputs):
-                    at = index + tap
-                    early = a * row[at] + b * row[at + 1] + c * row[at + 2] + d * row[at + 3]
-                    late = e * row[at + 4] + f * row[at + 5] + g * row[at + 6] + h * row[at + 7]
-                    target[index] += early + late
-                tap += 8
-            while tap < taps:
-                a = bank[shape, tap]
-                for index in range(num_outputs):
-                    target[index] += a * row[index + tap]
-                tap += 1
+            row[index] = source[first + index * step]
+        shape = 0
+        while shape < num_shapes:
+            weights = np.int64(bank[shape:].ctypes.data)
+            left = num_shapes - shape
+            for begin in range(0, num_outputs, TAP_TILE):
+                samples = np.int64(row[begin:].ctypes.data)
+                target = np.int64(filtered[shape, channel, begin:].ctypes.data)
+                if left >= 5:
+                    _filter_five(samples, weights, shape_bytes, np.int64(taps), target, target_bytes)
+                elif left == 4:
+                    _filter_four(samples, weights, shape_bytes, np.int64(taps), target, target_bytes)
+                else:
+                    _filter_one(samples, weights, shape_bytes, np.int64(taps), target, target_bytes)
+            shape += 5 if left >= 5 else 4 if left == 4 else 1
+    row[0] = 0  # arrays live until the last line that names them
 
 
 def _write_largest_sums(  # type: ignore[no-untyped-def]
@@ -81,10 +116,11 @@ def _write_largest_sums(  # type: ignore[no-untyped-def]
 ):
     """Fill 32 outputs with the largest of the scaled sums of rows, over shapes and NUM_WIDTHS widths.
 
-    `rows` holds the addresses of the rows of the first shape, to which `offset` bytes are added. Rows before
-    the first of `counts` are in the sums of all widths, those before the second in the sum of the last width
-    only. At `weights` lie (rows, NUM_WIDTHS), at `scale` (shapes, NUM_WIDTHS), at `shapes` the number of
-    shapes and the bytes from one to the next. All but `offset` are addresses.
+    `rows` holds the addresses of the rows of the first shape, to which `offset` bytes are added. The sum of
+    the first width is the first row alone. Rows before the first of `counts` are in the sums of the other
+    widths, those before the second in the sum of the last width only. At `weights` lie (rows, NUM_WIDTHS), at
+    `scale` (shapes, NUM_WIDTHS), at `shapes` the number of shapes and the bytes from one to the next. All but
+    `offset` are addresses.
     """
     signature = types.void(*[types.int64] * 7)
 
@@ -112,12 +148,14 @@ def _write_largest_sums(  # type: ignore[no-untyped-def]
 
         def shape(index: ir.Value, best: list[ir.Value]) -> list[ir.Value]:
             begin = builder.add(offset, builder.mul(index, shape_bytes))
-            totals = vectors.count_up(
+            alone_sum = add(vectors.number(0), begin, range(1), [vectors.zeros(_TILE)])
+            sums = vectors.count_up(
                 builder,
                 of_all,
-                [vectors.zeros(_TILE)] * NUM_WIDTHS,
-                lambda row, sums: add(row, begin, range(NUM_WIDTHS), sums),
+                [vectors.zeros(_TILE)] * (NUM_WIDTHS - 1),
+                lambda row, sums: add(row, begin, range(1, NUM_WIDTHS), sums),
             )
+            totals = alone_sum + sums
             last = range(NUM_WIDTHS - 1, NUM_WIDTHS)
             totals[-1:] = vectors.count_up(
                 builder,

@@ -10,6 +10,7 @@ the largest of these responses, in time and over near channels.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from spikewise.core.progress import Tell
 from spikewise.core.threads import results_in_order
+from spikewise.data.recordings.reader import TraceReader, Traces
 from spikewise.discovery.event_loops import (
     BLOCK,
     NUM_WIDTHS,
@@ -26,9 +28,9 @@ from spikewise.discovery.event_loops import (
     unit_responses,
 )
 from spikewise.discovery.held_traces import HeldTraces
-from spikewise.discovery.neighbours import channels_within
+from spikewise.discovery.neighbours import channels_within, distances
 from spikewise.discovery.peeling import PackedUnits
-from spikewise.discovery.spike_shapes import SpikeShapes
+from spikewise.discovery.spike_shapes import SpikeShapes, load_shapes
 
 WIDTHS_UM = (0.0, 18.0, 36.0)
 """Standard deviations of the Gaussian weights; 0: the channel alone. Chosen by hand."""
@@ -74,6 +76,11 @@ class Events:
         """Return the number of events."""
         return len(self.column)
 
+    def above(self, threshold: float) -> Events:
+        """Return the events with at least such a response."""
+        chosen = self.height >= threshold
+        return Events(self.column[chosen], self.channel[chosen], self.height[chosen])
+
 
 class _Search:
     """Searches peaks of responses: weighted sums of filtered channels, each divided by its own noise.
@@ -96,18 +103,27 @@ class _Search:
         self._before = before // self._step * self._step
         self._reach = max(1, round(RIVALS_MS * held.sampling_frequency / 1000 / self._step))
 
-    def find(self, threshold: float, tell: Tell | None = None) -> Events:
-        """Return the events whose response is above the threshold, in noise standard deviations."""
+    def find(
+        self, threshold: float, tell: Tell | None = None, within: Sequence[tuple[int, int]] | None = None
+    ) -> Events:
+        """Return the events whose response is above the threshold, in noise standard deviations.
+
+        By default all columns are searched; else those from the first to the last of each pair `within`.
+        """
         span = BLOCK * BLOCKS_AT_ONCE * self._step
         taps = self._bank.shape[1] * self._step
         margin = (self._reach + 2) * self._step
-        last = self._held.num_columns - taps - margin
-        starts = range(margin, max(margin + 1, last), span)
+        last = max(margin + 1, self._held.num_columns - taps - margin)
+        pieces = [
+            (start, min(start + span, stop, last))
+            for first, stop in within or ((margin, last),)
+            for start in range(max(margin, first), min(stop, last), span)
+        ]
 
-        def search(start: int) -> Events:
-            return self._search(start, min(span, last - start) // self._step, np.float32(threshold))
+        def search(piece: tuple[int, int]) -> Events:
+            return self._search(piece[0], (piece[1] - piece[0]) // self._step, np.float32(threshold))
 
-        found = list(results_in_order(search, starts, tell))
+        found = list(results_in_order(search, pieces, tell))
         column = np.concatenate([events.column for events in found])
         row = np.concatenate([events.channel for events in found])
         order = np.lexsort((row, column))
@@ -243,6 +259,52 @@ class UnitSearch(_Search):
     def _fill(self, filtered: np.ndarray, best: np.ndarray, num_outputs: int) -> None:
         """Fill the response of each unit."""
         unit_responses(filtered, self._channels, self._counts, self._weights, self._scale, best, num_outputs)
+
+
+THRESHOLD = 5.0
+"""Smallest response of an event, in noise standard deviations. Chosen by hand on `plain` and `tetrode`."""
+
+
+@dataclass(frozen=True)
+class FirstLook:
+    """All traces of a short recording, and the events in them: motion and units are searched in both.
+
+    Attributes
+    ----------
+    held : HeldTraces
+    search : EventSearch or None
+        None: nothing was searched in these traces.
+    events : Events
+        Those whose response is above THRESHOLD.
+    """
+
+    held: HeldTraces
+    search: EventSearch | None
+    events: Events
+
+    def still(self, traces: Traces) -> FirstLook:
+        """Hold traces without their motion in place of these; what was found before is not true of them."""
+        self.held.fill(traces)
+        if isinstance(traces, TraceReader):
+            traces.read_from(self.held)
+        return FirstLook(self.held, None, self.events.above(np.inf))
+
+
+def look_at(traces: Traces, positions: np.ndarray, tell_read: Tell, tell_found: Tell) -> FirstLook:
+    """Hold all traces of a recording, and find their events.
+
+    Parameters
+    ----------
+    traces : Traces
+        In noise standard deviations; at most MEMORY_BYTES as 16-bit integers.
+    positions : ndarray, shape (num_channels, 2 or 3)
+        Positions of the contacts in um.
+    tell_read, tell_found : callable
+        Called with the work that is done and the whole, while traces are read and searched.
+    """
+    held = HeldTraces(traces, tell=tell_read)
+    search = EventSearch(held, distances(positions), load_shapes(traces.sampling_frequency))
+    return FirstLook(held, search, search.find(THRESHOLD, tell_found))
 
 
 def search_step(held: HeldTraces) -> int:

@@ -12,21 +12,24 @@ import numpy as np
 
 from spikewise.core.progress import Tell
 from spikewise.core.threads import on_all_cores
+from spikewise.data.recordings.conditioning import reusable_array
+from spikewise.data.recordings.conditioning_loops import STEP, fill_from_steps
 from spikewise.data.recordings.reader import TraceReader, Traces
 from spikewise.data.spatial.mixing import mix_channels
 from spikewise.data.spatial.whitening import noise_covariance, whitening_weights
 from spikewise.discovery.event_loops import fill_steps
+from spikewise.sorting.groups import KEPT_BYTES
 
-MEMORY_BYTES = 2**31
-"""Largest size of the traces: 2 GiB are 93 s of 384 channels, or 280 s of 128, at 30 kHz. Chosen by hand."""
+MEMORY_BYTES = KEPT_BYTES
+"""Largest size of the traces."""
 _CHANNELS_AT_ONCE = 16
 """Channels that one thread keeps at a time."""
 STRETCH_S = 1.0
 """Length of a part; the reader prepares blocks of this length."""
 GAP_MS = 5.0
 """Zeros between two parts; longer than a window around a spike with all its shifts."""
-UNIT = 1 / 128
-"""Value of one step, in noise standard deviations: sizes up to 255 fit into 16 bits."""
+UNIT = STEP
+"""Value of one step, in noise standard deviations."""
 
 
 Part = tuple[int, int, int, int]
@@ -75,8 +78,7 @@ class HeldTraces:
     ):
         rate = self.sampling_frequency = traces.sampling_frequency
         if parts is None:
-            whole = cut_traces(traces, max(1, round(STRETCH_S * rate)))
-            parts = spread_parts(whole, traces.num_channels, memory_bytes)
+            parts = spread_parts(traces, memory_bytes)
         gap = round(GAP_MS * rate / 1000)
         column, last = gap, None
         placed = []
@@ -89,16 +91,27 @@ class HeldTraces:
         self._columns = np.array([part[4] for part in placed], np.int64)
         self._frames = np.array([part[3] for part in placed], np.int64)
         self._lengths = np.array([part[2] - part[1] for part in placed], np.int64)
-        self._whitening = None if distance is None else _whitening(traces, parts, distance)
-        for index, (segment, start, stop, _, at) in enumerate(placed):
-            if index + 1 < len(placed) and isinstance(traces, TraceReader):
-                traces.read_ahead(*placed[index + 1][:3])
-            block = traces.read(segment, start, stop).T
-            self._keep(self.whitened(np.ascontiguousarray(block)), at)
-            if tell is not None:
-                tell(index + 1, len(placed))
+        self._whitening = None if distance is None else whitening_of(traces, parts, distance)
+
+        self._parts = placed
+        self.fill(traces, tell)
         self.seconds = float(self._lengths.sum()) / rate
-        self.total_s = sum(traces.num_samples(index) for index in range(traces.num_segments)) / rate
+        lengths = [traces.num_samples(index) for index in range(traces.num_segments)]
+        self.total_s = sum(lengths) / rate
+        self._segments = np.concatenate(([0], np.cumsum(lengths)))
+        is_whole = self._lengths.sum() == self._segments[-1] and not self.is_whitened
+        if is_whole and isinstance(traces, TraceReader):
+            traces.read_from(self)
+
+    def fill(self, traces: Traces, tell: Tell | None = None) -> None:
+        """Hold the same parts of these traces; they may be computed from what is held now, part by part."""
+
+        def hold(index: int) -> None:
+            segment, start, stop, _, column = self._parts[index]
+            block = traces.read(segment, start, stop).T
+            self._keep(self.whitened(np.ascontiguousarray(block)), column)
+
+        on_all_cores(hold, range(len(self._parts)), tell)
 
     @property
     def is_whitened(self) -> bool:
@@ -133,11 +146,34 @@ class HeldTraces:
         """Number of columns, zeros between the parts included."""
         return self.values.shape[1]
 
+    def block(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return float32 traces (stop - start, num_channels) of frames that all are held."""
+        first = int(self._segments[segment_index]) + start
+        part = int(np.searchsorted(self._frames, first, side="right")) - 1
+        column = int(self._columns[part] + first - self._frames[part])
+        values = self.values[:, column : column + stop - start]
+        by_channel = reusable_array(values.shape)
+
+        def fill(first: int) -> None:
+            channels = slice(first, first + _CHANNELS_AT_ONCE)
+            fill_from_steps(values[channels], by_channel[channels])
+
+        on_all_cores(fill, range(0, len(values), _CHANNELS_AT_ONCE))
+        return by_channel.T
+
     def spread(self, seconds: float) -> tuple[tuple[int, int], ...]:
         """Return parts of at most so many seconds in all, evenly spread, in global frames (half open)."""
         count = min(len(self._frames), max(1, round(seconds / STRETCH_S)))
         chosen = np.unique(np.linspace(0, len(self._frames) - 1, count).round().astype(int))
         return tuple((int(self._frames[k]), int(self._frames[k] + self._lengths[k])) for k in chosen)
+
+    def columns_of(self, stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return the columns of parts that :meth:`spread` returned, half open."""
+        parts = np.searchsorted(self._frames, [start for start, _ in stretches])
+        starts = self._columns[parts]
+        return [
+            (int(start), int(start + self._lengths[part])) for start, part in zip(starts, parts, strict=True)
+        ]
 
     @property
     def stretches(self) -> tuple[tuple[int, int], ...]:
@@ -145,7 +181,7 @@ class HeldTraces:
         ends = self._frames + self._lengths
         return tuple(zip(self._frames.tolist(), ends.tolist(), strict=True))
 
-    def columns_of(self, frames: np.ndarray) -> np.ndarray:
+    def held_columns(self, frames: np.ndarray) -> np.ndarray:
         """Return the columns of those global frames that are held."""
         part = np.searchsorted(self._frames, frames, side="right") - 1
         offset = frames - self._frames[np.maximum(part, 0)]
@@ -159,7 +195,7 @@ class HeldTraces:
         return self._frames[part] + offset, (offset >= 0) & (offset < self._lengths[part])
 
 
-def _whitening(
+def whitening_of(
     traces: Traces, parts: Sequence[Part], distance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return channels and weights that whiten the noise of some evenly spread parts."""
@@ -181,9 +217,10 @@ def cut_traces(traces: Traces, length: int) -> list[Part]:
     return parts
 
 
-def spread_parts(parts: list[Part], num_channels: int, memory_bytes: int) -> list[Part]:
+def spread_parts(traces: Traces, memory_bytes: int = MEMORY_BYTES) -> list[Part]:
     """Return as many parts as fit into the memory, evenly spread."""
-    size = sum(stop - start for _, start, stop, _ in parts) * 2 * num_channels
+    parts = cut_traces(traces, max(1, round(STRETCH_S * traces.sampling_frequency)))
+    size = sum(stop - start for _, start, stop, _ in parts) * 2 * traces.num_channels
     if size <= memory_bytes:
         return parts
     count = max(1, int(len(parts) * memory_bytes / size))

@@ -106,10 +106,9 @@ class _Parts(NamedTuple):
 
 def parts_to_count(traces: Traces) -> list[Part]:
     """Return the evenly spread parts in which unexplained events are counted: at most COUNTED_S."""
-    whole = _cut(traces)
-    chosen = spread_parts(whole, traces.num_channels, COUNTED_BYTES)
-    count = min(len(chosen), max(1, round(COUNTED_S / STRETCH_S)))
-    return [whole[index] for index in np.linspace(0, len(whole) - 1, count).round().astype(int)]
+    whole = cut_traces(traces, max(1, round(STRETCH_S * traces.sampling_frequency)))
+    most = min(COUNTED_S / STRETCH_S, len(spread_parts(traces, COUNTED_BYTES)))
+    return _spread(whole, max(1, round(most)))
 
 
 def parts_to_search(traces: Traces, is_searched: bool) -> list[Part]:
@@ -121,14 +120,18 @@ def parts_to_search(traces: Traces, is_searched: bool) -> list[Part]:
     is_searched : bool
         Whether the units were found by the first search in these traces: its parts are left out.
     """
-    whole = _cut(traces)
-    seen = set(spread_parts(whole, traces.num_channels, MEMORY_BYTES)) if is_searched else set()
-    unseen = [part for part in whole if part not in seen]
-    return spread_parts(unseen, traces.num_channels, MEMORY_BYTES) if unseen else []
+    whole = cut_traces(traces, max(1, round(STRETCH_S * traces.sampling_frequency)))
+    fitting = spread_parts(traces, MEMORY_BYTES)
+    if not is_searched:
+        return fitting
+    seen = set(fitting)
+    return _spread([part for part in whole if part not in seen], len(fitting))
 
 
-def _cut(traces: Traces) -> list[Part]:
-    return cut_traces(traces, max(1, round(STRETCH_S * traces.sampling_frequency)))
+def _spread(parts: list[Part], most: int) -> list[Part]:
+    """Return at most so many parts, evenly spread."""
+    chosen = np.linspace(0, len(parts) - 1, min(len(parts), most)).round().astype(int)
+    return [parts[index] for index in chosen]
 
 
 class SecondLook(Discovery):
@@ -159,7 +162,7 @@ class SecondLook(Discovery):
         parts: Sequence[Part],
     ):
         with one_thread_each():
-            super().__init__(traces, positions, seed, progress, motion, parts)
+            super().__init__(traces, positions, seed, progress, motion, parts=parts)
 
     def look(self, spikes: SortedUnits, find_units: bool) -> Unexplained:
         """Return the unexplained events and, on request, the units among them.
@@ -190,13 +193,14 @@ class SecondLook(Discovery):
         rest = _chosen(left, is_rest)
         self._note("second events", num_left=len(left), num_unexplained=len(rest))
         trains: list[np.ndarray] = []
+        new = Found([], [], [])
         if find_units:
             new = self._clusters(rest, "")
-            if peeler is not None:
-                peeler.restore()
             new = new if parts is None else parts.others.with_others(new)
-            if new.units:
-                trains = self._new_units(known, new, _in_order(explained, left))
+        if peeler is not None:
+            peeler.restore()  # the traces may be those that all others read
+        if new.units:
+            trains = self._new_units(known, new, _in_order(explained, left))
         self._steps.end(f"{len(trains)} new units")
         frames, inside = self.held.frames_of(np.rint(rest.column).astype(np.int64))
         facts = self.facts | {"looked_at_s": round(self.held.seconds, 3), "num_new_units": len(trains)}
@@ -208,7 +212,7 @@ class SecondLook(Discovery):
         order = np.lexsort((spikes.frames, spikes.units))
         units, bounds = np.unique(spikes.units[order], return_index=True)
         trains = np.split(spikes.frames[order], bounds[1:]) if len(units) else []
-        columns = [self.held.columns_of(train).astype(np.float64) for train in trains]
+        columns = [self.held.held_columns(train).astype(np.float64) for train in trains]
         fires = np.array([len(of_unit) > 0 for of_unit in columns], bool)
         return [of_unit for of_unit in columns if len(of_unit)], units[fires]
 
@@ -341,6 +345,7 @@ class SecondLook(Discovery):
         search = UnitSearch(self.held, self.distance, self._peeler(new).units)
         missed = search.find(UNIT_THRESHOLD)
         second = peeler.explain(missed.column, missed.channel, missed.height)
+        peeler.restore()
         main = np.array([unit.main_channel for unit in new.units], int)
         trains = []
         for unit in np.lexsort((np.arange(len(main)), *np.round(self.positions[main].T, 3))):

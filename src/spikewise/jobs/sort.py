@@ -33,7 +33,7 @@ from spikewise.jobs.finding import find_spikes
 from spikewise.jobs.merge import in_memory, merge_shards, responses_file
 from spikewise.jobs.model.learn import keep_model, kept_model, learn_model, learning_seconds
 from spikewise.jobs.model.motion import follow_motion
-from spikewise.jobs.model.start import find_start, size_of
+from spikewise.jobs.model.start import find_start, finds_own_units, size_of
 from spikewise.jobs.new_units import SecondSort
 from spikewise.jobs.provenance import Seconds, add_seconds, describe_sort
 from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
@@ -57,7 +57,7 @@ from spikewise.output.store import (
 from spikewise.output.trust.validating import units_of_sort
 from spikewise.output.unexplained import UnexplainedEvents
 from spikewise.sorting.damaged import summarise_damage
-from spikewise.sorting.groups import Preparation, prepare_groups
+from spikewise.sorting.groups import Preparation, keep_traces, prepare_groups
 
 logger = logging.getLogger(__name__)
 
@@ -111,14 +111,18 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         if group.note:
             logger.warning("%s%s", f"group {group.name}: " if len(groups) > 1 else "", group.note)
 
-    groups, motion = follow_motion(groups, config, state, progress)
+    are_kept = keep_traces(groups)
+    model = request.model or kept_model(state)
+    finds_units = are_kept and model is None and finds_own_units(inputs, config)
+    followed = follow_motion(groups, config, state, progress, finds_units)
+    groups = followed.groups
     prepare_s = time.perf_counter() - request.started
 
-    model = request.model or kept_model(state)
     if model is None:
-        start = find_start(groups, inputs, config, state, progress)
+        start = find_start(groups, inputs, config, state, progress, followed.looks)
         model = learn_model(groups, start, config, state, progress)
         keep_model(model, state)
+    motion = followed.facts
     learning_s = learning_seconds(model) if request.model is None else 0.0
 
     started = time.perf_counter()
@@ -289,9 +293,10 @@ def train(
         told(PREPARING, 0, 1, "")
         groups = prepare_groups(inputs.recording, Preparation.of(config))
         state = Unfinished(Path(folder))
-        groups, _ = follow_motion(groups, config, state, told)
-        start = find_start(groups, inputs, config, state, told)
-        model = learn_model(groups, start, config, state, told)
+        finds_units = keep_traces(groups) and finds_own_units(inputs, config)
+        followed = follow_motion(groups, config, state, told, finds_units)
+        start = find_start(followed.groups, inputs, config, state, told, followed.looks)
+        model = learn_model(followed.groups, start, config, state, told)
     if output is not None:
         save_model(model, output)
     return model

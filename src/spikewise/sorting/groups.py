@@ -79,7 +79,8 @@ class Group:
         recording = self.preprocessed.recording
         positions, rate = self.recording.get_channel_locations(), recording.get_sampling_frequency()
         still = StillTraces(motion, positions, rate, self.is_silent)
-        reader = TraceReader(recording, repaired=self.preprocessed.repaired, still=still)
+        moving = self.reader if type(self.reader) is TraceReader else None
+        reader = TraceReader(recording, repaired=self.preprocessed.repaired, still=still, moving=moving)
         return replace(self, reader=reader, motion=motion)
 
 
@@ -188,6 +189,20 @@ def prepare_groups(recording: BaseRecording, preparation: Preparation) -> list[G
         )
     motions = preparation.motions or {}
     return [group.without_motion(motions[group.name]) if group.name in motions else group for group in groups]
+
+
+KEPT_BYTES = 2**31
+"""Largest size of kept traces: 2 GiB are 93 s of 384 channels, or 280 s of 128, at 30 kHz. Chosen by hand."""
+
+
+def keep_traces(groups: Sequence[Group]) -> bool:
+    """Let the traces of all groups be kept in memory if they are small enough; return whether they are."""
+    values = sum(group.recording.get_total_samples() * group.recording.get_num_channels() for group in groups)
+    if 2 * values > KEPT_BYTES:
+        return False
+    for group in groups:
+        group.reader.allow_keeping()
+    return True
 
 
 def _scale(

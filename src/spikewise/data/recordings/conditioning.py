@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 from spikeinterface.core import BaseRecording, get_chunk_with_margin
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
-from spikewise.core.threads import on_all_cores
+from spikewise.core.threads import READ_LOCK, on_all_cores
 from spikewise.data.recordings.conditioning_loops import (
     LANES,
     SECTIONS,
@@ -128,9 +129,10 @@ class _ConditionedSegment(BasePreprocessorSegment):
 
     def get_traces(self, start_frame: int, end_frame: int, channel_indices: Any) -> np.ndarray:
         """Return the traces (num_samples, num_channels) of the given channels."""
-        raw, left, right = get_chunk_with_margin(
-            self.parent_recording_segment, start_frame, end_frame, slice(None), self.margin
-        )
+        with reading_lock(self.parent_recording_segment):
+            raw, left, right = get_chunk_with_margin(
+                self.parent_recording_segment, start_frame, end_frame, slice(None), self.margin
+            )
         traces = _condition(raw, self.sections, (left, right), self.averaged, *self.scaling)
         return traces if channel_indices is None else traces[:, channel_indices]
 
@@ -180,12 +182,18 @@ class _LiveSegment(BasePreprocessorSegment):
         for number in range(start_frame // run, -(-end_frame // run)):
             begin, end = max(start_frame, number * run), min(end_frame, (number + 1) * run)
             low = max(0, number * run - self.band.lead_in)
-            raw = self.parent_recording_segment.get_traces(low, end, slice(None))
+            with reading_lock(self.parent_recording_segment):
+                raw = self.parent_recording_segment.get_traces(low, end, slice(None))
             parts.append(_condition(raw, self.band, (begin - low, 0), self.averaged, *self.scaling))
         if not parts:
             return np.empty((0, len(self.scaling[0])), np.float32)[:, channel_indices or slice(None)]
         traces = parts[0] if len(parts) == 1 else np.concatenate([part.T for part in parts], axis=1).T
         return traces if channel_indices is None else traces[:, channel_indices]
+
+
+def reading_lock(segment: Any) -> AbstractContextManager:
+    """Return the lock for reading from a segment; no lock if the segment sets it itself."""
+    return nullcontext() if getattr(segment, "locks_reading", False) else READ_LOCK
 
 
 def bandpass(traces: np.ndarray, sections: np.ndarray) -> np.ndarray:
@@ -246,7 +254,7 @@ def _condition(
     scaling[:, :num_channels] = gains, offsets
     left_out = np.full((len(panels), LANES), np.inf, np.float32)
     left_out.ravel()[averaged] = 0
-    by_channel = _reusable_array((width, LANES * _odd(-(-num_samples // LANES))))
+    by_channel = reusable_array((width, LANES * _odd(-(-num_samples // LANES))))
 
     def run(start: int) -> None:
         count = min(_SAMPLES_AT_ONCE, num_samples - start)
@@ -260,7 +268,7 @@ def _condition(
     return by_channel[:num_channels, :num_samples].T
 
 
-_spare_panels: deque[np.ndarray] = deque(maxlen=1)
+_spare_panels: deque[np.ndarray] = deque(maxlen=4)
 """Panels to use again: the system fills new memory with zeros, which takes time."""
 
 
@@ -291,11 +299,11 @@ def _panels(traces: np.ndarray, sections: np.ndarray | LiveBand | None) -> tuple
     return panels, padding
 
 
-_free_memory: deque[np.ndarray] = deque(maxlen=2)
+_free_memory: deque[np.ndarray] = deque(maxlen=6)
 """Memory of results that are no longer used, for the next results."""
 
 
-def _reusable_array(shape: tuple[int, int]) -> np.ndarray:
+def reusable_array(shape: tuple[int, int]) -> np.ndarray:
     """Return an array with arbitrary content; its memory is used again when no view of it exists any more."""
     size = int(np.prod(shape))
     try:

@@ -23,6 +23,11 @@ LANES = 16
 """Channels, or values, in one vector."""
 SECTIONS = 5
 """Sections of the filter that run in one pass: those of a band-pass of order 5."""
+STEP = 1 / 128
+"""Traces are multiples of this, in noise standard deviations: sizes up to 255 fit into 16 bits. The rounding
+adds a four hundredth of the noise."""
+LARGEST_STEP = 32767
+"""Largest multiple of STEP: larger values are cut off."""
 _BLOCK_SAMPLES = 64
 """Samples that are referenced, then transposed: four lines of a processor's cache for each channel."""
 _FIRST_VALUES = 256
@@ -44,6 +49,33 @@ def _sum_of_nothing(values: np.ndarray) -> np.ndarray:
             total += values[row, index] * values.dtype.type(0)
         sums[row] = total
     return sums
+
+
+@compiled(error_model="numpy")
+def round_to_steps(values: np.ndarray, rounded: np.ndarray) -> bool:
+    """Fill float32 rows rounded to multiples of STEP, and cut off; return whether all values are finite.
+
+    `rounded` may be `values`.
+    """
+    is_finite = True
+    inverse, size, largest = np.float32(1 / STEP), np.float32(STEP), np.float32(LARGEST_STEP)
+    for row in range(len(values)):
+        total = np.float32(0)
+        for index in range(values.shape[1]):
+            value = values[row, index]
+            total += value * np.float32(0)
+            steps = np.rint(value * inverse)
+            rounded[row, index] = min(largest, max(-largest, steps)) * size
+        is_finite &= total == 0
+    return is_finite
+
+
+@compiled()
+def fill_from_steps(steps: np.ndarray, values: np.ndarray) -> None:
+    """Fill float32 rows from rows of int16 multiples of STEP."""
+    for row in range(len(steps)):
+        for index in range(steps.shape[1]):
+            values[row, index] = steps[row, index] * np.float32(STEP)
 
 
 def are_finite(traces: np.ndarray) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from spikewise.data.recordings.conditioning import FILTER_ORDER, MARGIN_PERIODS, ConditionedRecording
+from spikewise.data.recordings.conditioning_loops import LARGEST_STEP, STEP
 
 NUMBERS = tuple(np.dtype(name) for name in ("int8", "uint8", "int16", "float32"))
 """Types of raw samples that the GPU version handles without loss; others are conditioned on the CPU."""
@@ -85,13 +86,13 @@ class DeviceConditioner:
         averaged = torch.from_numpy(conditioning.averaged)
         self._averaged = averaged.to(device) if len(averaged) else None
         self._gains, self._offsets = (
-            torch.from_numpy(values).to(device)[:, None]
+            torch.from_numpy(values / np.float32(STEP)).to(device)[:, None]
             for values in (conditioning.gains, conditioning.offsets)
         )
 
     @torch.inference_mode()
     def __call__(self, raw: Tensor, left: int, right: int) -> Tensor:
-        """Filter, reference and scale a stretch.
+        """Filter, reference and scale a stretch, and round it as the host does.
 
         Parameters
         ----------
@@ -109,7 +110,8 @@ class DeviceConditioner:
         traces = _by_channel(raw[inside]) if self._bandpass is None else self._bandpass(raw, inside)
         if self._averaged is not None:
             traces -= medians(traces.index_select(0, self._averaged).T)
-        return traces.mul_(self._gains).add_(self._offsets)
+        steps = traces.mul_(self._gains).add_(self._offsets).round_()
+        return steps.clamp_(-LARGEST_STEP, LARGEST_STEP).mul_(STEP)
 
 
 def _by_channel(raw: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ import torch
 from spikeinterface.core import BaseRecording, get_chunk_with_margin
 from torch import Tensor
 
+from spikewise.core.threads import READ_LOCK
 from spikewise.data.recordings.conditioning import ConditionedRecording
 from spikewise.data.recordings.device_conditioning import NUMBERS, Conditioning, DeviceConditioner
 from spikewise.data.recordings.formats import reading_errors
-from spikewise.data.recordings.preprocessing import READ_LOCK
 from spikewise.data.recordings.reader import TraceReader
 from spikewise.data.recordings.repair import RepairedRecording
 

@@ -10,7 +10,6 @@ are in seconds from its start.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -45,8 +44,6 @@ _GAIN_SPREAD = 0.05
 """Gains that differ by a larger fraction are told where a common median is subtracted; chosen by hand."""
 _NO_GROUP = ("", "None", "nan", "<NA>")
 """Texts of a group that is missing: SpikeInterface fills gaps of a property with such values."""
-READ_LOCK = threading.RLock()
-"""Lock for reading a recording: several groups may share its files, so only one thread reads at a time."""
 
 
 @dataclass(frozen=True)

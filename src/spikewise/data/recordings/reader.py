@@ -5,22 +5,32 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
+from contextlib import nullcontext
 from typing import Protocol
 
 import numpy as np
 from spikeinterface.core import BaseRecording
 
 from spikewise.core.errors import RecordingError, SettingError
-from spikewise.core.threads import num_threads
+from spikewise.core.threads import READ_LOCK, num_threads, on_all_cores
 from spikewise.data.recordings.channels import SilencedRecording, list_channels
 from spikewise.data.recordings.conditioning import ConditionedRecording
-from spikewise.data.recordings.conditioning_loops import are_finite
+from spikewise.data.recordings.conditioning_loops import are_finite, round_to_steps
 from spikewise.data.recordings.damage import STRETCH, clip_stretches
 from spikewise.data.recordings.formats import reading_errors
-from spikewise.data.recordings.preprocessing import READ_LOCK
 from spikewise.data.recordings.repair import RepairedRecording
 from spikewise.data.spatial.motion import MotionOfFrames
 from spikewise.data.spatial.still_traces import StillTraces
+
+_CHANNELS_AT_ONCE = 16
+"""Channels that one thread rounds at a time."""
+
+
+class KeptTraces(Protocol):
+    """Protocol of traces that are kept in memory."""
+
+    def block(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return float32 traces (stop - start, num_channels) of frames that all are kept."""
 
 
 class TraceReader:
@@ -28,8 +38,10 @@ class TraceReader:
 
     Near the edge of a request, a filter sees fewer samples, so SpikeInterface returns slightly different
     values for different requests. This reader always requests the same blocks on a fixed grid (frames
-    ``k * block`` to ``(k + 1) * block`` of a segment), keeps the last few in memory, and cuts from them. One
-    thread may use it; :meth:`read_ahead` reads the next blocks in a second thread.
+    ``k * block`` to ``(k + 1) * block`` of a segment), keeps the last few in memory, and cuts from them.
+    Values are rounded to multiples of STEP, so that traces can be kept in 16 bits without being changed;
+    those of the live filter are not. Several threads may read; :meth:`read_ahead` reads the next blocks in a
+    thread of its own.
 
     Parameters
     ----------
@@ -41,6 +53,8 @@ class TraceReader:
         The source of `recording`, which finds the damaged stretches.
     still : StillTraces, optional
         Removes a motion from the traces.
+    moving : TraceReader, optional
+        With `still`: reads the traces with their motion. Blocks that it keeps are taken from it.
 
     Attributes
     ----------
@@ -57,12 +71,18 @@ class TraceReader:
         block_s: float = 1.0,
         repaired: RepairedRecording | None = None,
         still: StillTraces | None = None,
+        moving: TraceReader | None = None,
     ):
         if not block_s > 0:
             raise SettingError(f"the length of a block is {block_s!r} s", "it must be above 0", "change it")
         self._recording = recording
         self._repaired = repaired
         self._still = still
+        self._moving = moving
+        self._may_keep: bool = moving is not None and moving._may_keep
+        self._kept: KeptTraces | None = None
+        is_live = isinstance(recording, ConditionedRecording) and recording.is_live
+        self._rounds = not is_live
         self._damage: dict[tuple[int, int], np.ndarray] = {}
         self.num_segments: int = recording.get_num_segments()
         self.num_channels: int = recording.get_num_channels()
@@ -73,6 +93,7 @@ class TraceReader:
         self._may_be_not_finite = source.get_dtype().kind == "f"
         self._max_kept = self._least_kept = self.max_blocks
         self._blocks_lock = threading.Lock()
+        self._reading: dict[tuple[int, int], threading.Lock] = {}
         self._ahead_thread: threading.Thread | None = None
 
     def with_blocks_of(self, block_s: float) -> TraceReader:
@@ -155,10 +176,24 @@ class TraceReader:
         self._least_kept = max(self._least_kept, -(-num_samples // self._block) + 1)
         self._max_kept = max(self._max_kept, self._least_kept)
 
+    def allow_keeping(self) -> None:
+        """Allow that all traces are kept in memory (:meth:`read_from`)."""
+        self._may_keep = True
+
+    def read_from(self, kept: KeptTraces) -> None:
+        """Read from traces that are kept, all of the recording, from now on, if that is allowed."""
+        if self._may_keep:
+            self._kept = kept
+            if self._moving is not None:
+                self._moving._kept = None
+                self._moving.release()
+
     def release(self) -> None:
         """Free the blocks that are kept in memory; they are read again when they are needed."""
         if self._ahead_thread is not None:
             self._ahead_thread.join()
+        if self._moving is not None:
+            self._moving.release()
         with self._blocks_lock:
             self._blocks.clear()
 
@@ -175,29 +210,33 @@ class TraceReader:
         first, last = max(0, start), min(stop, self.num_samples(segment_index))
         if self._repaired is None or first >= last:
             return np.empty(0, STRETCH)
+        if self._moving is not None:
+            return self._moving.damage(segment_index, first, last)
         blocks = range(first // self._block, -(-last // self._block))
         parts = [self._damage_of(segment_index, block_index) for block_index in blocks]
         return clip_stretches(np.concatenate(parts), first, last)
 
     def _damage_of(self, segment_index: int, block_index: int) -> np.ndarray:
         key = (segment_index, block_index)
-        with READ_LOCK:
-            if key not in self._damage and self._repaired is not None:
-                start = block_index * self._block
-                stop = min(start + self._block, self.num_samples(segment_index))
-                with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
-                    self._damage[key] = self._repaired.damage(segment_index, start, stop)
+        if key not in self._damage and self._repaired is not None:
+            start = block_index * self._block
+            stop = min(start + self._block, self.num_samples(segment_index))
+            with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
+                self._damage[key] = self._repaired.damage(segment_index, start, stop)
         return self._damage[key]
 
     def _get_block(self, segment_index: int, block_index: int) -> np.ndarray:
         key = (segment_index, block_index)
         if (block := self._cached_block(key)) is not None:
             return block
-        with READ_LOCK:
+        with self._blocks_lock:
+            reading = self._reading.setdefault(key, threading.Lock())
+        with reading:  # a second thread that wants the same block waits for it
             if (block := self._cached_block(key)) is not None:
                 return block
             block = self._read_block(segment_index, block_index)
             with self._blocks_lock:
+                self._reading.pop(key, None)
                 self._blocks[key] = block
                 while len(self._blocks) > self._max_kept:
                     self._blocks.popitem(last=False)
@@ -213,21 +252,37 @@ class TraceReader:
     def _read_block(self, segment_index: int, block_index: int) -> np.ndarray:
         start = block_index * self._block
         stop = min(start + self._block, self.num_samples(segment_index))
-        with reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"):
-            traces = self._recording.get_traces(segment_index, start, stop).astype(np.float32, copy=False)
-        if self._may_be_not_finite and not are_finite(traces):
-            raise self._not_finite_error(segment_index, start, stop, traces)
-        if self._repaired is not None:
-            self._damage_of(segment_index, block_index)
-        if self._still is not None:
-            traces = self._still.apply(traces, segment_index, start)
+        if self._kept is not None:
+            traces = self._kept.block(segment_index, start, stop)
+        elif self._moving is None:
+            traces = self._conditioned(segment_index, start, stop)
+            if self._repaired is not None:
+                self._damage_of(segment_index, block_index)
+        else:
+            traces = self._moving._get_block(segment_index, block_index)
+        if self._still is not None and self._kept is None:
+            traces = _rounded(self._still.apply(traces, segment_index, start), True)[0]
         traces.flags.writeable = False
         return traces
 
-    def _not_finite_error(
-        self, segment_index: int, start: int, stop: int, traces: np.ndarray
-    ) -> RecordingError:
+    def _conditioned(self, segment_index: int, start: int, stop: int) -> np.ndarray:
+        """Return preprocessed traces of a block; raise if they are not finite."""
+        with (
+            reading_errors(f"the recording from {start / self.sampling_frequency:.3f} s on"),
+            nullcontext() if isinstance(self._recording, ConditionedRecording) else READ_LOCK,
+        ):
+            traces = self._recording.get_traces(segment_index, start, stop).astype(np.float32, copy=False)
+        if self._rounds:
+            rounded, is_finite = _rounded(traces, isinstance(self._recording, ConditionedRecording))
+        else:
+            rounded, is_finite = traces, not self._may_be_not_finite or are_finite(traces)
+        if not is_finite:
+            raise self._not_finite_error(segment_index, start, stop)
+        return rounded
+
+    def _not_finite_error(self, segment_index: int, start: int, stop: int) -> RecordingError:
         """Return an error that names the bad channels: those not finite before filter and reference."""
+        traces = self._recording.get_traces(segment_index, start, stop)
         source = self._recording
         while source is not None and not isinstance(source, SilencedRecording):
             source = source.get_parent()
@@ -247,6 +302,20 @@ class TraceReader:
             "every sample must be a finite number",
             "cut this time out, or leave the channels out with --exclude-channels",
         )
+
+
+def _rounded(traces: np.ndarray, in_place: bool) -> tuple[np.ndarray, bool]:
+    """Return traces (num_samples, num_channels) rounded to multiples of STEP, and whether all are finite."""
+    rows = traces.T
+    rounded = rows if in_place else np.empty(rows.shape, np.float32)
+    are_all_finite = []
+
+    def run(first: int) -> None:
+        channels = slice(first, first + _CHANNELS_AT_ONCE)
+        are_all_finite.append(round_to_steps(rows[channels], rounded[channels]))
+
+    on_all_cores(run, range(0, len(rows), _CHANNELS_AT_ONCE))
+    return rounded.T, all(are_all_finite)
 
 
 class Traces(Protocol):

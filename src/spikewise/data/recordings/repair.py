@@ -14,6 +14,7 @@ import numpy as np
 from spikeinterface.core import BaseRecording
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
+from spikewise.core.threads import READ_LOCK
 from spikewise.data.recordings.channels import LARGEST
 from spikewise.data.recordings.clock import compared_samples, has_clock
 from spikewise.data.recordings.damage import (
@@ -29,7 +30,7 @@ from spikewise.data.recordings.damage import (
 
 _TAPER_MS = 5.0
 """Length of the half cosine; a stretch up to twice as long is bridged by a line. Chosen by hand."""
-_KEPT_RESULTS = 4
+_KEPT_RESULTS = 16
 """Requests whose damaged stretches are kept in memory; chosen by hand."""
 
 
@@ -154,6 +155,8 @@ class _FilledSegment(BasePreprocessorSegment):
 
 
 class _RepairedSegment(BasePreprocessorSegment):
+    locks_reading = True
+
     def __init__(self, parent: Any, limits: DamageLimits, sampling_frequency: float, has_clock: bool):
         super().__init__(parent)
         self.limits = limits
@@ -188,7 +191,8 @@ class _RepairedSegment(BasePreprocessorSegment):
     def _find(self, start: int, stop: int) -> tuple[np.ndarray, int, np.ndarray]:
         """Return traces with their context, the first frame of these, and the damaged stretches."""
         low, high = max(0, start - self.context), min(self.get_num_samples(), stop + self.context)
-        traces = self.parent_recording_segment.get_traces(low, high, slice(None))
+        with READ_LOCK:
+            traces = self.parent_recording_segment.get_traces(low, high, slice(None))
         stretches = find_damage(traces, low, self.rate, self.limits)
         if self.has_clock:
             stretches = np.concatenate((stretches, self._time_jumps(low, high)))
@@ -199,7 +203,8 @@ class _RepairedSegment(BasePreprocessorSegment):
         """Return the stretches around the jumps of the clock between two frames."""
         reach = compared_samples(self.rate)
         first, last = max(0, low - reach), min(self.get_num_samples(), high + reach)
-        times = np.asarray(self.parent_recording_segment.get_times(start_frame=first, end_frame=last))
+        with READ_LOCK:
+            times = np.asarray(self.parent_recording_segment.get_times(start_frame=first, end_frame=last))
         return clip_stretches(find_time_jumps(times, first, self.rate), low, high)
 
     def _bridge(self, traces: np.ndarray, first_frame: int, stretches: np.ndarray) -> None:

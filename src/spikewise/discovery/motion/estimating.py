@@ -22,7 +22,7 @@ from spikeinterface.core.motion import Motion
 from spikewise.core.progress import MOTION, ProgressCallback, silent
 from spikewise.core.threads import one_thread_each
 from spikewise.data.recordings.reader import TraceReader
-from spikewise.discovery.event_search import Events, EventSearch
+from spikewise.discovery.event_search import Events, EventSearch, FirstLook
 from spikewise.discovery.held_traces import HeldTraces, Part, cut_traces
 from spikewise.discovery.motion.locating import locate_events
 from spikewise.discovery.neighbours import distances
@@ -80,8 +80,23 @@ class MotionEstimate:
     facts: dict[str, Any]
 
 
+def may_move(reader: TraceReader, positions: np.ndarray, is_silent: np.ndarray) -> str | None:
+    """Return why the motion of a recording cannot be estimated; None if it can."""
+    good = positions[~is_silent]
+    span = float(np.ptp(good[:, 1])) if len(good) else 0.0
+    if len(good) < MIN_CHANNELS or span < MIN_SPAN_UM:
+        return f"the probe has {len(good)} channels over {span:.0f} um, too few to see motion"
+    if round(_total_s(reader) / _plan(reader)[1]) < MIN_BINS:
+        return f"the recording has {_total_s(reader):.0f} s, too few to see motion"
+    return None
+
+
 def estimate_motion(
-    reader: TraceReader, positions: np.ndarray, is_silent: np.ndarray, progress: ProgressCallback = silent
+    reader: TraceReader,
+    positions: np.ndarray,
+    is_silent: np.ndarray,
+    progress: ProgressCallback = silent,
+    look: FirstLook | None = None,
 ) -> MotionEstimate:
     """Estimate the motion of a recording.
 
@@ -95,19 +110,22 @@ def estimate_motion(
         Channels that are silenced.
     progress : callable
         Called after each batch of parts.
+    look : FirstLook, optional
+        The events of the whole recording; default: parts are searched now.
     """
-    good = positions[~is_silent]
-    span = float(np.ptp(good[:, 1])) if len(good) else 0.0
-    if len(good) < MIN_CHANNELS or span < MIN_SPAN_UM:
-        return _none(f"the probe has {len(good)} channels over {span:.0f} um, too few to see motion")
+    if reason := may_move(reader, positions, is_silent):
+        return _none(reason)
     with one_thread_each():
         parts, bin_s = _plan(reader)
-        num_bins = round(_total_s(reader) / bin_s)
-        if num_bins < MIN_BINS:
-            return _none(f"the recording has {_total_s(reader):.0f} s, too few to see motion")
-        events = _find_events(reader, parts, positions, progress)
-        facts = {"bin_s": bin_s, "num_events": len(events), "searched_s": len(parts) * PART_S}
-        if len(events) < MIN_EVENTS * num_bins:
+        if look is None:
+            events = _find_events(reader, parts, positions, progress)
+            searched_s = len(parts) * PART_S
+        else:
+            chosen = look.events.above(THRESHOLD)
+            events = _located(look.held, chosen, distances(positions), positions)
+            searched_s = look.held.seconds
+        facts = {"bin_s": bin_s, "num_events": len(events), "searched_s": round(searched_s, 3)}
+        if len(events) < MIN_EVENTS * round(_total_s(reader) / bin_s):
             return _none("too few events to see motion", **facts)
         whole, first, second = (
             _register(reader, positions, events[chosen], bin_s)

@@ -31,6 +31,7 @@ from spikewise.data.labels.label_set import (
 )
 from spikewise.data.opening import Inputs
 from spikewise.discovery.discover import discover_units
+from spikewise.discovery.event_search import FirstLook
 from spikewise.discovery.label_cleaning import clean_labels
 from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.learning.training_loop import Start
@@ -78,6 +79,7 @@ def find_start(
     config: Config,
     state: Unfinished,
     progress: ProgressCallback,
+    looks: dict[str, FirstLook],
 ) -> StartingPoint:
     """Return the labels of each group, and the weights that training starts from.
 
@@ -91,22 +93,29 @@ def find_start(
         Keeps the labels of the units that are found.
     progress : callable
         Called with the progress of each stage.
+    looks : dict of str to FirstLook
+        Traces of groups in which their units are searched; taken out. Those of other groups are read.
     """
     started = time.perf_counter()
     pretrained = open_pretrained(config.transfer, config.design)
     weights = {} if pretrained is None else start_from(pretrained, groups, config.network, config.transfer)
-    label_sets, facts = label_groups(groups, inputs, config, state, progress)
+    label_sets, facts = label_groups(groups, inputs, config, state, progress, looks)
     pretrained_hash = None if pretrained is None else pretrained.hash()
     return StartingPoint(label_sets, facts, weights, pretrained_hash, time.perf_counter() - started)
 
 
 def label_groups(
-    groups: Sequence[Group], inputs: Inputs, config: Config, state: Unfinished, progress: ProgressCallback
+    groups: Sequence[Group],
+    inputs: Inputs,
+    config: Config,
+    state: Unfinished,
+    progress: ProgressCallback,
+    looks: dict[str, FirstLook],
 ) -> tuple[dict[str, LabelSet], dict[str, Any]]:
     """Return the labels of each group, and the facts about their source: given labels, or discovered ones."""
     if inputs.labels is not None:
         return given_labels(groups, inputs.recording, inputs.labels, inputs.label_source, config.labels)
-    return discovered_labels(groups, config, state, progress)
+    return discovered_labels(groups, config, state, progress, looks)
 
 
 def given_labels(
@@ -123,6 +132,7 @@ def discovered_labels(
     config: Config,
     state: Unfinished,
     progress: ProgressCallback,
+    looks: dict[str, FirstLook],
 ) -> tuple[dict[str, LabelSet], dict[str, Any]]:
     """Find the units of each group, or let another sorter find them; unit ids count through all groups.
 
@@ -134,14 +144,15 @@ def discovered_labels(
         If no unit is found in any group.
     """
     label_sets: dict[str, LabelSet] = {}
-    sorter, seed = config.bootstrap.bootstrap, config.training.seed
+    sorter = config.bootstrap.bootstrap
     facts: dict[str, Any] = {"source": f"bootstrap {sorter}", "groups": {}}
     next_id = 0
     for index, group in enumerate(groups):
         told = _part(progress, (index, len(groups)), group, config)
         try:
             kept = _kept_labels(state, index, group)
-            kept = kept or _bootstrap_group(state, index, group, config.bootstrap, seed, next_id, told)
+            look = looks.pop(group.name, None)
+            kept = kept or _bootstrap_group(state, index, group, config, (next_id, look), told)
         except BootstrapError as error:
             if len(groups) == 1:
                 raise _with_log_kept(error, state.output / f"bootstrap_{sorter}.log") from error
@@ -158,6 +169,11 @@ def discovered_labels(
             "give labels with --labels, or try another sorter with --bootstrap",
         )
     return label_sets, facts
+
+
+def finds_own_units(inputs: Inputs, config: Config) -> bool:
+    """Return whether Spikewise finds the units itself, in traces of the whole recording."""
+    return inputs.labels is None and config.bootstrap.bootstrap == OWN_DISCOVERY
 
 
 def size_of(recording: BaseRecording, num_units: int | None, labelled_s: float) -> expected_time.Size:
@@ -187,16 +203,16 @@ def _bootstrap_group(
     state: Unfinished,
     index: int,
     group: Group,
-    config: BootstrapConfig,
-    seed: int,
-    first_id: int,
+    config: Config,
+    given: tuple[int, FirstLook | None],
     progress: ProgressCallback,
 ) -> tuple[LabelSet, dict[str, Any]]:
     """Find the units of a group, keep their labels, and return them as they are kept."""
+    (first_id, look), seed = given, config.training.seed
     found, facts = (
-        _own_labels(group, seed, progress)
-        if config.bootstrap == OWN_DISCOVERY
-        else _labels_of_sorter(state, group, config, seed, progress)
+        _own_labels(group, seed, progress, look)
+        if config.bootstrap.bootstrap == OWN_DISCOVERY
+        else _labels_of_sorter(state, group, config.bootstrap, seed, progress)
     )
     label_set = _renumber(found, first_id)
     folder = _labels_folder(state, group)
@@ -230,7 +246,9 @@ def _kept_labels(state: Unfinished, index: int, group: Group) -> tuple[LabelSet,
     return LabelSet(sorting=sorting, **interval), kept["facts"]
 
 
-def _own_labels(group: Group, seed: int, progress: ProgressCallback) -> tuple[LabelSet, dict[str, Any]]:
+def _own_labels(
+    group: Group, seed: int, progress: ProgressCallback, look: FirstLook | None
+) -> tuple[LabelSet, dict[str, Any]]:
     """Find the units of a group in its traces; also return the facts.
 
     Raises
@@ -240,7 +258,7 @@ def _own_labels(group: Group, seed: int, progress: ProgressCallback) -> tuple[La
     """
     started = time.perf_counter()
     positions = group.recording.get_channel_locations()
-    found = discover_units(group.reader, positions, seed, progress, group.reader.motion)
+    found = discover_units(group.reader, positions, seed, progress, group.reader.motion, look)
     if not found.trains:
         raise BootstrapError(
             f"no unit was found in {found.facts['looked_at_s']:g} s of the recording",
