@@ -174,9 +174,9 @@ class SecondLook(Discovery):
         find_units : bool
         """
         with one_thread_each():
-            return self._look(spikes, find_units)
+            return self._search_again(spikes, find_units)
 
-    def _look(self, spikes: SortedUnits, find_units: bool) -> Unexplained:
+    def _search_again(self, spikes: SortedUnits, find_units: bool) -> Unexplained:
         tell = self._begin("second events")
         columns, units = self._columns(spikes)
         parts = self._split(columns, units, spikes.waveforms) if find_units and len(units) else None
