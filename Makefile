@@ -30,7 +30,6 @@ demo: setup
 	$(BIN)/spikewise simulate --output $(DEMO)/simulation --num-units 10 --duration-s 40 --seed 7
 	$(BIN)/spikewise sort $(DEMO)/simulation/recording --labels $(DEMO)/simulation/truth \
 	  --label-interval 0 20 --labels-per-unit 30 --no-report --output $(DEMO)/sorted
-	$(BIN)/spikewise evaluate $(DEMO)/simulation/truth $(DEMO)/sorted --interval 20 40
 	$(BIN)/spikewise report $(DEMO)/sorted --recording $(DEMO)/simulation/recording \
 	  --truth $(DEMO)/simulation/truth --interval 20 40 --output $(DEMO)/report.html
 

@@ -16,7 +16,7 @@ from spikewise.data.recordings.conditioning import reusable_array
 from spikewise.data.recordings.conditioning_loops import STEP, fill_from_steps
 from spikewise.data.recordings.reader import TraceReader, Traces
 from spikewise.data.spatial.mixing import mix_channels
-from spikewise.data.spatial.whitening import noise_covariance, whitening_weights
+from spikewise.data.spatial.whitening import noise_correlation, noise_covariance, whitening_weights
 from spikewise.discovery.event_loops import fill_steps
 from spikewise.sorting.groups import KEPT_BYTES
 
@@ -167,6 +167,13 @@ class HeldTraces:
         chosen = np.unique(np.linspace(0, len(self._frames) - 1, count).round().astype(int))
         return tuple((int(self._frames[k]), int(self._frames[k] + self._lengths[k])) for k in chosen)
 
+    def noise_correlation(self, distance: np.ndarray) -> np.ndarray | None:
+        """Return the correlation (C, C) of the noise of near channels; None if the noise is white."""
+        chosen = _evenly(len(self._columns), _NOISE_PARTS)
+        pieces = [slice(self._columns[part], self._columns[part] + self._lengths[part]) for part in chosen]
+        blocks = [self.values[:, piece] * np.float32(UNIT) for piece in pieces]
+        return noise_correlation(noise_covariance(blocks), distance) if blocks else None
+
     def columns_of(self, stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return the columns of parts that :meth:`spread` returned, half open."""
         parts = np.searchsorted(self._frames, [start for start, _ in stretches])
@@ -195,12 +202,16 @@ class HeldTraces:
         return self._frames[part] + offset, (offset >= 0) & (offset < self._lengths[part])
 
 
+def _evenly(count: int, most: int) -> np.ndarray:
+    """Return at most so many indices, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
 def whitening_of(
     traces: Traces, parts: Sequence[Part], distance: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Return channels and weights that whiten the noise of some evenly spread parts."""
-    chosen = np.unique(np.linspace(0, len(parts) - 1, min(len(parts), _NOISE_PARTS)).round().astype(int))
-    blocks = [traces.read(*parts[index][:3]).T for index in chosen]
+    blocks = [traces.read(*parts[index][:3]).T for index in _evenly(len(parts), _NOISE_PARTS)]
     return whitening_weights(noise_covariance(blocks), distance) if blocks else None
 
 

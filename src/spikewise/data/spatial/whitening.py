@@ -32,13 +32,13 @@ def noise_covariance(parts: list[np.ndarray]) -> np.ndarray:
     return total / max(1, count)
 
 
-def whitening_weights(covariance: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return channels (C, K) and weights (C, K) of the sums; None if the noise is white already.
+def noise_correlation(covariance: np.ndarray, distance: np.ndarray) -> np.ndarray | None:
+    """Return the correlation (C, C) of the noise of near channels; None if the noise is white.
 
     Parameters
     ----------
     covariance : ndarray, shape (C, C)
-        Of the noise; channels without noise are silent and stay as they are.
+        Of the noise. Channels without noise are silent, and correlated with none.
     distance : ndarray, shape (C, C)
         Distances of the channels in um.
     """
@@ -46,12 +46,27 @@ def whitening_weights(covariance: np.ndarray, distance: np.ndarray) -> tuple[np.
     good = np.flatnonzero(deviation > 0)
     if len(good) < 2:
         return None
-    apart = distance[np.ix_(good, good)]
-    correlation = covariance[np.ix_(good, good)] / np.outer(deviation[good], deviation[good])
-    nearest = np.argsort(apart + np.where(np.eye(len(good)) > 0, np.inf, 0), axis=1)[:, 0]
-    if np.median(np.abs(correlation[np.arange(len(good)), nearest])) < MIN_CORRELATION:
+    size = np.where(deviation > 0, deviation, np.inf)
+    correlation = np.where(distance <= REACH_UM, covariance / np.outer(size, size), 0)
+    np.fill_diagonal(correlation, 1)
+    apart = distance[np.ix_(good, good)] + np.where(np.eye(len(good)) > 0, np.inf, 0)
+    of_nearest = correlation[good, good[apart.argmin(axis=1)]]
+    return None if np.median(np.abs(of_nearest)) < MIN_CORRELATION else correlation
+
+
+def whitening_weights(covariance: np.ndarray, distance: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return channels (C, K) and weights (C, K) of the sums; None if the noise is white already.
+
+    Parameters
+    ----------
+    covariance, distance : ndarray
+        As for :func:`noise_correlation`; silent channels stay as they are.
+    """
+    of_all = noise_correlation(covariance, distance)
+    if of_all is None:
         return None
-    correlation = np.where(apart <= REACH_UM, correlation, 0)
+    good = np.flatnonzero(np.diag(covariance) > 0)
+    apart, correlation = distance[np.ix_(good, good)], of_all[np.ix_(good, good)]
     values, vectors = np.linalg.eigh(correlation)
     whitening = (vectors / np.sqrt(np.maximum(values, 0) + FLOOR)) @ vectors.T
     whitening[apart > REACH_UM] = 0

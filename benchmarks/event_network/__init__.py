@@ -1,0 +1,1 @@
+"""A network that judges and embeds events: the other way of finding units, beside the bank of shapes."""
