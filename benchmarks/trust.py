@@ -2,17 +2,21 @@
 
     python benchmarks/trust.py [plain late tetrode hybrid mearec384] [--seeds 1 2 3] [--folder bench/trust]
     python benchmarks/trust.py --given NAME RECORDING TRUTH RESULT [--given ...]
+    python benchmarks/trust.py plain late tetrode --seeds 2 --results-of lupin
 
 Each scene is sorted without labels, and its units are estimated without the truth. The true accuracy of a
 unit is ``tp / (tp + fp + fn)`` with its true unit. Units and true units are partners one to one, such that
 the sum of the accuracies is largest; a unit without a partner has 0. ``--given`` takes results that exist
-already; ``--again`` estimates them again, from the recording. See docs/trust.md.
+already; ``--again`` estimates them again, from the recording. With ``--results-of`` the recordings are sorted
+by another sorter of SpikeInterface, its units are estimated with ``spikewise validate``, and the estimate is
+compared with other measures of quality (``trust_rivals.py``). See docs/trust.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -24,6 +28,9 @@ from run import DATA, REPOSITORY, SIMULATIONS
 from scene_benchmark.making import SCENES, make_scene, scene_settings
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import spearmanr
+from spikeinterface.core import BaseSorting, NumpySorting
+from spikeinterface.sorters import run_sorter
+from trust_rivals import BETTER, measure_rivals, rank_rivals
 
 import spikewise
 from spikewise.output.matching import compare_sortings
@@ -47,6 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--given", nargs=4, action="append", default=[], metavar=("NAME", "RECORDING", "TRUTH", "RESULT")
     )
+    parser.add_argument("--results-of", metavar="SORTER", help="a sorter of SpikeInterface, such as lupin")
     parser.add_argument("--again", action="store_true", help="estimate results again that have a table")
     return parser.parse_args()
 
@@ -74,16 +82,36 @@ def estimate(recording: Path, result: Path, again: bool) -> float | None:
     return seconds
 
 
-def compare(name: str, truth: Path, result: Path) -> pd.DataFrame:
+def other_result(sorter: str, recording: Path, seed: int, folder: Path) -> BaseSorting:
+    """Return what another sorter of SpikeInterface finds; it is kept in the folder."""
+    if not (folder / "sorting").exists():
+        options = {"folder": folder / "run", "remove_existing_folder": True, "verbose": False}
+        found = run_sorter(sorter, spikeinterface.load(recording), seed=seed, **options)
+        NumpySorting.from_sorting(found).save(folder=folder / "sorting")
+        shutil.rmtree(folder / "run")
+    return spikeinterface.load(folder / "sorting")
+
+
+def estimate_other(sorting: BaseSorting, recording: Path, folder: Path, again: bool) -> pd.DataFrame:
+    """Return the estimates of the units of another sorter, with the other measures of quality."""
+    traces = spikeinterface.load(recording)
+    if again or not (folder / "units.csv").exists():
+        spikewise.validate(sorting, traces).to_csv(folder / "units.csv", index=False)
+    if not (folder / "rivals.csv").exists():
+        measure_rivals(sorting, traces).to_csv(folder / "rivals.csv", index=False)
+    table, rivals = pd.read_csv(folder / "units.csv"), pd.read_csv(folder / "rivals.csv")
+    return table.join(rivals.add_prefix("rival_"))
+
+
+def compare(name: str, truth: Path, sorting: BaseSorting, units: pd.DataFrame) -> pd.DataFrame:
     """Return the estimates of a result with the true accuracy, precision and recall of each unit."""
-    stored = load_result(result)
-    performance = compare_sortings(spikeinterface.load(truth), stored.sorting)
+    performance = compare_sortings(spikeinterface.load(truth), sorting)
     common = performance.common.to_numpy().astype(float)  # true units, units
     true = performance.units["num_truth"].to_numpy()
-    found = np.array([stored.units["num_spikes"][index] for index in range(common.shape[1])])
+    found = units["num_spikes"].to_numpy()
     agreement = common / np.maximum(true[:, None] + found - common, 1)
     rows, columns = linear_sum_assignment(-agreement)
-    table = stored.units.assign(scene=name, true_accuracy=0.0, true_precision=0.0, true_recall=0.0)
+    table = units.assign(scene=name, true_accuracy=0.0, true_precision=0.0, true_recall=0.0)
     for row, column in zip(rows, columns, strict=True):
         table.loc[column, "true_accuracy"] = agreement[row, column]
         table.loc[column, "true_precision"] = common[row, column] / max(found[column], 1)
@@ -126,27 +154,49 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
+def print_ranks(table: pd.DataFrame) -> None:
+    """Print how well each measure tells units that are truly above 0.8 from the others."""
+    is_good = (table["true_accuracy"] >= WELL_FOUND).to_numpy()
+    print(f"{len(table)} units, {int((~is_good).sum())} truly below {WELL_FOUND}")
+    if is_good.all() or not is_good.any():
+        return
+    renamed = table.rename(columns=lambda name: name.removeprefix("rival_") if "rival_" in name else name)
+    renamed = renamed.loc[:, ~renamed.columns.duplicated(keep="last")]
+    columns = ["estimated_accuracy", *(name for name in BETTER if f"rival_{name}" in table)]
+    print(rank_rivals(renamed, is_good, columns).to_string(index=False, float_format="%.4f"))
+
+
 def main() -> None:
     options = parse()
     options.folder.mkdir(parents=True, exist_ok=True)
-    given = [(name, *map(Path, paths)) for name, *paths in options.given]
+    given = [(name, 0, *map(Path, paths)) for name, *paths in options.given]
     for name in options.scenes or ([] if given else ["plain", "late", "tetrode", "hybrid"]):
         for seed in options.seeds:
             scene = make(name, seed, options.folder / "scenes")
-            result = options.folder / "results" / scene.name
-            given.append((f"{name} {seed}", scene / "recording", scene / "truth", result))
+            result = options.folder / "results" / (options.results_of or ".") / scene.name
+            given.append((f"{name} {seed}", seed, scene / "recording", scene / "truth", result))
     tables, rows = [], []
-    for name, recording, truth, result in given:
-        seconds = estimate(recording, result, options.again)
-        tables.append(compare(name, truth, result))
-        spent = load_result(result).provenance["seconds"]
-        rows.append({"scene": name, **summarise(tables[-1]), "seconds": seconds, "sort": spent["total"]})
+    for name, seed, recording, truth, result in given:
+        facts: dict[str, float | None] = {}
+        if options.results_of:
+            sorting = other_result(options.results_of, recording, seed, result)
+            units = estimate_other(sorting, recording, result, options.again)
+        else:
+            seconds = estimate(recording, result, options.again)
+            stored = load_result(result)
+            sorting, units = stored.sorting, stored.units
+            facts = {"seconds": seconds, "sort": stored.provenance["seconds"]["total"]}
+        tables.append(compare(name, truth, sorting, units))
+        rows.append({"scene": name, **summarise(tables[-1]), **facts})
         print({key: round(v, 4) if isinstance(v, float) else v for key, v in rows[-1].items()}, flush=True)
     table = pd.concat(tables, ignore_index=True)
     rows.append({"scene": "all", **summarise(table)})
-    table.to_csv(options.folder / "trust.csv", index=False)
-    draw(table, options.folder / "trust.png")
+    ending = f"_{options.results_of}" if options.results_of else ""
+    table.to_csv(options.folder / f"trust{ending}.csv", index=False)
+    draw(table, options.folder / f"trust{ending}.png")
     print(pd.DataFrame(rows).to_string(index=False, float_format="%.3f"))
+    if options.results_of:
+        print_ranks(table)
 
 
 if __name__ == "__main__":

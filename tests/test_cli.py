@@ -283,7 +283,7 @@ def test_without_labels_another_sorter_makes_them(capsys, tmp_path):
     output = tmp_path / "out"
     told = succeed(capsys, "sort", made.recording, {"-o": output, "--bootstrap": "spykingcircus2", **QUICK})
     assert told.summary["label_interval_s"] == [0, 12]
-    assert "labels of bootstrap spykingcircus2, between 0.00 and 12.00 s" in told.out
+    assert "units found by SpyKING CIRCUS 2, between 0.00 and 12.00 s" in told.out
     facts = json.loads((output / "provenance.json").read_text())["labels"]["groups"]["0"]
     sorting = load(output / "sorting")
     assert sorting.unit_ids.tolist() == list(range(facts["num_units_kept"])) == [0, 1]

@@ -10,8 +10,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,7 +89,7 @@ def check_command(words: list[str]) -> None:
         assert set(words[1:]) <= set(targets)
     elif Path(words[0]).name == "pip":
         check_pip(words)
-    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+    elif words[0] == "python" and words[1].startswith(("benchmarks/", "docs/tooling/")):
         source = (REPOSITORY / words[1]).read_text(encoding="utf-8")
         for option in (word for word in words if word.startswith("-")):
             assert f'"{option}"' in source, f"{words[1]} has no option {option}"
@@ -107,7 +109,7 @@ def check_pip(words: list[str]) -> None:
             )
 
 
-@pytest.mark.parametrize("command", ["sort R -o O --batch 3", "sort R -o O --chunk-s -1", "curate R", "sort"])
+@pytest.mark.parametrize("command", ["sort R -o O --batch 3", "sort R -o O --chunk-s -1", "mend R", "sort"])
 def test_a_command_that_does_not_exist_would_be_noticed(command):
     with pytest.raises(Exception, match=r"(?i)unknown|chunk_s|requires"):
         check_command(["spikewise", *command.split()])
@@ -123,6 +125,28 @@ def reference():
     if folder not in sys.path:
         sys.path.append(folder)
     return importlib.import_module("reference_pages")
+
+
+def test_the_site_shows_the_notebook_and_links_to_the_report_of_the_demo(tmp_path, monkeypatch):
+    reference()  # its folder is now on the path
+    config = pytest.importorskip("mkdocs.config").load_config(str(REPOSITORY / "mkdocs.yml"))
+    monkeypatch.setattr(config.plugins, "_current_plugin", None, raising=False)  # as outside of a build
+    files_of = importlib.import_module("mkdocs.structure.files").Files
+    hooks = importlib.import_module("site_hooks")
+    (tmp_path / "report.html").write_text("the report")
+    index = (REPOSITORY / "docs" / "index.md").read_text(encoding="utf-8")
+    home = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    monkeypatch.setattr(hooks, "_titles", defaultdict(str))
+    for there in (True, False):
+        monkeypatch.setattr(hooks, "DEMO_REPORT", tmp_path / ("report.html" if there else "nothing"))
+        files = hooks.on_files(files_of([]), config)
+        page = hooks.on_page_markdown(index, home, config, files)
+        assert ("(images/report.png)](example-report.html)" in page) is there
+        assert "](locust-tetrode.md)" in page
+        assert (files.get_file_from_path("example-report.html") is not None) is there
+    notebook = files.get_file_from_path("locust-tetrode.md").content_string
+    assert "```python\nimport os" in notebook
+    assert "](locust-tetrode.ipynb)" in notebook
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

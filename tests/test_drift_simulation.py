@@ -11,14 +11,14 @@ from probeinterface import Probe, generate_multi_columns_probe
 from probeinterface.io import write_probeinterface
 from spikeinterface.core import NumpyRecording
 from spikeinterface.generation.drift_tools import move_dense_templates
+from spikeinterface.generation.drifting_generator import make_one_displacement_vector
 
 from spikewise.core.config import SimulationConfig
 from spikewise.core.errors import SettingError
 from spikewise.core.seeds import stage_generator
+from spikewise.data.simulation.displacement import draw_displacement, drift_steps
 from spikewise.data.simulation.drift import (
     FADE_UM,
-    draw_displacement,
-    drift_steps,
     follow_paths,
     move_templates,
 )
@@ -127,6 +127,61 @@ def test_non_rigid_drift_is_a_sine_that_is_larger_at_the_lower_end():
     np.testing.assert_allclose(drift.unit_factors, 1 - 0.5 * np.clip(depths, 0, 300) / 300)
     assert drift.unit_displacements_um.shape == (len(drift.times_s), 8)
     assert np.ptp(drift.unit_displacements_um.max(axis=0)) > 2
+
+
+def test_a_zigzag_goes_to_both_sides_of_the_place_at_rest():
+    """By default that of the scene drift60, whose period of 192 s begins at a fifth of 240 s."""
+    config = SimulationConfig(drift="zigzag", drift_start_s=48.0)
+    times, displacement, facts = draw_displacement(config, 240.0)
+    expected = np.interp(times, [0, 48, 96, 192, 240], [0, 0, 30, -30, 0])
+    np.testing.assert_allclose(displacement, expected, atol=1e-9)
+    like = {"displacement_sampling_frequency": 10.0, "t_start_drift": 48.0, "period_s": 192.0}
+    theirs = make_one_displacement_vector(drift_mode="zigzag", duration=240.0, **like)
+    np.testing.assert_allclose(displacement[: len(theirs)], -60.0 * theirs, atol=1e-4)
+    assert facts == {"mode": "zigzag", "range_um": 60.0, "start_s": 48.0, "um_per_min": 37.5}
+    np.testing.assert_array_equal(drift_steps(config), np.arange(-30, 31))
+
+
+def test_jumps_alternate_between_both_ends_at_random_times():
+    config = SimulationConfig(drift="jump", drift_start_s=84.0)
+    times, displacement, facts = draw_displacement(config, 1084.0)
+    assert set(displacement) == {-20.0, 0.0, 20.0}
+    when = times[1:][np.diff(displacement) != 0]
+    between = np.diff([84.0, *when])
+    assert between.min() >= 19.9
+    assert between.max() <= 40.1
+    assert np.ptp(between) > 10
+    sides = displacement[1:][np.diff(displacement) != 0]
+    np.testing.assert_array_equal(sides, 20.0 * (-1.0) ** np.arange(len(sides)))
+    assert not displacement[times < when[0]].any()
+    assert facts == {"mode": "jump", "range_um": 40.0, "start_s": 84.0, "period_s": 30.0}
+    assert np.array_equal(draw_displacement(config, 1084.0)[1], displacement)
+    assert not np.array_equal(draw_displacement(replace(config, seed=1), 1084.0)[1], displacement)
+
+
+def test_in_the_mode_jump_the_lower_end_moves_most():
+    config = drifting(num_units=8, drift="jump", drift_um_per_min=None, drift_period_s=2.0)
+    drift = simulate_recording(config).drift
+    depths = simulate_recording(without_drift(config)).sorting.get_property("gt_unit_locations")[:, 1]
+    np.testing.assert_allclose(drift.unit_factors, 1 - 0.7 * np.clip(depths, 0, 300) / 300)
+
+
+def test_units_of_a_zigzag_are_one_channel_further_and_one_channel_back():
+    config = drifting(duration_s=66.0, drift="zigzag", drift_um=40.0, drift_um_per_min=60.0, seed=2, **QUIET)
+    config = replace(config, drift_start_s=5.0, excitatory_rate_hz=15.0)
+    simulation = simulate_recording(config)
+    ends = 0
+    for k, channel in enumerate(simulation.sorting.get_property("main_channel_index")):
+        first = waveform_in(simulation, k, 0, 5)
+        for at, moved in ((25, 1), (65, -1)):  # 20 s up, 40 s down; for 0.8 s all spikes have the last step
+            there = waveform_in(simulation, k, at - 0.4, at + 0.4)
+            if 0 <= channel + moved < 16:
+                assert np.argmin(there.min(axis=0)) == channel + moved
+                ends += 1
+            same = slice(1, None), slice(None, -1)
+            into, of = same if moved == 1 else same[::-1]
+            np.testing.assert_allclose(there[:, into], first[:, of], atol=1e-3)
+    assert ends >= 4
 
 
 def test_fast_drift_jumps_by_a_third_of_its_range_or_more():
@@ -250,6 +305,8 @@ def test_units_drift_in_a_given_recording(tmp_path):
         ({"drift_start_s": 1.0}, "drift_start_s is given"),
         ({"drift": "fast", "drift_um_per_min": 5.0}, "drift_um_per_min is given with the drift 'fast'"),
         ({"drift": "slow", "drift_period_s": 5.0}, "drift_period_s is given with the drift 'slow'"),
+        ({"drift": "jump", "drift_um_per_min": 5.0}, "drift_um_per_min is given with the drift 'jump'"),
+        ({"drift": "zigzag", "drift_period_s": 5.0}, "drift_period_s is given with the drift 'zigzag'"),
         ({"drift": "slow", "drift_um": 0.0}, "at least"),
         ({"drift": "sideways"}, "must be one of"),
     ],
@@ -349,3 +406,26 @@ def test_units_of_still_files_drift_between_the_channels(data_folder, source, na
         before, after = (np.average(depth[s > 0.3 * s.max()], weights=s[s > 0.3 * s.max()]) for s in size)
         assert np.ptp(moved) > 15
         assert after - before == pytest.approx(np.ptp(moved), abs=8)
+
+
+@pytest.mark.realdata
+def test_cells_of_a_drift_file_zigzag_around_the_middle_of_their_way(data_folder):
+    h5py = pytest.importorskip("h5py")
+    config = drifting(source="mearec", templates=str(data_folder / DRIFTING), num_units=4, duration_s=20.0)
+    config = replace(
+        config, drift="zigzag", drift_um=80.0, drift_um_per_min=600.0, drift_start_s=6.0, **QUIET
+    )
+    simulation = simulate_recording(config)
+    with h5py.File(data_folder / DRIFTING) as file:
+        cells, paths = file["templates"][()], file["locations"][()]
+    for k, location in enumerate(simulation.sorting.get_property("gt_unit_locations")):
+        start = location - [0.0, 40.0, 0.0]
+        cell = int(np.argmin(np.linalg.norm(paths[:, 0, [1, 2, 0]] - start, axis=1)))
+        np.testing.assert_allclose(paths[cell, 0, [1, 2, 0]], start, atol=1e-3)
+        along = paths[cell, :, 2] - paths[cell, 0, 2]
+        place = np.interp(40.0, along, np.arange(len(along)))
+        share = place - int(place)
+        resting = (1 - share) * cells[cell, int(place)] + share * cells[cell, int(place) + 1]
+        amplitudes = -resting.min(axis=1)
+        waveform = waveform_in(simulation, k, 0, 6, 60, 160)
+        np.testing.assert_allclose(-waveform.min(axis=0), amplitudes, atol=0.01 * amplitudes.max())

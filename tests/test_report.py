@@ -567,7 +567,7 @@ def test_the_command_writes_what_the_sorting_and_the_truth_say(stored, tmp_path,
     assert f"Accuracy, pooled {performance.accuracy:.3f}" in text
     assert "Recorded 6.0 s 1 segment" in text
     assert "Compared with the truth from 3 to 6 s" in text
-    assert "Blue: the time of the labels that trained the network, 0 to 3 s" in text
+    assert "Blue: the network was trained on spikes of this time, 0 to 3 s" in text
     provenance = json.loads((stored / "sorted" / "provenance.json").read_text())
     assert provenance["model"]["given"] is False
     assert provenance["model"]["hash"] in text

@@ -19,7 +19,7 @@ from spikewise.cli.gui import gui
 from spikewise.cli.help import EPILOGUE, SHORT_HELP, without_advanced_flag
 from spikewise.cli.many import sort_many
 from spikewise.cli.recordings import info, simulate
-from spikewise.cli.results import evaluate, report, validate
+from spikewise.cli.results import curate, evaluate, report, validate
 from spikewise.cli.sorting import pretrain, sort, train
 from spikewise.cli.stream import stream
 from spikewise.cli.waveforms import waveforms
@@ -38,7 +38,7 @@ app = App(
 )
 
 # In the order of the reference pages.
-_JUDGING = (evaluate, validate, report)
+_JUDGING = (evaluate, validate, curate, report)
 for command in (sort, train, pretrain, *_JUDGING, simulate, info, sort_many, stream, gui, waveforms):
     if command in (sort, train, sort_many):  # they take all settings of a sort
         app.command(command, help_formatter=SHORT_HELP, help_epilogue=EPILOGUE)

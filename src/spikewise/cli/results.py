@@ -1,9 +1,9 @@
-"""The commands ``evaluate``, ``validate`` and ``report``: parse, call, print; no logic."""
+"""The commands ``evaluate``, ``validate``, ``curate`` and ``report``: parse, call, print; no logic."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -143,7 +143,14 @@ def validate(
     seed
         Random seed of the added spikes; default: that of the sort.
     """
-    from spikewise.output.unit_table import check_units_file, store_units, summarise_units, write_units
+    from spikewise.output.unit_table import (
+        check_units_file,
+        store_suggestions,
+        store_units,
+        summarise_suggestions,
+        summarise_units,
+        write_units,
+    )
 
     file = check_units_file(result, output, overwrite)
     with progress_bars() as progress:
@@ -151,17 +158,54 @@ def validate(
         from spikewise import api
 
         opened = api.load_recording(recording, reading)
-        table = api.validate(result, opened, seed=seed, progress=progress)
+        from spikewise.jobs.validation import run_validation
+
+        found = run_validation(result, opened, seed, progress, {})
+    table = found.table
     if output is None:
         store_units(table, result)
+        store_suggestions(found.suggestions, found.curation, result)
     else:
         write_units(table, file)
     _print_units(table)
-    say(summarise_units(table), f"table in {file}")
+    say(summarise_units(table), summarise_suggestions(found.suggestions), f"table in {file}")
     if json:
         counts = table["verdict"].value_counts()
         verdicts = {name: int(counts.get(name, 0)) for name in ("good", "usable", "poor")}
         print_json(command="validate", units=len(table), **verdicts, output=str(file))
+
+
+def curate(
+    result: Path,
+    *,
+    changes: Annotated[tuple[Literal["merge", "remove", "split"], ...], Parameter(consume_multiple=True)] = (
+        "merge",
+        "remove",
+        "split",
+    ),
+    overwrite: Overwrite = False,
+    json: AsJson = False,
+) -> None:
+    """Accept the suggested changes of a result: units to merge, copies to remove, units to split.
+
+    They are written into RESULT/curation.json. `train --labels RESULT` applies it, `gui` shows it, and
+    `sorting` in the folder does not change.
+
+    Parameters
+    ----------
+    result
+        The output folder of `spikewise sort`.
+    changes
+        Which of the suggested changes are accepted.
+    """
+    from spikewise.output.trust.accepting import accept_suggestions
+
+    accepted = accept_suggestions(result, changes, overwrite=overwrite)
+    for row in accepted.to_dict("records"):
+        say(f"{row['change']} {row['unit_ids']}: {row['reason']}")
+    say(f"{len(accepted)} changes in {result / 'curation.json'}")
+    if json:
+        print_json(command="curate", changes=len(accepted), output=str(result / "curation.json"))
 
 
 def _print_units(table: Any) -> None:

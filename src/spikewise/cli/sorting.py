@@ -55,7 +55,7 @@ def sort(
         )
     from spikewise.output.store import REPORT_FILE
     from spikewise.output.unexplained import UnexplainedEvents
-    from spikewise.output.unit_table import UNITS_FILE, summarise_units
+    from spikewise.output.unit_table import UNITS_FILE, summarise_suggestions, summarise_units
 
     seconds, found = result.provenance["seconds"], result.provenance["result"]
     factor = result.provenance["real_time_factor"]
@@ -69,6 +69,8 @@ def sort(
         say(unexplained.summary())
     if (output / UNITS_FILE).exists():
         say(f"{summarise_units(result.units)}; {UNITS_FILE} tells how far each can be trusted")
+        if len(result.suggestions):
+            say(f"{summarise_suggestions(result.suggestions)}; accept them: spikewise curate {output}")
     say(f"result in {output}" + (f", with {REPORT_FILE}" if (output / REPORT_FILE).exists() else ""))
     if json:
         print_json(
@@ -130,7 +132,7 @@ def train(
     facts = model.facts
     num_labels = sum(group["num_labels"] for group in facts["groups"])
     say(
-        f"{len(model.unit_ids)} units learnt from {num_labels} labels {_describe_labels(facts['labels'])}",
+        f"{len(model.unit_ids)} units learnt from {num_labels} spikes: {_describe_labels(facts['labels'])}",
         f"model in {output}",
     )
     if json:
@@ -210,11 +212,15 @@ def pretrain(
 
 
 def _describe_labels(labels: dict[str, Any]) -> str:
-    """Return the source of the labels and their interval, as a part of a sentence."""
+    """Return where the labels or the units come from, and their interval."""
+    from spikewise.output.result import finder_of
+
+    finder = finder_of(labels["source"])
+    source = f"labels of {labels['source']}" if finder is None else f"units found by {finder}"
     if "interval_s" not in labels:
-        return f"of {labels['source']}"
+        return source
     start, stop = labels["interval_s"]
-    return f"of {labels['source']}, between {start:.2f} and {stop:.2f} s"
+    return f"{source}, between {start:.2f} and {stop:.2f} s"
 
 
 def _describe_seconds(provenance: dict[str, Any]) -> str:
@@ -241,4 +247,4 @@ def _print_steps(provenance: dict[str, Any]) -> None:
         prefix = "" if len(provenance["preprocessing"]) == 1 else f"group {name}: "
         say(f"preprocessing: {prefix}{'; '.join(steps)}")
     if provenance["labels"]:
-        say(f"labels {_describe_labels(provenance['labels'])}")
+        say(_describe_labels(provenance["labels"]))

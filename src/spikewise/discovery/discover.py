@@ -332,13 +332,16 @@ class Discovery:
         second = peeler.explain(missed.column, missed.channel, missed.height)
         main = np.array([unit.main_channel for unit in found.units], int)
         order = np.lexsort((np.arange(len(main)), *np.round(self.positions[main].T, 3)))
-        trains = []
+        found_at = []
         for unit in order:
             columns = np.concatenate([spikes.column[spikes.unit == unit] for spikes in (first, second)])
-            columns = np.rint(columns).astype(np.int64)
-            frames, inside = self.held.frames_of(columns)
-            trains.append(np.unique(frames[inside]))
+            found_at.append(np.rint(columns).astype(np.int64))
         peeler.restore()
+        trains = []
+        for unit, columns in zip(order, found_at, strict=True):
+            moved = columns + self.meter.far_trough(found.units[unit], columns)
+            frames, inside = self.held.frames_of(moved)
+            trains.append(np.unique(frames[inside]))
         num_missed = int((second.unit >= 0).sum())
         self._note("last peeling", num_units=len(trains), num_missed=num_missed, dropped=self.dropped)
         return trains

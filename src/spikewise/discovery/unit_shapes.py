@@ -23,6 +23,10 @@ MAX_PART_OF_SPIKES = 0.25  # most spikes of a sum, relative to either of the two
 SUM_AMPLITUDES = (0.7, 1.3)  # sizes of the two within the sum
 _MOST_PARTS = 6  # units, those that explain most of a sum, of which pairs are tried
 MIN_TAIL_ENERGY = 2.0  # a tail with less than this times the energy of its noise is set to zero
+NEAR_TROUGH_MS, FAR_TROUGH_MS = 0.25, 1.25
+"""A spike whose trough is farther away than the first is moved there, up to the second. Chosen by hand."""
+CLEARLY_DEEPER = 1.5
+"""How much deeper such a trough must be than what is near the spike; chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,20 @@ class ShapeMeter:
         add_windows(self.held.values, at, channels, self.before + self.tail, long)
         long *= np.float32(UNIT / max(1, len(at)))
         return long
+
+    def far_trough(self, unit: UnitShape, columns: np.ndarray) -> int:
+        """Return the samples from spikes to the trough of their mean waveform if it is clear and far, else 0.
+
+        The window of a mean waveform may hold only a part of a spike, so more of it is looked at.
+        """
+        row = self.whole(columns, np.array([unit.main_channel]))[0]
+        here, near = self.tail + self.before, round(NEAR_TROUGH_MS * self.held.sampling_frequency / 1000)
+        reach = round(FAR_TROUGH_MS * self.held.sampling_frequency / 1000)
+        first = max(0, here - reach)
+        lowest = first + int(row[first : here + reach + 1].argmin())
+        is_far = abs(lowest - here) > near and row[lowest] == row.min()
+        is_clear = -row[lowest] > CLEARLY_DEEPER * -row[here - near : here + near + 1].min()
+        return lowest - here if is_far and is_clear and row[lowest] < -1 else 0
 
     def measure_all(self, columns: np.ndarray, labels: np.ndarray, channels: np.ndarray) -> list[UnitShape]:
         """Return the mean waveform of each label from 0 on; every label must have an event."""

@@ -41,6 +41,7 @@ from spikewise.jobs.state.log import log_to
 from spikewise.jobs.state.unfinished import Unfinished
 from spikewise.learning.transfer import open_pretrained
 from spikewise.models.checkpoint import Model, check_model_fits, load_model, save_model
+from spikewise.output.motions import load_uncertainty_um
 from spikewise.output.report.reporting import report_of_sort
 from spikewise.output.result import StoredResult, load_result
 from spikewise.output.results.sorting_result import SortingResult
@@ -54,6 +55,7 @@ from spikewise.output.store import (
     output_folder,
     save_sorting,
 )
+from spikewise.output.trust.accepting import JOINING, accept_suggestions
 from spikewise.output.trust.validating import units_of_sort
 from spikewise.output.unexplained import UnexplainedEvents
 from spikewise.sorting.damaged import summarise_damage
@@ -156,12 +158,16 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     motions = {group.name: group.motion for group in groups if group.motion is not None}
     if folder is not None:
         save_json(provenance, folder / PROVENANCE_FILE)
-        stored = StoredResult(sorting, model, provenance, motions=motions)
+        uncertainty = load_uncertainty_um(folder, motions)
+        stored = StoredResult(sorting, model, provenance, motions=motions, motion_uncertainty_um=uncertainty)
         if config.sorting.trust:
             readers = {group.name: group.reader for group in groups}
             with _timed(provenance, "trust", folder):
-                units = units_of_sort(stored, readers, responses_file(spikes), folder, config, progress)
-            stored = replace(stored, units=units)
+                trust = units_of_sort(stored, readers, responses_file(spikes), folder, config, progress)
+            if trust is not None:
+                stored = replace(stored, units=trust.table, suggestions=trust.suggestions)
+                if config.sorting.auto_merge:
+                    accept_suggestions(folder, JOINING)
         if config.sorting.report:
             with _timed(provenance, "report", folder):
                 report_of_sort(stored, groups, folder, progress)
@@ -336,6 +342,12 @@ def _check_together(
     if resume and output is None:
         raise SettingError(
             "resume is given without output", "the folder to go on in", "name it, or leave it out"
+        )
+    if config.sorting.auto_merge and (output is None or not config.sorting.trust):
+        raise SettingError(
+            "auto_merge is given " + ("without output" if output is None else "with no_trust"),
+            "an output folder, and the estimates that tell which units to merge",
+            "give both, or leave auto_merge out",
         )
     if config.sorting.cluster is not None:
         check_cluster(config.sorting.cluster)

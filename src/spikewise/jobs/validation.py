@@ -9,7 +9,7 @@ other sorter is. With ``both`` spikes in common, and ``p`` and ``r`` the precisi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from spikewise.output.result_groups import groups_of, preparation_of
 from spikewise.output.results.sorting_result import SortingResult
 from spikewise.output.store import PROVENANCE_FILE
 from spikewise.output.trust.intervals import Fraction, combine
-from spikewise.output.trust.validating import validate_units
+from spikewise.output.trust.validating import Validation, validate_units
 from spikewise.output.unit_table import ESTIMATE_COLUMNS, GOOD_ACCURACY, USABLE_ACCURACY
 
 
@@ -77,6 +77,20 @@ def validate(
     SpikewiseError
         If an argument cannot be used; the message says what to do.
     """
+    return run_validation(result, recording, seed, progress, options).table
+
+
+def run_validation(
+    result: SortingResult | BaseSorting | str | Path,
+    recording: BaseRecording | str | Path,
+    seed: int | None,
+    progress: ProgressCallback,
+    options: dict[str, Any],
+) -> Validation:
+    """Return all that :func:`validate` finds out: also the suggested changes.
+
+    Those of another sorter have no splits in the curation, since they are of the spikes of the model.
+    """
     stored = stored_result(result)
     if stored is None:
         return _validate_other(result, recording, seed or 0, progress, options)
@@ -88,7 +102,7 @@ def validate(
         )
     opened, _ = open_recording(recording, stored.reading)
     used = seed_of(stored) if seed is None else seed
-    return _table(stored, opened, used, progress)
+    return _validation(stored, opened, used, progress)
 
 
 def stored_result(result: SortingResult | BaseSorting | str | Path) -> StoredResult | None:
@@ -108,13 +122,13 @@ def seed_of(stored: StoredResult) -> int:
     return seed if isinstance(seed, int) and seed >= 0 else 0
 
 
-def _table(
+def _validation(
     stored: StoredResult, recording: BaseRecording, seed: int, progress: ProgressCallback
-) -> pd.DataFrame:
-    """Return the table of the units of a result, whose spikes are found again as in the sort."""
+) -> Validation:
+    """Return the validation of a result, whose spikes are found again as in the sort."""
     readers = {group.name: group.reader for group in groups_of(stored, recording)}
     sorting = preparation_of(stored).sorting
-    return validate_units(stored, readers, seed=seed, sorting=sorting, progress=progress).table
+    return validate_units(stored, readers, seed=seed, sorting=sorting, progress=progress)
 
 
 def _validate_other(
@@ -123,8 +137,8 @@ def _validate_other(
     seed: int,
     progress: ProgressCallback,
     options: dict[str, Any],
-) -> pd.DataFrame:
-    """Return the table of the units of another sorter."""
+) -> Validation:
+    """Return the validation of the units of another sorter."""
     config = Config.from_options(**{"seed": seed, **options})
     opened, _ = open_recording(recording, config.recording if options else RecordingConfig())
     labels, _ = open_labels(sorting, opened)
@@ -132,13 +146,14 @@ def _validate_other(
         raise SettingError("there is no result", "a result of Spikewise or of another sorter", "give one")
     learnt = sort(opened, labels=labels, config=config, progress=progress)
     stored = StoredResult(learnt.sorting, learnt.model, learnt.provenance, motions=learnt.motions)
-    table = _table(stored, opened, seed, progress)
-    rows = table.set_index("unit_id")
+    learnt_units = _validation(stored, opened, seed, progress)
+    rows = learnt_units.table.set_index("unit_id")
     found = [
         _of_other(rows.loc[unit_id], _count_both(labels, learnt.sorting, unit_id))
         for unit_id in labels.unit_ids
     ]
-    return pd.DataFrame(found, columns=list(table.columns))
+    table = pd.DataFrame(found, columns=list(learnt_units.table.columns))
+    return replace(learnt_units, table=table, curation={**learnt_units.curation, "splits": []})
 
 
 def _count_both(sorting: BaseSorting, learnt: BaseSorting, unit_id: int | str) -> _Both:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from spikeinterface.core import BaseSorting
 from spikeinterface.core.motion import Motion
@@ -22,9 +23,9 @@ from spikewise.core.untrusted import read_json
 from spikewise.data.labels.label_files import load_sorting
 from spikewise.data.labels.label_set import with_rate
 from spikewise.models.checkpoint import Model, load_model
-from spikewise.output.motions import load_motions
+from spikewise.output.motions import load_motions, load_uncertainty_um
 from spikewise.output.store import MODEL_FILE, PROVENANCE_FILE, SORTING_FOLDER, spikes_hash
-from spikewise.output.unit_table import read_units
+from spikewise.output.unit_table import read_suggestions, read_units
 
 _NUMBER = (int, float)
 _REQUIRED_FACTS: dict[str, type | tuple[type, ...]] = {
@@ -45,6 +46,15 @@ _REQUIRED_FACTS: dict[str, type | tuple[type, ...]] = {
 }
 """Entries that every provenance must have, and their types."""
 
+_FINDERS = {
+    "spikewise": "Spikewise",
+    "lupin": "Lupin",
+    "tridesclous2": "Tridesclous2",
+    "spykingcircus2": "SpyKING CIRCUS 2",
+    "kilosort4": "Kilosort4",
+}
+"""Names of the sorters that find units, as people write them."""
+
 
 @dataclass(frozen=True)
 class StoredResult:
@@ -62,6 +72,10 @@ class StoredResult:
         How far each unit can be trusted, and its usual measures; None if it was not estimated.
     motions : dict of str to Motion
         The motion of each group that was removed from its traces.
+    motion_uncertainty_um : dict of str to list of ndarray
+        The uncertainty of these motions where it is known: for each segment, in the shape of the motion.
+    suggestions : DataFrame or None
+        Changes that would probably make the result better; None if they are not known.
     """
 
     sorting: BaseSorting
@@ -69,16 +83,19 @@ class StoredResult:
     provenance: dict[str, Any]
     units: pd.DataFrame | None = None
     motions: dict[str, Motion] = field(default_factory=dict)
+    motion_uncertainty_um: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    suggestions: pd.DataFrame | None = None
 
     def with_motions_of(self, folder: Path | None) -> StoredResult:
         """Return the result with the motions that the folder of a sort holds."""
         if folder is None:
             return self
         names = [group.name for group in self.model.groups]
-        return replace(self, motions=load_motions(folder, names, len(self.num_samples)))
+        motions = load_motions(folder, names, len(self.num_samples))
+        return replace(self, motions=motions, motion_uncertainty_um=load_uncertainty_um(folder, motions))
 
     def with_parts_of(self, folder: Path | None) -> StoredResult:
-        """Return the result with the motions and the table of units that the folder of a sort holds.
+        """Return the result with the motions and the tables that the folder of a sort holds.
 
         Raises
         ------
@@ -87,7 +104,8 @@ class StoredResult:
         """
         if folder is None:
             return self
-        return replace(self.with_motions_of(folder), units=read_units(folder, self.model.unit_ids))
+        units = read_units(folder, self.model.unit_ids)
+        return replace(self.with_motions_of(folder), units=units, suggestions=read_suggestions(folder))
 
     def with_names_of_recording(self) -> StoredResult:
         """Return the result with a model that names the channels as the recording does.
@@ -154,6 +172,15 @@ class StoredResult:
         """Facts about the training of each group for which the model stores the losses."""
         groups = self.model.facts.get("groups")
         return [group for group in groups if _has_losses(group)] if isinstance(groups, list) else []
+
+
+def finder_of(source: str) -> str | None:
+    """Return the name of the sorter that found the units without labels, from the source of the labels.
+
+    None if the labels were given.
+    """
+    kind, _, sorter = source.partition(" ")
+    return _FINDERS.get(sorter, sorter) if kind == "bootstrap" else None
 
 
 def load_result(folder: Path | str, *, units: bool = True) -> StoredResult:

@@ -6,6 +6,7 @@
 - ``motion/<group>/``: the motion that was removed from the traces, in SpikeInterface's format
 - ``spikes.csv``: the probability of each spike, for a single channel
 - ``units.csv``: how far each unit can be trusted; see :mod:`spikewise.output.unit_table`
+- ``suggestions.csv``, ``suggestions.json``: changes that would probably make the result better
 - ``probabilities.npy``: the probability that each spike is right
 - ``report.html``: the report
 - ``unfinished/``: the parts that are done so far, until the sort is complete; see
@@ -31,7 +32,12 @@ from spikeinterface.core import BaseSorting, NumpyFolderSorting
 
 from spikewise.core.errors import OutputError
 from spikewise.core.files import _check_may_replace, _check_writable, sync_folder, sync_tree, writing
-from spikewise.output.unit_table import PROBABILITIES_FILE, UNITS_FILE
+from spikewise.output.unit_table import (
+    PROBABILITIES_FILE,
+    SUGGESTED_CURATION_FILE,
+    SUGGESTIONS_FILE,
+    UNITS_FILE,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +53,7 @@ UNFINISHED_FOLDER = "unfinished"
 _JOB_FILE = f"{UNFINISHED_FOLDER}/job.json"
 _MARKS = {MODEL_FILE, PROVENANCE_FILE, LOG_FILE, UNFINISHED_FOLDER}
 """A folder that holds one of these was written by Spikewise."""
-_TABLES = {SPIKES_FILE, UNITS_FILE, PROBABILITIES_FILE}
+_TABLES = {SPIKES_FILE, UNITS_FILE, PROBABILITIES_FILE, SUGGESTIONS_FILE, SUGGESTED_CURATION_FILE}
 _FOLDERS = {SORTING_FOLDER, BOOTSTRAP_FOLDER, MOTION_FOLDER}
 _OWN_NAMES = _MARKS | _TABLES | _FOLDERS | {REPORT_FILE}
 """Everything that Spikewise writes into an output folder."""

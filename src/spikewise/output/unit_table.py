@@ -1,8 +1,8 @@
-"""The table of the units of a result, ``units.csv``: how far each can be trusted, and its usual measures.
+"""The tables of a result: how far each unit can be trusted, and changes that would make the result better.
 
-It has a row for each unit, in the order of the sorting. Accuracy, precision and recall are estimates
-(:mod:`spikewise.output.trust`) with the ends of their 90 % intervals; they are empty where nothing could be
-measured. Accuracy is ``tp / (tp + fp + fn)``.
+``units.csv`` has a row for each unit, in the order of the sorting. Accuracy, precision and recall are
+estimates (:mod:`spikewise.output.trust`) with the ends of their 90 % intervals; they are empty where nothing
+could be measured. Accuracy is ``tp / (tp + fp + fn)``. ``suggestions.csv`` has a row for each change.
 """
 
 from __future__ import annotations
@@ -16,10 +16,24 @@ import pandas as pd
 from spikeinterface.core import BaseSorting
 
 from spikewise.core.errors import OutputError
-from spikewise.core.files import check_output_file, replacing, writing
+from spikewise.core.files import check_output_file, replacing, save_json, writing
 from spikewise.data.labels.label_set import make_ordered_sorting
 
 UNITS_FILE = "units.csv"
+SUGGESTIONS_FILE = "suggestions.csv"
+"""Changes that would probably make the result better: units to merge, to remove and to split."""
+SUGGESTED_CURATION_FILE = "suggestions.json"
+"""The same as a curation in SpikeInterface's format."""
+SUGGESTION_COLUMNS = (
+    "change",
+    "unit_ids",
+    "probability",
+    "accuracy_before",
+    "accuracy_after",
+    "gain",
+    "reason",
+)
+CHANGES = ("merge", "remove", "split")
 PROBABILITIES_FILE = "probabilities.npy"
 """The probability (num_spikes,) that each spike is right, in the order of the sorting's spike vector."""
 _MARK = "provenance.json"
@@ -47,9 +61,12 @@ NUMBER_COLUMNS = (
     "num_labels",
     "threshold",
     "num_added",
+    "split_probability",
 )
 """Columns of numbers; fractions are 0 to 1."""
-COLUMNS = ("unit_id", "group", "num_spikes", *NUMBER_COLUMNS, "verdict", "reason")
+COLUMNS = ("unit_id", "group", "num_spikes", *NUMBER_COLUMNS, "merge_with", "verdict", "reason")
+_LATER: dict[str, float | str] = {"split_probability": np.nan, "merge_with": ""}
+"""Columns that tables of an earlier version lack, and what stands for them."""
 PROPERTIES = (*ESTIMATE_COLUMNS, "verdict", "reason")
 """Columns that become properties of the units in SpikeInterface and its exports."""
 MAX_BYTES = 100_000_000
@@ -86,6 +103,56 @@ def store_units(table: pd.DataFrame, folder: Path) -> None:
     for name in PROPERTIES:
         with replacing(properties / f"{name}.npy") as partial, partial.open("wb") as opened:
             np.save(opened, _values(table, name), allow_pickle=False)
+
+
+def store_suggestions(table: pd.DataFrame, curation: dict[str, Any], folder: Path) -> None:
+    """Write the suggested changes into the folder of a result.
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written.
+    """
+    write_units(table, folder / SUGGESTIONS_FILE)
+    with writing(folder):
+        save_json(curation, folder / SUGGESTED_CURATION_FILE)
+
+
+def read_suggestions(folder: Path) -> pd.DataFrame | None:
+    """Read the suggested changes of a result.
+
+    Returns
+    -------
+    DataFrame or None
+        With the columns :data:`SUGGESTION_COLUMNS`; None if the result has none.
+
+    Raises
+    ------
+    OutputError
+        If the file is damaged.
+    """
+    file = folder / SUGGESTIONS_FILE
+    if not file.exists():
+        return None
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
+        texts = dict.fromkeys(("change", "unit_ids", "reason"), str)
+        table = pd.read_csv(file, dtype=texts, keep_default_na=False, na_values=[""])
+        missing = [name for name in SUGGESTION_COLUMNS if name not in table]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]}")
+        for name in ("probability", "accuracy_before", "accuracy_after", "gain"):
+            table[name] = table[name].astype(float)
+        if not set(table["change"]) <= set(CHANGES):
+            raise ValueError(f"a change is not one of {', '.join(CHANGES)}")
+    except (OSError, ValueError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        raise OutputError(
+            f"the table {file} is damaged or not from Spikewise: {error}",
+            "the table that `spikewise sort` or `spikewise validate` wrote",
+            "make it again: spikewise validate OUT --recording RECORDING --overwrite",
+        ) from error
+    return table[list(SUGGESTION_COLUMNS)]
 
 
 def set_properties(sorting: BaseSorting, table: pd.DataFrame) -> None:
@@ -142,8 +209,10 @@ def read_units(folder: Path, unit_ids: Sequence[Any]) -> pd.DataFrame | None:
     try:
         if file.stat().st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES} bytes")
-        texts = ("unit_id", "group", "verdict", "reason")
+        texts = ("unit_id", "group", "merge_with", "verdict", "reason")
         table = pd.read_csv(file, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
+        for name in [name for name in _LATER if name not in table]:
+            table[name] = _LATER[name]
         missing = [name for name in COLUMNS if name not in table]
         if missing:
             raise ValueError(f"it has no column {missing[0]}")
@@ -161,7 +230,7 @@ def read_units(folder: Path, unit_ids: Sequence[Any]) -> pd.DataFrame | None:
             "make it again: spikewise validate OUT --recording RECORDING --overwrite",
         ) from error
     table["unit_id"] = list(unit_ids)
-    return table[list(COLUMNS)].fillna({"reason": "", "group": ""})
+    return table[list(COLUMNS)].fillna({"reason": "", "group": "", "merge_with": ""})
 
 
 def spikes_of(sorting: BaseSorting, table: pd.DataFrame | None, keep: Keep) -> BaseSorting:
@@ -205,6 +274,13 @@ def trust_of_unit(table: pd.DataFrame | None, unit_index: int) -> dict[str, Any]
     numbers = {key: float(row[f"estimated_accuracy{end}"]) for key, end in names.items()}
     known = {key: None if np.isnan(number) else number for key, number in numbers.items()}
     return {**known, "verdict": str(row["verdict"]), "reason": str(row["reason"])}
+
+
+def summarise_suggestions(table: pd.DataFrame) -> str:
+    """Return one line such as ``suggested changes: 2 merge, 1 split``."""
+    counts = [(name, int((table["change"] == name).sum())) for name in CHANGES]
+    told = ", ".join(f"{count} {name}" for name, count in counts if count)
+    return f"suggested changes: {told or 'none'}"
 
 
 def summarise_units(table: pd.DataFrame) -> str:

@@ -77,14 +77,16 @@ class SimulationConfig(Settings):
         minimum=1.0,
         maximum=1e6,
     )
-    drift: Literal["none", "slow", "fast", "non-rigid"] = setting(
+    drift: Literal["none", "slow", "fast", "non-rigid", "zigzag", "jump"] = setting(
         "none",
-        "How units move along the probe: up and down (slow), in jumps (fast), or more at the lower end "
-        "(non-rigid, a sine)",
+        "How units move along the probe: up and down (slow), in jumps (fast), more at the lower end "
+        "(non-rigid, a sine), to both sides of their place (zigzag), or in jumps to both sides of it, "
+        "further at the lower end (jump)",
     )
     drift_um: float | None = setting(
         None,
-        "Largest displacement; default: 30 for a slow drift, 15 for a fast one, 10 for a non-rigid one",
+        "Distance between the ends of the motion; default: 30 for a slow drift, 15 for a fast one, 10 for a "
+        "non-rigid one, 60 for a zigzag, 40 for jump",
         unit="um",
         minimum=1.0,
         maximum=1000.0,
@@ -92,14 +94,15 @@ class SimulationConfig(Settings):
     drift_start_s: float = setting(0.0, "Time at which the drift begins", unit="s", minimum=0.0)
     drift_um_per_min: float | None = setting(
         None,
-        "Mean speed; default: 10 for a slow drift, 80 for a non-rigid one",
+        "Mean speed; default: 10 for a slow drift, 80 for a non-rigid one, 37.5 for a zigzag",
         unit="um/min",
         minimum=0.1,
         maximum=1e5,
     )
     drift_period_s: float | None = setting(
         None,
-        "Time between the jumps of a fast drift; default: 60, or less in a short recording, for five jumps",
+        "Time between jumps; default: 60 for a fast drift, 30 in the mean for jump, or less in a short "
+        "recording, for five jumps",
         unit="s",
         minimum=0.1,
         maximum=1e6,
@@ -126,16 +129,17 @@ class SimulationConfig(Settings):
         self._check_drift()
 
     def _check_drift(self) -> None:
+        jumping = ("fast", "jump")
         unused = {
             "drift_um": self.drift_um is not None and self.drift == "none",
             "drift_start_s": self.drift_start_s != 0 and self.drift == "none",
-            "drift_um_per_min": self.drift_um_per_min is not None and self.drift in ("none", "fast"),
-            "drift_period_s": self.drift_period_s is not None and self.drift != "fast",
+            "drift_um_per_min": self.drift_um_per_min is not None and self.drift in ("none", *jumping),
+            "drift_period_s": self.drift_period_s is not None and self.drift not in jumping,
         }
         if any(unused.values()):
             raise SettingError(
                 f"{', '.join(name for name, is_so in unused.items() if is_so)} is given with the drift "
                 f"{self.drift!r}",
-                "a drift has a range and a start; slow and non-rigid ones a speed, fast ones a period",
+                "a drift has a range and a start; slow, non-rigid and zigzag a speed, fast and jump a period",
                 "leave it out, or set drift",
             )

@@ -103,6 +103,12 @@ class SortingConfig(Settings):
         "Say how far each unit can be trusted: add known spikes of each unit to parts of the recording, sort "
         "these again, and write the estimated accuracy of each unit to units.csv in the output folder",
     )
+    auto_merge: bool = setting(
+        False,
+        "Accept the suggested changes that join units: merge units that are probably one neuron, and leave "
+        "out copies of other units. They go into curation.json, as from `spikewise curate`; the sorting "
+        "itself keeps all units",
+    )
     damage: Literal["skip", "keep"] = setting(
         "skip",
         "Damaged stretches (zeros, saturation, NaN, artefacts, clock jumps). skip: find and list them, "

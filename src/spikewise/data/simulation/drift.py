@@ -3,16 +3,9 @@
 Conventions
 -----------
 A displacement is that of the units relative to the probe, in um along its depth (the second column of the
-channels' positions). Units rest at 0 and move to larger depths and back, never below 0. The displacement has
-DRIFT_HZ values per second and moves whole spikes, in steps of at most STEP_UM. Moved templates have the shape
-(num_steps, num_units, num_samples, num_channels), in uV.
-
-The three modes are those of Han & Wang (arXiv 2409.13067), who simulate with MEArec:
-
-- slow: all units move up and down at a constant speed;
-- fast: all units jump at regular times, by a third of the range or more;
-- non-rigid: a sine; the units at the lower end of the probe move by all of it, those at the upper end by
-  MIN_FACTOR of it (MEArec's gradient).
+channels' positions); :mod:`displacement` draws it. It moves whole spikes, in steps of at most STEP_UM. Where
+a drift is not rigid, the units at the lower end of the probe move by all of it, those at the upper end by
+MIN_FACTOR of it. Moved templates have the shape (num_steps, num_units, num_samples, num_channels), in uV.
 
 The moved waveforms of a unit come from one of two sources: simulated waveforms at several positions (a MEArec
 file of drifting templates), interpolated linearly between these; or the waveforms at rest, interpolated
@@ -37,29 +30,18 @@ from spikeinterface.generation.drift_tools import DriftingTemplates, InjectDrift
 
 from spikewise.core.config import SimulationConfig
 from spikewise.core.errors import SettingError
-from spikewise.core.seeds import stage_generator
+from spikewise.data.simulation.displacement import DRIFT_HZ, draw_displacement, drift_steps
 from spikewise.data.simulation.synthesis import Units, inject_units
 
-DRIFT_HZ = 10.0
-"""Displacements per second; chosen by hand."""
-STEP_UM = 1.0
-"""Largest distance between displacements with templates; chosen by hand."""
 FADE_UM = 30.0
 """Distance beyond the outermost channels in which a waveform decays by 1/e; chosen by hand."""
 SAME_POSITION_UM = 1e-3
 """Positions that are closer are one; chosen by hand."""
-MIN_FACTOR = 0.5
-"""Part of a non-rigid drift by which the units at the upper end of the probe move; chosen by hand."""
+MIN_FACTOR = {"non-rigid": 0.5, "jump": 0.3}
+"""Part of a drift that is not rigid by which the units at the upper end of the probe move: 0.5 was chosen by
+hand, 0.3 is that of the scene `jump40`."""
 MAX_SIDEWAYS_FRACTION = 0.2
 """Largest sideways movement of simulated cells, as a fraction of the shortest path; chosen by hand."""
-RANGE_UM = {"slow": 30.0, "fast": 15.0, "non-rigid": 10.0}
-"""Default range of each mode; chosen by hand."""
-SPEED_UM_PER_MIN = {"slow": 10.0, "non-rigid": 80.0}
-"""Default speed of each mode; chosen by hand."""
-PERIOD_S = 60.0
-"""Default time between two jumps; chosen by hand."""
-MIN_JUMPS = 5
-"""Fewest jumps in a recording: in a short one the period is shorter; chosen by hand."""
 
 
 @dataclass(frozen=True)
@@ -108,65 +90,6 @@ class Drift:
         )
 
 
-def drift_range(config: SimulationConfig) -> float:
-    """Return the largest displacement that the settings allow, in um."""
-    return RANGE_UM[config.drift] if config.drift_um is None else config.drift_um
-
-
-def drift_steps(config: SimulationConfig) -> np.ndarray:
-    """Return the displacements for which templates are made, in um, from 0 to the largest."""
-    largest = drift_range(config)
-    return np.linspace(0.0, largest, int(np.ceil(largest / STEP_UM)) + 1)
-
-
-def draw_displacement(
-    config: SimulationConfig, duration_s: float
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Draw the displacement of the units over time.
-
-    Parameters
-    ----------
-    config : SimulationConfig
-        Its drift is not "none"; the jumps of a fast drift have their own random stage.
-    duration_s : float
-        Length of the recording.
-
-    Returns
-    -------
-    times_s, displacement_um : numpy.ndarray, shape (num_times,)
-    facts : dict
-        The mode, range, start and pace, in JSON types.
-
-    Raises
-    ------
-    SettingError
-        If the drift starts after the end.
-    """
-    if config.drift_start_s >= duration_s:
-        raise SettingError(
-            f"the drift starts at {config.drift_start_s:g} s",
-            f"the recording ends at {duration_s:g} s",
-            "start it earlier, or make the recording longer",
-        )
-    largest = drift_range(config)
-    times = np.arange(int(np.ceil(duration_s * DRIFT_HZ)) + 1) / DRIFT_HZ
-    since_start = np.maximum(times - config.drift_start_s, 0.0)
-    facts: dict[str, Any] = {"mode": config.drift, "range_um": largest, "start_s": config.drift_start_s}
-    if config.drift == "fast":
-        longest = (duration_s - config.drift_start_s) / (MIN_JUMPS + 1)
-        period = config.drift_period_s or min(PERIOD_S, longest)
-        # A multiple of the period may be rounded to a slightly smaller number.
-        levels_passed = ((since_start + 1e-9) // period).astype(int)
-        levels = _levels(levels_passed[-1] + 1, largest, stage_generator(config.seed, "drift"))
-        return times, levels[levels_passed], {**facts, "period_s": period}
-    speed = config.drift_um_per_min or SPEED_UM_PER_MIN[config.drift]
-    phase = 2 * np.pi * since_start * speed / 60 / (2 * largest)
-    from scipy.signal import sawtooth  # only here: it takes a second
-
-    wave = sawtooth(phase, width=0.5) if config.drift == "slow" else -np.cos(phase)
-    return times, largest * (1 + wave) / 2, {**facts, "um_per_min": speed}
-
-
 def move_templates(templates: np.ndarray, positions: np.ndarray, steps_um: np.ndarray) -> np.ndarray:
     """Move templates along the depth by interpolating them between channels.
 
@@ -207,7 +130,7 @@ def move_weights(positions: np.ndarray, steps_um: np.ndarray) -> np.ndarray:
     -------
     numpy.ndarray of float64, shape (num_steps, num_channels, num_channels)
     """
-    _check_probe(positions, float(steps_um.max()))
+    _check_probe(positions, float(np.ptp(steps_um)))
     weights_at = _interpolator(positions)
     tree = KDTree(positions)
     alone = np.eye(len(positions))
@@ -318,23 +241,11 @@ def inject_drifting_units(
     return recording, Drift(times, displacement, units.unit_ids, factors, steps, peaks, facts)
 
 
-def _levels(num_levels: int, largest: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw displacements up to `largest`, starting at 0; each differs by at least a third of it."""
-    least = largest / 3
-    levels = np.zeros(num_levels)
-    for k in range(1, num_levels):
-        below = max(levels[k - 1] - least, 0.0)
-        above = max(largest - levels[k - 1] - least, 0.0)
-        drawn = rng.uniform(0.0, below + above)
-        levels[k] = drawn if drawn < below else levels[k - 1] + least + drawn - below
-    return levels
-
-
 def _unit_factors(config: SimulationConfig, depths: np.ndarray, channel_depths: np.ndarray) -> np.ndarray:
-    if config.drift != "non-rigid":
+    if config.drift not in MIN_FACTOR:
         return np.ones(len(depths))
     ends = channel_depths.min(), channel_depths.max()
-    return np.interp(depths, ends, (1.0, MIN_FACTOR))
+    return np.interp(depths, ends, (1.0, MIN_FACTOR[config.drift]))
 
 
 def _interpolator(positions: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

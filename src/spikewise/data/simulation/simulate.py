@@ -31,7 +31,8 @@ from spikeinterface.preprocessing import scale_to_uV
 from spikewise.core.config import SimulationConfig
 from spikewise.core.errors import ProbeError, RecordingError, SettingError
 from spikewise.data.recordings.probes import load_probe
-from spikewise.data.simulation.drift import Drift, drift_steps, follow_paths, inject_drifting_units
+from spikewise.data.simulation.displacement import drift_steps
+from spikewise.data.simulation.drift import Drift, follow_paths, inject_drifting_units
 from spikewise.data.simulation.hybrid import (
     Placement,
     load_real_units,
@@ -162,12 +163,21 @@ def _drifting_cells(
     config: SimulationConfig,
     seeds: dict[str, int],
 ) -> _Parts:
-    """Add moving cells to noise; they follow the positions of the template file if it has several."""
+    """Add moving cells to noise; they follow the positions of the template file if it has several.
+
+    A cell that moves both ways rests so far along its path that it can move as far back.
+    """
     cells = select_mearec_cells(templates, sorting, config, seeds)
-    resting = cells.waveforms[:, 0]
-    units = Units(tuple(sorting.unit_ids), resting, cells.num_before, cells.locations[:, 0])
-    several = cells.waveforms.shape[1] > 1
-    moved = follow_paths(cells.waveforms, cells.locations, drift_steps(config)) if several else None
+    resting, location = cells.waveforms[:, 0], cells.locations[:, 0]
+    moved = None
+    if cells.waveforms.shape[1] > 1:
+        steps = drift_steps(config)
+        rest_um = -float(steps.min())
+        moved = follow_paths(cells.waveforms, cells.locations, steps + rest_um)
+        if rest_um > 0:
+            resting = follow_paths(cells.waveforms, cells.locations, np.array([rest_um]))[0]
+            location = location + np.array([0.0, rest_um, 0.0])
+    units = Units(tuple(sorting.unit_ids), resting, cells.num_before, location)
     recording, drift = inject_drifting_units(noise, sorting, units, config, seeds, moved)
     return recording, sorting, drift
 

@@ -34,7 +34,7 @@ _PIECE_SAMPLES = 500
 """Samples of such a piece. Chosen by hand."""
 _MAX_DIFFERENCES = 6
 """An error message names at most so many differences. Chosen by hand."""
-_NOT_OF_RESULT = ("chunk_s", "cluster", "report", "trust")
+_NOT_OF_RESULT = ("chunk_s", "cluster", "report", "trust", "auto_merge")
 """Settings that change no spike, only how the work is done."""
 
 

@@ -35,6 +35,7 @@ from spikewise.output.measures import (
 )
 from spikewise.output.pairs import MIN_SIMILARITY, UnitPair, likely_pairs, unit_similarity
 from spikewise.output.report.excerpts import Excerpt, choose_excerpts, excerpt_windows
+from spikewise.output.report.motion_lines import motion_notes
 from spikewise.output.report.page_data import (
     ReportContents,
     TraceScale,
@@ -42,7 +43,7 @@ from spikewise.output.report.page_data import (
     labels_are_everywhere,
     page_data,
 )
-from spikewise.output.result import StoredResult
+from spikewise.output.result import StoredResult, finder_of
 from spikewise.output.samples import sample_spikes
 from spikewise.output.store import PROVENANCE_FILE
 from spikewise.output.unexplained import UnexplainedEvents
@@ -60,7 +61,7 @@ PHY_FOLDER = "phy"
 TEMPLATE = "report.html.jinja"
 MAX_NAMED_UNITS = 12
 """Most units that a sentence of the page names; the others are only counted. Chosen by hand."""
-SCRIPTS = ("charts.js", "saving.js", "unit.js", "pairs.js", "overview.js", "table.js", "page.js")
+SCRIPTS = ("charts.js", "saving.js", "unit.js", "pairs.js", "motion.js", "overview.js", "table.js", "page.js")
 """The scripts of the page, in the order in which they run."""
 
 
@@ -235,17 +236,20 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None, pa
     return _template().render(
         result=result,
         facts=result.provenance,
+        finder=finder_of(str((result.provenance.get("labels") or {}).get("source", ""))),
         damage=summarise_damage(result.provenance.get("damage")),
         unexplained=UnexplainedEvents.of(result.provenance.get("unexplained")),
         num_spikes=sum(unit.num_spikes for unit in contents.units),
         has_recording=contents.samples is not None,
         has_trust=result.units is not None,
+        suggestions=[] if result.suggestions is None else result.suggestions.to_dict("records"),
         has_gain=any(scale.uV is not None for scale in contents.scales.values()),
         labels_are_everywhere=labels_are_everywhere(result),
         phy=_phy_commands(result, path),
         performance=performance,
         interval_s=interval_s,
         excerpts=contents.excerpts,
+        motion_notes=motion_notes(result),
         samples=contents.samples,
         pairs=contents.pairs,
         rows=_rows(contents),

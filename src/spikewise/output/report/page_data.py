@@ -24,6 +24,7 @@ from spikewise.output.firing import INTERVAL_BIN_MS, Firing
 from spikewise.output.measures import CORRELOGRAM_BIN_MS, CORRELOGRAM_MS, UnitMeasures, spread
 from spikewise.output.pairs import MIN_SIMILARITY, UnitPair
 from spikewise.output.report.excerpts import Excerpt
+from spikewise.output.report.motion_lines import MotionLine, motion_lines, moved_spikes
 from spikewise.output.result import StoredResult
 from spikewise.output.samples import MAX_SNIPPETS, SpikeSamples, nearest_channels
 
@@ -45,6 +46,10 @@ _TRACE_STEP = 0.05
 """Step of packed traces and single waveforms, in standard deviations of the noise."""
 _FEATURE_STEP = 0.02
 """Step of packed principal components, in standard deviations of the noise."""
+_MOVED_STEP = 0.05
+"""Step of packed displacements, in um."""
+_UNCERTAINTY_STEP = 0.01
+"""Step of their packed uncertainties, in um."""
 _SIMILARITY_STEP = 1 / 250
 """Step of packed similarities."""
 
@@ -185,7 +190,8 @@ def page_data(contents: ReportContents) -> str:
         ],
         "units": [_unit(unit, positions[unit.group.name]) for unit in contents.units],
         "waveforms": None if samples is None else _waveforms(contents.units, samples),
-        "spikes": None if samples is None else _spikes(samples),
+        "spikes": None if samples is None else _spikes(contents, samples),
+        "motion": [_motion_line(line) for line in motion_lines(result)],
         "trains": _trains(result),
         "firing": _firing(contents.firing, float(result.sorting.sampling_frequency)),
         "excerpts": [_excerpt(excerpt) for excerpt in contents.excerpts],
@@ -285,8 +291,9 @@ def _waveforms(units: list[UnitMeasures], samples: SpikeSamples) -> dict[str, An
     }
 
 
-def _spikes(samples: SpikeSamples) -> dict[str, Any]:
+def _spikes(contents: ReportContents, samples: SpikeSamples) -> dict[str, Any]:
     """Return a bounded part of the sampled spikes that have an amplitude, and the responses."""
+    moved = moved_spikes(contents.result, contents.units, samples)
     rows = np.flatnonzero(np.isfinite(samples.amplitude))
     rows = rows[spread(len(rows), MAX_SHOWN_SPIKES)]
     return {
@@ -294,10 +301,28 @@ def _spikes(samples: SpikeSamples) -> dict[str, Any]:
         "time_s": pack(samples.time_s[rows]),
         "amplitude": pack(samples.amplitude[rows], "int16", _STEP),
         "depth_um": pack(samples.depth_um[rows]),
+        "moved_um": None if moved is None else pack(moved[rows], "int16", _MOVED_STEP),
         "responses": samples.responses.tolist(),
         "seconds_s": np.round(samples.seconds_s, 6).tolist(),
         "noise": pack(samples.noise, "uint16", _STEP),
         "num_seconds_evaluated": samples.num_seconds_evaluated,
+    }
+
+
+def _motion_line(line: MotionLine) -> dict[str, Any]:
+    return {
+        "group": line.group,
+        "depth_um": line.depth_um,
+        "parts": [
+            {
+                "time_s": pack(part.times_s),
+                "moved_um": pack(part.moved_um, "int16", _MOVED_STEP),
+                "uncertainty_um": None
+                if part.uncertainty_um is None
+                else pack(part.uncertainty_um, "uint16", _UNCERTAINTY_STEP),
+            }
+            for part in line.parts
+        ],
     }
 
 

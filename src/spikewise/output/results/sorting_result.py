@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from spikewise.output.result import StoredResult
 from spikewise.output.result import load_result as load_stored
 from spikewise.output.results.unit_table import unit_table
 from spikewise.output.store import REPORT_FILE
+from spikewise.output.trust.accepting import accept_suggestions, curated
+from spikewise.output.unit_table import CHANGES, SUGGESTION_COLUMNS, read_suggestions
 
 _SHOWN_UNITS = 20
 """Most units that a notebook shows."""
@@ -65,6 +67,42 @@ class SortingResult:
         below the refractory period), `violations_ratio`, `presence_ratio`, `num_labels` and `threshold`.
         """
         return unit_table(StoredResult(self.sorting, self.model, self.provenance), self.folder)
+
+    @property
+    def suggestions(self) -> pd.DataFrame:
+        """A table of changes that would probably make the result better: units to merge, remove or split.
+
+        Its columns are `change`, `unit_ids`, `probability` (that the change is right), `accuracy_before` and
+        `accuracy_after` (mean expected accuracy of the units concerned), `gain` and `reason`. It is empty if
+        there is none, or if the result has no folder.
+        """
+        found = None if self.folder is None else read_suggestions(self.folder)
+        return pd.DataFrame(columns=list(SUGGESTION_COLUMNS)) if found is None else found
+
+    @property
+    def curated(self) -> BaseSorting:
+        """The sorting with the curation of its folder applied; without one, as it was sorted."""
+        return self.sorting if self.folder is None else curated(self.folder)
+
+    def curate(self, changes: Sequence[str] = CHANGES, *, overwrite: bool = False) -> BaseSorting:
+        """Accept suggested changes: write them into ``curation.json``, and return the sorting with them.
+
+        Parameters
+        ----------
+        changes : sequence of str
+            Any of ``merge``, ``remove`` and ``split``.
+        overwrite : bool
+            Whether an earlier curation may be replaced.
+
+        Raises
+        ------
+        SpikewiseError
+            If the result has no suggestions, or has a curation already.
+        """
+        if self.folder is None:
+            raise OutputError("the result has no folder", "a result in a folder", "sort with output")
+        accept_suggestions(self.folder, changes, overwrite=overwrite)
+        return self.curated
 
     def report(
         self,

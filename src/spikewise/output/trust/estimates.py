@@ -5,7 +5,8 @@ part.
 
 *Precision* loses what other units add to a unit: the fraction of the added spikes of each other unit that it
 took for its own, times the number of spikes that the other unit fired. A copy of another unit has only false
-spikes. Where intervals shorter than the refractory period show more false spikes than that, they count.
+spikes. Of a unit whose spikes have the shapes of two neurons, those of the rarer shape are false. Where
+intervals shorter than the refractory period show more false spikes than that, they count.
 
 The numbers of counted spikes give the intervals. Added spikes are not quite like real ones: so no estimate
 counts as more than :data:`MOST_WEIGHT` spikes, and few false spikes are always possible.
@@ -99,7 +100,13 @@ def estimate_units(
         typical = weight[unrelated & (relations.likeness[unit] > 0)]
         precision = _from_takes(false, weight, float(typical.mean()) if len(typical) else 1.0, counts[unit])
         violations = count_violations(trains.frames[unit], trains.sampling_frequency)
-        precision = _with_violations(precision, violations, counts[unit], duration, trains.sampling_frequency)
+        of_mixture = relations.false_of_mixture(unit)
+        if of_mixture > 1 - precision.value:  # it explains the violations better than their number does
+            precision = Fraction.of(1 - of_mixture, min(MOST_WEIGHT, counts[unit]))
+        else:
+            precision = _with_violations(
+                precision, violations, counts[unit], duration, trains.sampling_frequency
+            )
         if relations.copy_of[unit] >= 0:
             shared = relations.shared[unit, relations.copy_of[unit]]
             precision = Fraction.of(precision.value * (1 - shared), min(MOST_WEIGHT, counts[unit]))

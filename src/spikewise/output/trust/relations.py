@@ -2,19 +2,20 @@
 
 The spike trains of units near each other are compared. A *copy* has its spikes when another unit has a spike,
 far more often than by chance: the same neuron found twice, perhaps at another phase of the spike, or two
-neurons that fire together taken for a third. *Parts* look alike, and keep each other's refractory period as
-the spikes of one neuron do. What chance gives is counted at lags of some milliseconds, so that units whose
-rates rise and fall together do not count.
+neurons that fire together taken for a third. What chance gives is counted at lags of some milliseconds, so
+that units whose rates rise and fall together do not count. *Parts* are of one neuron, by the evidence of
+:mod:`.evidence`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from spikewise.core.constants import REFRACTORY_MS
+from spikewise.output.trust.evidence import CHANCE_LAGS_MS, Evidence, weigh
+from spikewise.output.trust.mixtures import Mixture
 from spikewise.output.trust.shapes import UnitShape
 from spikewise.output.trust.stretches import TrainsOfGroup
 
@@ -25,19 +26,10 @@ COPIED = 0.5
 """Fraction of the spikes of a copy, beyond chance, that come with those of another unit."""
 MIN_LIKENESS = 0.75
 """Smallest cosine of the mean waveforms of two parts of one neuron."""
-_CHANCE_LAGS_MS = (8.0, 14.0, 20.0, 26.0)
-"""Lags, to either side, at which coincidences by chance are counted."""
-_COINCIDENT_MS = 0.5
-"""Spikes of two parts that are so near may be one spike found twice: they do not count as violations."""
 _MAX_LAG_MS = 0.3
 """Largest lag at which two mean waveforms are compared."""
-_VIOLATIONS_OF_PARTS = 0.15
-"""Pairs of spikes of two parts within the refractory period, as a fraction of those by chance."""
 _WORTH_COMPARING = 0.2
 """With a smaller fraction of spikes that come with those of another unit, it is taken to be chance."""
-_PRIOR_ODDS = (1 / 500, 1 / 10)
-"""Odds that two units are parts of one neuron at the smallest likeness and at a likeness of 1, before their
-spikes are compared: two neurons of a tetrode often look much alike."""
 _SURE = 0.5
 """Two units are called parts from this probability on."""
 
@@ -56,19 +48,35 @@ class Relations:
         Probability that both are parts of one neuron.
     copy_of : ndarray of int
         (num_units,) the unit whose copy each is; -1 if it is none.
+    evidence : dict of (int, int) to Evidence
+        Of pairs of similar units; the smaller index first.
+    mixtures : dict of int to Mixture
+        Units whose spikes have two shapes.
     """
 
     likeness: np.ndarray
     shared: np.ndarray
     parts: np.ndarray
     copy_of: np.ndarray
+    evidence: dict[tuple[int, int], Evidence] = field(default_factory=dict)
+    mixtures: dict[int, Mixture] = field(default_factory=dict)
+
+    def false_of_mixture(self, unit: int) -> float:
+        """Return the fraction of a unit's spikes that is expected to be of a second neuron in it."""
+        mixture = self.mixtures.get(unit)
+        return 0.0 if mixture is None else mixture.probability * mixture.smaller_share
 
     def partners(self, unit: int) -> np.ndarray:
         """Return the units that are probably parts of the same neuron as a unit."""
         return np.flatnonzero(self.parts[unit] >= _SURE)
 
 
-def relate_units(shapes: Sequence[UnitShape | None], trains: TrainsOfGroup, num_channels: int) -> Relations:
+def relate_units(
+    shapes: Sequence[UnitShape | None],
+    trains: TrainsOfGroup,
+    num_channels: int,
+    mixtures: dict[int, Mixture] | None = None,
+) -> Relations:
     """Compare the mean waveforms and spike trains of all units that share channels.
 
     Parameters
@@ -78,9 +86,12 @@ def relate_units(shapes: Sequence[UnitShape | None], trains: TrainsOfGroup, num_
         All spikes of the recording.
     num_channels : int
         Channels of the group.
+    mixtures : dict of int to Mixture, optional
+        Units whose spikes have two shapes.
     """
     likeness = compare_shapes(shapes, num_channels, trains.sampling_frequency)
     num_units = len(shapes)
+    evidence: dict[tuple[int, int], Evidence] = {}
     shared, parts = np.zeros((num_units, num_units)), np.zeros((num_units, num_units))
     counts = trains.counts()
     for a in range(num_units):
@@ -88,9 +99,13 @@ def relate_units(shapes: Sequence[UnitShape | None], trains: TrainsOfGroup, num_
             if likeness[a, b] == 0 or not counts[a] or not counts[b]:
                 continue
             shared[a, b], shared[b, a] = (_shared(trains, *pair) for pair in ((a, b), (b, a)))
-            if likeness[a, b] >= MIN_LIKENESS:
-                parts[a, b] = parts[b, a] = _are_parts(trains, a, b, float(likeness[a, b]))
-    return Relations(likeness, shared, parts, _copies(shared, counts, shapes))
+            first, second = shapes[a], shapes[b]
+            if likeness[a, b] >= MIN_LIKENESS and first is not None and second is not None:
+                own, other = trains.frames[a], trains.frames[b]
+                found = weigh(first, second, own, other, trains.sampling_frequency)
+                parts[a, b] = parts[b, a] = found.probability
+                evidence[b, a] = found
+    return Relations(likeness, shared, parts, _copies(shared, counts, shapes), evidence, mixtures or {})
 
 
 def compare_shapes(
@@ -125,7 +140,7 @@ def _shared(trains: TrainsOfGroup, a: int, b: int) -> float:
         if near < _WORTH_COMPARING * len(own):  # too few for a copy, whatever chance gives
             by_chance += near
             continue
-        lags = [round(s * lag * trains.sampling_frequency / 1000) for lag in _CHANCE_LAGS_MS for s in (-1, 1)]
+        lags = [round(s * lag * trains.sampling_frequency / 1000) for lag in CHANCE_LAGS_MS for s in (-1, 1)]
         by_chance += float(np.mean([_num_near(own + lag, other, reach) for lag in lags]))
     rest = total - by_chance
     return float(np.clip((together - by_chance) / rest, 0, 1)) if rest > 0 else 0.0
@@ -135,34 +150,6 @@ def _num_near(own: np.ndarray, other: np.ndarray, reach: int) -> int:
     """Return how many frames have one of the others at most `reach` away."""
     first = np.searchsorted(other, own - reach, side="left")
     return int(np.count_nonzero(np.searchsorted(other, own + reach, side="right") > first))
-
-
-def _num_pairs(own: np.ndarray, other: np.ndarray, low: int, high: int) -> int:
-    """Return the number of pairs of frames from `low` to `high` samples apart, to either side."""
-    after = np.searchsorted(other, own + high, side="right") - np.searchsorted(other, own + low, side="left")
-    before = np.searchsorted(other, own - low, side="right") - np.searchsorted(other, own - high, side="left")
-    return int(after.sum() + before.sum())
-
-
-def _are_parts(trains: TrainsOfGroup, a: int, b: int, likeness: float) -> float:
-    """Return the probability that two units are parts of one neuron, from likeness and refractory period.
-
-    Pairs within the refractory period are Poisson, with the number by chance if the units are two neurons. A
-    priori the odds are 1 to :data:`_PRIOR_ODDS`: they rise from the smallest likeness to a likeness of 1.
-    """
-    rate = trains.sampling_frequency / 1000
-    low, high = round(_COINCIDENT_MS * rate), round(REFRACTORY_MS * rate)
-    width = high - low + 1
-    pairs, by_chance = 0, 0.0
-    for own, other in zip(trains.frames[a], trains.frames[b], strict=True):
-        pairs += _num_pairs(own, other, low, high)
-        far = (round(_CHANCE_LAGS_MS[0] * rate), round(_CHANCE_LAGS_MS[-1] * rate))
-        by_chance += _num_pairs(own, other, *far) * width / (far[1] - far[0] + 1)
-    ratio = _VIOLATIONS_OF_PARTS
-    log_odds = pairs * np.log(ratio) + by_chance * (1 - ratio)
-    least, most = np.log(_PRIOR_ODDS)
-    log_prior = least + (most - least) * (likeness - MIN_LIKENESS) / (1 - MIN_LIKENESS)
-    return float(1 / (1 + np.exp(-np.clip(log_odds + log_prior, -50, 50))))
 
 
 def _copies(shared: np.ndarray, counts: np.ndarray, shapes: Sequence[UnitShape | None]) -> np.ndarray:

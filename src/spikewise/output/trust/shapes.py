@@ -22,6 +22,7 @@ from scipy.interpolate import CubicSpline
 from spikewise.data.recordings.reader import Traces
 from spikewise.models.checkpoint import GroupModel
 from spikewise.models.neighbourhood import NeighbourhoodNetwork
+from spikewise.output.trust.divisions import Division, find_division
 from spikewise.output.trust.stretches import Stretch, TrainsOfGroup
 
 # All of these were chosen by hand.
@@ -38,7 +39,7 @@ _REACH_UM = 120.0
 """Channels of a mean waveform lie within this distance of the channel nearest to the unit."""
 _LEAST_PEAK = 0.35
 """Channels on which a mean waveform is smaller than this are left out."""
-_ALIGN_MS = 0.15
+ALIGN_MS = 0.15
 """Farthest that a spike is moved to be aligned with the mean waveform."""
 _TAPER_MS = 0.3
 """Ends of the mean waveform over which it fades in and out."""
@@ -76,6 +77,12 @@ class UnitShape:
         Standard deviation of an amplitude that is due to noise.
     change : float
         Amplitude of the last third of the spikes over that of the first third, minus 1.
+    num_spikes : int
+        Spikes that it was measured on.
+    division : Division or None
+        How the spikes divide into two shapes; None if they do not.
+    parts : tuple of UnitShape
+        Both shapes.
     """
 
     channels: np.ndarray
@@ -85,6 +92,9 @@ class UnitShape:
     variation: float
     noise: float
     change: float
+    num_spikes: int = MAX_SPIKES
+    division: Division | None = None
+    parts: tuple[UnitShape, ...] = ()
 
     @property
     def waveform(self) -> np.ndarray:
@@ -97,9 +107,14 @@ class UnitShape:
         return float(np.square(self.waveform).sum())
 
     @property
+    def peaks(self) -> np.ndarray:
+        """Largest deflection on each channel (num_near,), in standard deviations of the noise."""
+        return np.abs(self.waveform).max(axis=0)
+
+    @property
     def peak(self) -> float:
         """Largest deflection, in standard deviations of the noise."""
-        return float(np.abs(self.waveform).max())
+        return float(self.peaks.max())
 
     def amplitudes(self, traces: np.ndarray, samples: np.ndarray, reach: int = 0) -> np.ndarray:
         """Return the amplitude of spikes in traces.
@@ -120,6 +135,23 @@ class UnitShape:
             at = samples[:, None] + shift + window
             best = np.maximum(best, traces[:, self.channels][at].reshape(len(samples), -1) @ flat)
         return best
+
+    def windows(self, traces: np.ndarray, samples: np.ndarray, reach: int) -> np.ndarray:
+        """Return windows of the traces (num_spikes, num_samples, num_near), aligned with the mean waveform.
+
+        Parameters
+        ----------
+        traces : ndarray
+            (num_samples, num_channels) of the group.
+        samples : ndarray of int
+            (num_spikes,) samples of the spikes; windows with `reach` more at either end must lie within the
+            traces.
+        reach : int
+            Farthest that a spike is moved.
+        """
+        window = np.arange(-reach, len(self.waveform) + reach) - self.num_before
+        wide = traces[(samples[:, None] + window)[:, :, None], self.channels]
+        return _aligned(wide, self.waveform, reach)[:, reach : reach + len(self.waveform)]
 
 
 def measure_shapes(
@@ -154,7 +186,7 @@ def measure_shapes(
     """
     rate = traces.sampling_frequency
     before, after = round(BEFORE_MS * rate / 1000), round(AFTER_MS * rate / 1000)
-    reach = max(1, round(_ALIGN_MS * rate / 1000))
+    reach = max(1, round(ALIGN_MS * rate / 1000))
     margin = (before + reach, after + reach)
     chosen = _choose_spikes(trains, stretches, margin)
     noise_times = _noise_times(stretches, margin, generator)
@@ -250,7 +282,18 @@ def _shape(
     noise_sd = float(1.4826 * np.median(np.abs(noise - np.median(noise))))
     mean, spread = fit_upper_half(found)
     variation = min(float(np.sqrt(max(spread**2 - noise_sd**2, 0.0))), _MOST_VARIATION)
-    return UnitShape(near, _phases(template), before, mean, variation, noise_sd, change)
+    division = find_division(windows[:, inner], before, rate)
+    both: tuple[UnitShape, ...] = ()
+    if division is not None:
+        each = [windows[part][:, inner] for part in (~division.is_second, division.is_second)]
+        medians = [_phases(np.median(part, axis=0)) for part in each]
+        both = tuple(
+            UnitShape(near, phases, before, 1.0, 0.0, noise_sd, 0.0, len(part))
+            for phases, part in zip(medians, each, strict=True)
+        )
+    return UnitShape(
+        near, _phases(template), before, mean, variation, noise_sd, change, len(windows), division, both
+    )
 
 
 def _amplitudes(windows: np.ndarray, template: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,8 +3,8 @@
 :func:`validate_units` takes some stretches of the recording (:mod:`.stretches`), measures the shape of each
 unit (:mod:`.shapes`), adds known spikes (:mod:`.injection`), sorts the stretches again and counts
 (:mod:`.trial`), compares the units with each other (:mod:`.relations`), and estimates precision, recall and
-accuracy (:mod:`.estimates`), and of each spike the probability (:mod:`.probability`). The same seed gives the
-same numbers.
+accuracy (:mod:`.estimates`), and of each spike the probability (:mod:`.probability`). It suggests units to
+merge, remove and split (:mod:`.suggestions`). The same seed gives the same numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,15 @@ from spikewise.output.measures import UnitMeasures, measure_units, spike_trains
 from spikewise.output.result import StoredResult
 from spikewise.output.trust.estimates import UnitEstimate, estimate_units
 from spikewise.output.trust.injection import plan_injection
+from spikewise.output.trust.mixtures import find_mixtures
 from spikewise.output.trust.probability import Calibration, calibrate
-from spikewise.output.trust.relations import relate_units
+from spikewise.output.trust.relations import Relations, relate_units
 from spikewise.output.trust.shapes import UnitShape, channels_near, measure_shapes
 from spikewise.output.trust.stretches import Stretch, TrainsOfGroup, choose_stretches
+from spikewise.output.trust.suggestions import Suggestion, as_curation, suggest, table_of
 from spikewise.output.trust.trial import Trial, run_trial
 from spikewise.output.trust.verdicts import judge
-from spikewise.output.unit_table import COLUMNS, PROBABILITIES_FILE, store_units
+from spikewise.output.unit_table import COLUMNS, PROBABILITIES_FILE, store_suggestions, store_units
 from spikewise.sorting.owner.group_finder import GroupFinder
 
 logger = logging.getLogger(__name__)
@@ -56,10 +58,17 @@ class Validation:
         :data:`spikewise.output.unit_table.COLUMNS`.
     calibrations : list of Calibration
         For each group of the model.
+    suggestions : DataFrame
+        Changes that would probably make the result better; the columns are those of
+        :data:`spikewise.output.unit_table.SUGGESTION_COLUMNS`.
+    curation : dict
+        The same changes in SpikeInterface's format, in JSON types.
     """
 
     table: pd.DataFrame
     calibrations: list[Calibration]
+    suggestions: pd.DataFrame
+    curation: dict[str, Any]
 
     def probabilities(self, unit_index: np.ndarray, responses: np.ndarray) -> np.ndarray:
         """Return the probabilities (num_spikes,) that spikes are right; NaN for a unit without estimate."""
@@ -109,6 +118,7 @@ def validate_units(
     stretches = choose_stretches(result.num_samples, result.sorting.sampling_frequency)
     rows: list[dict[str, Any]] = []
     calibrations: list[Calibration] = []
+    suggestions: list[Suggestion] = []
     done, steps = 0, 2 * len(stretches) * len(result.model.groups)
 
     def report() -> None:
@@ -126,17 +136,24 @@ def validate_units(
         injected = plan_injection(shapes, trains, stretches, generator)
         finder = GroupFinder(group, result.model, sorting or SortingConfig(), result.one_threshold)
         trial = run_trial(finder.find, reader, shapes, trains, injected, stretches, report)
-        relations = relate_units(shapes, trains, reader.num_channels)
+        mixtures = find_mixtures(reader, trains, shapes, stretches, result.num_samples)
+        relations = relate_units(shapes, trains, reader.num_channels, mixtures)
         estimates = estimate_units(trial, trains, relations, result.num_samples)
         calibrations.append(calibrate(trial, trains.counts(), finder.thresholds, estimates))
+        found = suggest(estimates, trial, trains.counts(), relations, group.unit_ids)
+        suggestions += [replace(one, units=tuple(units.start + unit for unit in one.units)) for one in found]
         for unit, (estimate, shape) in enumerate(zip(estimates, shapes, strict=True)):
             change = np.nan if shape is None else shape.change
             verdict, reason = judge(estimate, unit, group.unit_ids, relations, float(np.nan_to_num(change)))
             row = _row(measures[units][unit], estimate, shape, _parts(trial, unit, stretches))
+            row |= _changes(unit, found, relations, group.unit_ids)
             rows.append({**row, "verdict": verdict, "reason": reason})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     labels = result.num_labels_of_units
-    return Validation(table if labels is None else table.assign(num_labels=labels), calibrations)
+    if labels is not None:
+        table = table.assign(num_labels=labels)
+    ids = result.model.unit_ids
+    return Validation(table, calibrations, table_of(suggestions, ids), as_curation(suggestions, ids))
 
 
 def units_of_sort(
@@ -146,7 +163,7 @@ def units_of_sort(
     folder: Path,
     config: Config,
     progress: ProgressCallback,
-) -> pd.DataFrame | None:
+) -> Validation | None:
     """Estimate how good units and spikes of a sort are, and write it into its folder.
 
     `responses` is a .npy file of the responses of the spikes, in their order.
@@ -159,6 +176,7 @@ def units_of_sort(
             result, readers, seed=config.training.seed, sorting=config.sorting, progress=progress
         )
         store_units(found.table, folder)
+        store_suggestions(found.suggestions, found.curation, folder)
         _store_probabilities(found, result, responses, folder)
     except (Exception, KeyboardInterrupt) as error:  # the finished sort must survive any error here
         logger.debug("the table of units failed", exc_info=True)
@@ -169,7 +187,7 @@ def units_of_sort(
         )
         return None
     logger.info("table of %d units: %.1f s", len(found.table), time.perf_counter() - started)
-    return found.table
+    return found
 
 
 def _store_probabilities(found: Validation, result: StoredResult, responses: Path, folder: Path) -> None:
@@ -183,6 +201,24 @@ def _store_probabilities(found: Validation, result: StoredResult, responses: Pat
             part = slice(first, first + _SPIKES_AT_ONCE)
             units = spikes["unit_index"][part].astype(np.int64)
             opened.write(found.probabilities(units, np.asarray(of_spikes[part])).tobytes())
+
+
+def _changes(
+    unit: int, suggestions: Sequence[Suggestion], relations: Relations, unit_ids: Sequence[int | str]
+) -> dict[str, Any]:
+    """Return the columns of a unit that tell of merges and splits."""
+    partners = [
+        str(unit_ids[other])
+        for one in suggestions
+        if one.change == "merge" and unit in one.units
+        for other in one.units
+        if other != unit
+    ]
+    mixture = relations.mixtures.get(unit)
+    return {
+        "merge_with": " ".join(partners),
+        "split_probability": 0.0 if mixture is None else mixture.probability,
+    }
 
 
 def _parts(trial: Trial, unit: int, stretches: Sequence[Stretch]) -> dict[str, float]:

@@ -71,9 +71,20 @@ const AMPLITUDES = {
   dark: [[0, "#4a4f8f"], [0.33, "#2a8f8e"], [0.66, "#5ec962"], [1, "#fde725"]],
 };
 
+// Leave out the views of spikes over time for which the report holds nothing, and choose the first that fits.
+function prepareViews(select) {
+  const { spikes, motion } = page.data;
+  const kept = [...(spikes ? ["seen", "depth", "amplitude"] : []), "units", ...(motion.length ? ["motion"] : [])];
+  for (const option of [...select.options]) if (!kept.includes(option.value)) option.remove();
+  if (select.options.length < 2) select.closest("p").hidden = true;
+  if (!spikes || !hasDepth()) select.value = "units";
+}
+
 chart("raster", () => {
   const { data } = page;
   const view = document.getElementById("raster-view").value;
+  if (view === "motion") return motionChart();
+  const isDepth = view === "depth" || view === "seen";
   const source = view === "units" ? data.trains : data.spikes;
   const units = unpack(source.unit);
   const step = Math.max(1, units.length / data.limits.raster);
@@ -84,10 +95,12 @@ chart("raster", () => {
   const measure = isOne ? measureName(data.groups[0]) : "noise s.d.";
   const factors = data.units.map((unit) => (isOne ? measureOf(unit).factor : 1));
   const amplitude = view === "units" ? null : unpack(data.spikes.amplitude).map((value, row) => value * factors[units[row]]);
-  const height = { depth: () => unpack(data.spikes.depth_um), amplitude: () => amplitude, units: () => units }[view]();
+  const depth = () => unpack(data.spikes.depth_um);
+  const seen = () => depth().map((value, row) => value + unpack(data.spikes.moved_um)[row]);
+  const height = { depth, seen, amplitude: () => amplitude, units: () => units }[view]();
   const largest = amplitude && [...rows.map((row) => amplitude[row])].sort((a, b) => a - b)[Math.floor(rows.length * 0.97)];
   const byAmplitude = {
-    color: view === "depth" ? rows.map((row) => amplitude[row]) : undefined,
+    color: isDepth ? rows.map((row) => amplitude[row]) : undefined,
     colorscale: AMPLITUDES[document.documentElement.dataset.theme],
     cmin: 0,
     cmax: largest,
@@ -102,14 +115,15 @@ chart("raster", () => {
       text: rows.map((row) => plain(data.units[units[row]].id)),
       customdata: rows.map((row) => units[row]),
       hovertemplate: `unit %{text}, %{x:.2f} ${name}<extra></extra>`,
-      marker: { size: 3.5, opacity: 0.8, ...(view === "depth" ? byAmplitude : { color: rows.map((row) => data.units[units[row]].colour) }) },
+      marker: { size: 3.5, opacity: 0.8, ...(isDepth ? byAmplitude : { color: rows.map((row) => data.units[units[row]].colour) }) },
     },
   ];
-  const shapes = view === "units" ? [] : unreadBands(scale);
-  if (data.label_interval_s && !data.labels_are_everywhere) shapes.push(band("x", ...data.label_interval_s.map((time) => time / scale), "mark", 0.12));
+  if (view === "seen") traces.push(...motionTraces(scale, true));
+  const shapes = [...(view === "units" ? [] : unreadBands(scale)), ...labelBands(scale)];
   const named = data.units.length <= 40 ? { tickvals: range(data.units.length), ticktext: data.units.map((unit) => plain(unit.id)) } : {};
   const y = {
     depth: () => axis("depth (µm)"),
+    seen: () => axis("depth (µm)"),
     amplitude: () => axis(`amplitude (${measure})`, { rangemode: "tozero" }),
     units: () => axis("unit", { ...named, showgrid: false, range: [data.units.length - 0.5, -0.5] }),
   }[view]();
@@ -117,12 +131,15 @@ chart("raster", () => {
   document.getElementById("raster-drawn").textContent =
     view === "units"
       ? `${drawn} of ${formatted(data.num_spikes, 0)} are drawn, evenly chosen from the whole recording.`
-      : `${drawn} are drawn, from ${formatted(data.spikes.seconds_s.length, 0)} s, evenly spread. Grey: time that was not read for this view.`;
+      : `${drawn} are drawn, from ${formatted(data.spikes.seconds_s.length, 0)} s, evenly spread. Grey: time that was not read for this view.${MOTION_WORDS[data.motion.length ? view : ""] ?? ""}`;
   return {
     traces,
     layout: layout(axis(`time (${name})`, { range: [0, data.duration_s / scale] }), y, { shapes }),
     label: `${counted(rows.length, "spike")} of ${counted(data.units.length, "unit")} over ${formatted(data.duration_s, 1)} s.`,
-    onClick: (event) => choose(event.points[0].customdata),
+    onClick: (event) => {
+      const index = event.points[0].customdata;
+      if (index !== undefined) choose(index);
+    },
   };
 });
 

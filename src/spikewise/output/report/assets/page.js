@@ -88,8 +88,7 @@ async function begin() {
   const labels = document.getElementById("unit-labels").textContent;
   page.labels = (count) => (Number(count) ? `${counted(Number(count), "labelled spike")}. ${labels}` : labels);
   const view = document.getElementById("raster-view");
-  if (!page.data.spikes) view.closest("p").hidden = true;
-  if (!page.data.spikes || !hasDepth()) view.value = "units";
+  prepareViews(view);
   view.addEventListener("change", () => redraw(["raster"]));
   prepareTable();
   prepareExcerpts();
