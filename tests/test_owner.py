@@ -156,13 +156,13 @@ def test_spikes_of_unknown_neurons_are_left_out():
     assert resolve(foreign + own, candidates, noise=1.0) == [(s, u) for s, u, _ in candidates[1:]]
 
 
-@pytest.fixture(scope="module", params=[None, 1.0])
+@pytest.fixture(scope="module", params=[(None, False), (1.0, False), (None, True)])
 def detector_and_traces(request):
     """A network that answers at random to traces with many overlapping spikes."""
     random = np.random.default_rng(1)
     spikes = [(int(s), int(u), 1.0) for s, u in random.integers((100, 0), (19900, 4), (900, 2))]
     traces = ArrayTraces(traces_of(spikes, 20011), traces_of([(700, 0, 1.0)], 3001))
-    rule = OwnerRule(WAVEFORMS, np.full(5, 0.58, np.float32), RATE, is_live=request.param)
+    rule = OwnerRule(WAVEFORMS, np.full(5, 0.58, np.float32), RATE, *request.param)
     rule.lowest = np.full(5, 0.52, np.float32)
     network = random_network(num_channels=NUM_CHANNELS, num_units=5)
     detector = DenseDetector(network, rule.lowest, RATE, DetectionConfig(), torch.device("cpu"))

@@ -54,6 +54,7 @@ def sort(
             progress=progress,
         )
     from spikewise.output.store import REPORT_FILE
+    from spikewise.output.unexplained import UnexplainedEvents
     from spikewise.output.unit_table import UNITS_FILE, summarise_suggestions, summarise_units
 
     seconds, found = result.provenance["seconds"], result.provenance["result"]
@@ -63,6 +64,9 @@ def sort(
         f"{found['num_units']} units, {found['num_spikes']} spikes in {seconds['recorded']:.1f} s",
         _describe_seconds(result.provenance),
     )
+    unexplained = UnexplainedEvents.of(result.provenance.get("unexplained"))
+    if unexplained is not None:
+        say(unexplained.summary())
     if (output / UNITS_FILE).exists():
         say(f"{summarise_units(result.units)}; {UNITS_FILE} tells how far each can be trusted")
         if len(result.suggestions):
@@ -82,6 +86,8 @@ def sort(
             recorded_seconds=seconds["recorded"],
             real_time_factor=factor,
             spikes_hash=found["spikes_hash"],
+            unexplained_hz=None if unexplained is None else round(unexplained.rate_hz, 3),
+            new_units=None if unexplained is None else unexplained.num_new_units,
             model_hash=result.provenance["model"]["hash"],
             label_interval_s=(result.provenance["labels"] or {}).get("interval_s"),
             output=str(output),

@@ -44,6 +44,10 @@ _MOST_HELD_OUT_S = 30.0
 """Most seconds that are held out; see learning/thresholds.py."""
 _SORTING_S = 4e-4, 3.5e-4, 9e-3
 """Sorting, for each channel and second, for each unit and second, and for each second."""
+_LOOKING_AGAIN_S = 1.3e-3
+"""Counting the events that no unit explains, for each channel and second."""
+_LOOKED_AGAIN = 20.0, 2**27
+"""Most seconds, and most samples of all channels, in which they are counted; see discovery/unexplained.py."""
 _WRITING_S = 0.1
 _TRUST_S = 1.4e-3, 0.03, 8e-3
 """Estimating the accuracy of units, for each channel and second, each unit, and each second."""
@@ -279,8 +283,11 @@ def _unit_seconds(size: Size, config: UnitsConfig) -> dict[str, float]:
 def sorting_seconds(size: Size, has_report: bool, has_trust: bool) -> dict[str, float]:
     """Return the expected seconds of the stages after learning."""
     by_channel, by_unit, each = (one * size.seconds for one in _SORTING_S)
+    most_s, most = _LOOKED_AGAIN
+    again = min(size.seconds * size.channels, most_s * size.channels, most / size.sampling_frequency)
     expected = {
         stages.SORTING: (by_channel * size.channels + by_unit * size.expected_units + each) / size.threads,
+        stages.NEW_UNITS: _LOOKING_AGAIN_S * again / size.threads,
         stages.WRITING: _WRITING_S,
     }
     if has_trust:

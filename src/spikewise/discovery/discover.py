@@ -29,7 +29,7 @@ from spikewise.data.recordings.reader import Traces
 from spikewise.data.spatial.motion import MotionOfFrames
 from spikewise.discovery.clustering import cluster_events
 from spikewise.discovery.event_search import THRESHOLD, Events, EventSearch, FirstLook, UnitSearch
-from spikewise.discovery.held_traces import HeldTraces, spread_parts, whitening_of
+from spikewise.discovery.held_traces import HeldTraces, Part, spread_parts, whitening_of
 from spikewise.discovery.merging import Clusters, Merger
 from spikewise.discovery.neighbours import distances
 from spikewise.discovery.peeling import Explained, Peeler
@@ -127,7 +127,7 @@ def discover_units(
         The traces as they are now, and their events; the traces change. Default: they are read and searched.
     """
     with one_thread_each():
-        return _Discovery(traces, positions, seed, progress, motion, look).run()
+        return Discovery(traces, positions, seed, progress, motion, look).run()
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,16 @@ class Found:
         return Found(self.units + others.units, self.tails + others.tails, self.sizes + others.sizes)
 
 
-class _Discovery:
-    """One search for units, with its seconds and counts."""
+class Discovery:
+    """One search for units, with its seconds and counts.
+
+    Parameters
+    ----------
+    traces, positions, seed, progress, motion
+        See :func:`discover_units`.
+    parts : list of Part, optional
+        The parts of the recording that are searched; default: all, or as many as fit into memory.
+    """
 
     def __init__(
         self,
@@ -162,9 +170,11 @@ class _Discovery:
         seed: int,
         progress: ProgressCallback,
         motion: MotionOfFrames | None,
-        look: FirstLook | None,
+        look: FirstLook | None = None,
+        parts: Sequence[Part] | None = None,
     ):
         self._motion = motion
+        self.num_known = 0  # units, the first ones, that are kept whatever their spikes are
         self._started = time.perf_counter()
         self._steps = Steps(progress, FINDING_UNITS, STEPS)
         self.facts: dict[str, Any] = {"seconds_of_steps": {}}
@@ -180,7 +190,7 @@ class _Discovery:
         if look is None:
             progress(READING, 0, 1, "")
             tell: Tell = lambda done, total: progress(READING, done, total, "")  # noqa: E731
-            self.held = HeldTraces(traces, distance=distance, tell=tell)
+            self.held = HeldTraces(traces, parts=parts, distance=distance, tell=tell)
         else:
             self.held = look.held
         self.shapes = load_shapes(traces.sampling_frequency)
@@ -341,6 +351,7 @@ class _Discovery:
         reasons = [self._reason(index, unit, explained) for index, unit in enumerate(units)]
         within = FOLLOWED_MS * self.held.sampling_frequency / 1000
         reasons = _with_parts(reasons, units, explained, within)
+        reasons[: self.num_known] = [None] * self.num_known
         for reason in filter(None, reasons):
             self.dropped[reason] = self.dropped.get(reason, 0) + 1
         return [reason is None for reason in reasons]
@@ -354,7 +365,7 @@ class _Discovery:
         is_sum[kept] = are_sums(
             [unit for unit, is_kept in zip(units, kept, strict=True) if is_kept], counts[kept], reach
         )
-        self.dropped["sum of two units"] = int(is_sum.sum())
+        self.dropped["sum of two units"] = int(is_sum[self.num_known :].sum())
         return (kept & ~is_sum).tolist()
 
     def _reason(self, index: int, unit: UnitShape, explained: Explained) -> str | None:

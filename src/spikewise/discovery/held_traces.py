@@ -109,7 +109,7 @@ class HeldTraces:
         def hold(index: int) -> None:
             segment, start, stop, _, column = self._parts[index]
             block = traces.read(segment, start, stop).T
-            self._keep(self._whitened(np.ascontiguousarray(block)), column)
+            self._keep(self.whitened(np.ascontiguousarray(block)), column)
 
         on_all_cores(hold, range(len(self._parts)), tell)
 
@@ -118,7 +118,7 @@ class HeldTraces:
         """Whether the traces are whitened."""
         return self._whitening is not None
 
-    def _whitened(self, block: np.ndarray) -> np.ndarray:
+    def whitened(self, block: np.ndarray) -> np.ndarray:
         """Return traces (num_channels, num_samples) whitened, if that is asked for."""
         if self._whitening is None:
             return block
@@ -181,6 +181,19 @@ class HeldTraces:
         return [
             (int(start), int(start + self._lengths[part])) for start, part in zip(starts, parts, strict=True)
         ]
+
+    @property
+    def stretches(self) -> tuple[tuple[int, int], ...]:
+        """The parts, in global frames (half open)."""
+        ends = self._frames + self._lengths
+        return tuple(zip(self._frames.tolist(), ends.tolist(), strict=True))
+
+    def held_columns(self, frames: np.ndarray) -> np.ndarray:
+        """Return the columns of those global frames that are held."""
+        part = np.searchsorted(self._frames, frames, side="right") - 1
+        offset = frames - self._frames[np.maximum(part, 0)]
+        inside = (part >= 0) & (offset < self._lengths[np.maximum(part, 0)])
+        return self._columns[part[inside]] + offset[inside]
 
     def frames_of(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the global frames of columns, and whether each column is a sample of the recording."""

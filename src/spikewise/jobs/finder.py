@@ -70,10 +70,19 @@ class FindingProgress:
         Sampling frequency in Hz.
     progress : callable
         Called with the seconds done, the seconds in all, and the number of spikes.
+    stage : str
+        Name of the stage.
     """
 
-    def __init__(self, shards: Sequence[Shard], store: ShardStore, rate: float, progress: ProgressCallback):
-        self._rate, self._progress = rate, progress
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        store: ShardStore,
+        rate: float,
+        progress: ProgressCallback,
+        stage: str = SORTING,
+    ):
+        self._rate, self._progress, self._stage = rate, progress, stage
         self._total = sum(shard.stop - shard.start for shard in shards)
         finished = [shard for shard in shards if shard in store]
         self._done = sum(shard.stop - shard.start for shard in finished)
@@ -88,7 +97,7 @@ class FindingProgress:
     def show(self, note: str = "") -> None:
         """Report the progress, with a note."""
         self._progress(
-            SORTING, self._done / self._rate, self._total / self._rate, f"{self._found} spikes{note}"
+            self._stage, self._done / self._rate, self._total / self._rate, f"{self._found} spikes{note}"
         )
 
 

@@ -48,6 +48,8 @@ class RemoteWork:
         Chooses the pieces of the recording on which noise and damage are measured.
     version : str
         Version of Spikewise.
+    num_known : tuple of int
+        For each group the number of units whose spikes are given; empty: none are.
     """
 
     key: str
@@ -58,10 +60,15 @@ class RemoteWork:
     seed: int
     motions: dict[str, Motion]
     version: str
+    num_known: tuple[int, ...] = ()
 
 
 def make_remote_work(
-    recording: BaseRecording, groups: Sequence[Group], model: Model, config: Config
+    recording: BaseRecording,
+    groups: Sequence[Group],
+    model: Model,
+    config: Config,
+    num_known: tuple[int, ...] = (),
 ) -> RemoteWork:
     """Pack what workers need.
 
@@ -83,8 +90,8 @@ def make_remote_work(
     settings = config.sorting, config.detection.threshold, config.training.seed
     motions = {group.name: group.motion for group in groups if group.motion is not None}
     moved = {name: motion.to_dict() for name, motion in motions.items()}
-    key = hashlib.sha256(content + pickle.dumps((packed, settings, moved))).hexdigest()
-    return RemoteWork(key, packed, content, *settings, motions, __version__)
+    key = hashlib.sha256(content + pickle.dumps((packed, settings, moved, num_known))).hexdigest()
+    return RemoteWork(key, packed, content, *settings, motions, __version__, num_known)
 
 
 _finders = threading.local()
@@ -94,6 +101,19 @@ _finders = threading.local()
 def find_remotely(work: RemoteWork, shard: Shard) -> tuple[Found, float]:
     """Find the spikes of one shard in a worker; return them and the seconds that this took."""
     started = time.perf_counter()
+    finder = finder_of(work, lambda groups, model: Finder(groups, model, work.sorting, work.threshold))
+    found = finder.find(shard, lambda num_samples, num_spikes: None)
+    return found, time.perf_counter() - started
+
+
+def finder_of(work: RemoteWork, make: Callable[[Sequence[Group], Model], Any]) -> Any:
+    """Return this worker's finder for some work; `make` makes it from groups and model.
+
+    Raises
+    ------
+    ClusterError
+        If the worker has another version of Spikewise.
+    """
     if work.version != __version__:
         raise ClusterError(
             f"a worker has Spikewise {__version__}",
@@ -108,10 +128,9 @@ def find_remotely(work: RemoteWork, shard: Shard) -> tuple[Found, float]:
         preparation = Preparation.of_model(model, work.sorting, work.seed)
         preparation = dataclasses.replace(preparation, motions=work.motions)
         groups = prepare_groups(load(work.recording), preparation)
-        _finders.finder = Finder(groups, model, work.sorting, work.threshold)
+        _finders.finder = make(groups, model)
         _finders.key = work.key
-    found = _finders.finder.find(shard, lambda num_samples, num_spikes: None)
-    return found, time.perf_counter() - started
+    return _finders.finder
 
 
 def find_on_cluster(

@@ -35,6 +35,7 @@ from spikewise.jobs.model.learn import keep_model, kept_model, learn_model, lear
 from spikewise.jobs.model.motion import follow_motion
 from spikewise.jobs.model.placing import place_model
 from spikewise.jobs.model.start import find_start, finds_own_units, size_of
+from spikewise.jobs.new_units import SecondSort
 from spikewise.jobs.provenance import Seconds, add_seconds, describe_sort
 from spikewise.jobs.state.fingerprint import FileWatch, check_same_job, describe_job
 from spikewise.jobs.state.log import log_to
@@ -57,6 +58,7 @@ from spikewise.output.store import (
 )
 from spikewise.output.trust.accepting import JOINING, accept_suggestions
 from spikewise.output.trust.validating import units_of_sort
+from spikewise.output.unexplained import UnexplainedEvents
 from spikewise.sorting.damaged import summarise_damage
 from spikewise.sorting.groups import Preparation, keep_traces, prepare_groups
 
@@ -136,13 +138,16 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
     started = time.perf_counter()
     expect(progress, _seconds_after(inputs, model, config))
     found = find_spikes(groups, finds, inputs.recording, config, state, request.watch, progress)
+    second = SecondSort(groups, inputs, config, state, request.watch, progress, is_moved=finds is not model)
+    more, found, unexplained = second.run(finds, found, is_given=request.model is not None)
+    model = more if unexplained["num_new_units"] else model
     progress(WRITING, 0, 1, "")
     for group in groups:
         group.reader.release()  # the spikes are mapped into the memory that the traces held
     spikes = state.folder / "spikes.npy"
     sorting = merge_shards(found, model, inputs.recording, spikes)
-    if request.model is not None:  # only now: if there was an error before, nothing is worth keeping
-        save_model(model, state.output / MODEL_FILE)
+    if request.model is not None or unexplained["num_new_units"]:
+        save_model(model, state.output / MODEL_FILE)  # only now: before, an error left nothing worth keeping
     if folder is not None:
         save_sorting(sorting, folder)
     seconds = Seconds(prepare_s, learning_s, found.earlier_s + time.perf_counter() - started)
@@ -152,10 +157,13 @@ def run_sort(request: SortRequest, state: Unfinished, folder: Path | None) -> So
         "job": request.job,
         "preprocessing": {group.name: list(group.preprocessed.steps) for group in groups},
         "motion": motion,
+        "unexplained": unexplained,
         "noise_ratio": {group.name: round(group.noise_ratio, 4) for group in groups},
     }
     if note := summarise_damage(provenance["damage"]):
         logger.warning(note)
+    if (events := UnexplainedEvents.of(unexplained)) is not None:
+        logger.info("%s", events.summary())
     motions = {group.name: group.motion for group in groups if group.motion is not None}
     if folder is not None:
         save_json(provenance, folder / PROVENANCE_FILE)

@@ -74,6 +74,13 @@ class SortingConfig(Settings):
         minimum=0.1,
         design=NEIGHBOURHOOD,
     )
+    new_units: bool | None = setting(
+        None,
+        "After the sort, search events that no unit explains for units that are not known yet, such as those "
+        "of neurons that fire only later, and add them with the ids that come next. Default: without labels "
+        "and model",
+        design=NEIGHBOURHOOD,
+    )
     device: Device = setting("auto", "Where the network runs; auto: the GPU if there is one")
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",

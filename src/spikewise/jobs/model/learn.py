@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from spikewise.core import expected_time
@@ -114,10 +115,17 @@ def _expected(groups: Sequence[Group], start: StartingPoint, config: Config) -> 
 
 def kept_model(state: Unfinished) -> Model | None:
     """Return the model that an earlier process learnt and kept in the output folder, or None."""
+    if known_file(state).exists():
+        return load_model(known_file(state))
     file = state.output / MODEL_FILE
     if file.exists() and not (kept := load_model(file)).facts["interrupted"]:
         return kept
     return None
+
+
+def known_file(state: Unfinished) -> Path:
+    """Return the file of the model that was learnt, where one with new units takes its place."""
+    return state.folder / "known-units.safetensors"
 
 
 def keep_model(model: Model, state: Unfinished) -> None:

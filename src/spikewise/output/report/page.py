@@ -46,6 +46,7 @@ from spikewise.output.report.page_data import (
 from spikewise.output.result import StoredResult, finder_of
 from spikewise.output.samples import sample_spikes
 from spikewise.output.store import PROVENANCE_FILE
+from spikewise.output.unexplained import UnexplainedEvents
 from spikewise.output.unit_table import trust_of_unit
 from spikewise.sorting.damaged import summarise_damage
 
@@ -237,6 +238,7 @@ def _render(contents: ReportContents, interval_s: tuple[float, float] | None, pa
         facts=result.provenance,
         finder=finder_of(str((result.provenance.get("labels") or {}).get("source", ""))),
         damage=summarise_damage(result.provenance.get("damage")),
+        unexplained=UnexplainedEvents.of(result.provenance.get("unexplained")),
         num_spikes=sum(unit.num_spikes for unit in contents.units),
         has_recording=contents.samples is not None,
         has_trust=result.units is not None,

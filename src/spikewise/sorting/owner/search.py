@@ -176,6 +176,11 @@ class OwnerRule:
             self.margins = earlier + FOREIGN_ROUNDS * reach, later + FOREIGN_ROUNDS * reach
         self.overlaps = _overlaps(waveforms, self.waveforms, reach + 2 * self.rule.lags)
 
+    def keep_read(self, traces: Traces) -> None:
+        """Let a reader keep what is read twice: by the network, and to decide."""
+        if isinstance(traces, TraceReader):
+            traces.keep(samples_at_once(traces) + sum(self.margins) + _PIECE + self.before + self.after)
+
     def resolve(self, found: Spikes, read: Callable[[int, int], np.ndarray]) -> Spikes:
         """Return the candidates that are spikes.
 
@@ -185,6 +190,15 @@ class OwnerRule:
             Candidates.
         read : callable
             Returns the traces (num_samples, num_channels) from a sample to another, as the network sees them.
+        """
+        return found.chosen(self.decisions(found, read, np.zeros(len(found), bool)))
+
+    def decisions(
+        self, found: Spikes, read: Callable[[int, int], np.ndarray], is_sure: np.ndarray
+    ) -> np.ndarray:
+        """Return which of the candidates (num_candidates,) are spikes; see :meth:`resolve`.
+
+        `is_sure` are candidates that count as found by the network, whatever their responses.
         """
         products = np.empty((len(found), self.num_lags), np.float32)
         pieces = found.sample_index // _PIECE
@@ -199,10 +213,10 @@ class OwnerRule:
             self.multiply(found.sample_index[one], found.unit_index[one], tiles[number], products[one])
 
         on_all_cores(fill, range(len(tiles)))
-        is_spike, amplitude, shift = self._decide(found, products)
+        is_spike, amplitude, shift = self._decide(found, products, is_sure)
         for _ in range(0 if self._noise is None else FOREIGN_ROUNDS):
             self._drop_foreign(found, is_spike, (amplitude, shift), tiles)
-        return found.chosen(is_spike)
+        return is_spike
 
     def multiply(
         self, samples: np.ndarray, units: np.ndarray, traces: tuple[int, Tile], products: np.ndarray
@@ -223,12 +237,15 @@ class OwnerRule:
 
     def decide(self, found: Spikes, products: np.ndarray) -> np.ndarray:
         """Return which candidates are spikes, (num_candidates,) bool, from their products with the traces."""
-        return self._decide(found, products)[0]
+        return self._decide(found, products, np.zeros(len(found), bool))[0]
 
-    def _decide(self, found: Spikes, products: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _decide(
+        self, found: Spikes, products: np.ndarray, is_sure: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return which candidates are spikes, their amplitudes and time shifts; (num_candidates,) each."""
         odds = _log_odds(found.response) - self._odds_of_thresholds[found.unit_index]
-        is_found = found.response > self.thresholds[found.unit_index]
+        odds = np.where(is_sure, np.maximum(odds, 0), odds)
+        is_found = is_sure | (found.response > self.thresholds[found.unit_index])
         candidates = Candidates(found.sample_index, found.unit_index, odds, is_found, products)
         return decide(candidates, self.overlaps, self.rule)
 
@@ -284,9 +301,8 @@ class OwnerSearch:
     def __init__(self, search: SegmentSearch, rule: OwnerRule, traces: Traces, segment_index: int):
         self._search, self._rule, self._traces = search, rule, traces
         self._segment_index = segment_index
-        self._at_once = max(1, _VALUES // traces.num_channels)
-        if isinstance(traces, TraceReader):
-            traces.keep(self._at_once + sum(rule.margins) + _PIECE + rule.before + rule.after)
+        self._at_once = samples_at_once(traces)
+        rule.keep_read(traces)
 
     def find(self, start: int, stop: int) -> Spikes:
         """Find the spikes with ``start <= sample_index < stop``."""
@@ -303,14 +319,24 @@ class OwnerSearch:
         candidates = self._search.find(low, high)
         if not len(candidates):
             return candidates
-        spikes = rule.resolve(candidates, self._read)
+        spikes = rule.resolve(candidates, reading_of(self._traces, self._segment_index))
         return spikes.chosen((spikes.sample_index >= start) & (spikes.sample_index < stop))
 
-    def _read(self, start: int, stop: int) -> np.ndarray:
-        """Return traces (num_samples, num_channels) as the network sees them."""
-        if isinstance(self._traces, DeviceTraces):
-            return self._traces.read_on_device(self._segment_index, start, stop, stop).cpu().numpy().T
-        return self._traces.read(self._segment_index, start, stop)
+
+def samples_at_once(traces: Traces) -> int:
+    """Return the number of samples that are looked at together."""
+    return max(1, _VALUES // traces.num_channels)
+
+
+def reading_of(traces: Traces, segment_index: int) -> Callable[[int, int], np.ndarray]:
+    """Return what reads the traces (num_samples, num_channels) of a segment as the network sees them."""
+
+    def read(start: int, stop: int) -> np.ndarray:
+        if isinstance(traces, DeviceTraces):
+            return traces.read_on_device(segment_index, start, stop, stop).cpu().numpy().T
+        return traces.read(segment_index, start, stop)
+
+    return read
 
 
 def _log_odds(response: np.ndarray) -> np.ndarray:
