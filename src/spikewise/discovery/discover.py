@@ -252,7 +252,8 @@ class Discovery:
 
     def _clusters(self, events: Events, step: str) -> Found:
         """Cluster events, join clusters of one unit, and return the mean waveforms."""
-        columns, channels = events.column.copy(), events.channel.copy()
+        clean = events.clean(self.distance, self.held.sampling_frequency)
+        columns, channels = clean.column.copy(), clean.channel.copy()
         limits = self.fewest, self.seed
         tell = self._begin(step + "clustering")
         labels = cluster_events(self.held, columns, channels, self.distance, self.shapes, limits, tell)

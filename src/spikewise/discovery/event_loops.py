@@ -380,3 +380,22 @@ def best_lag(one, other, reach):  # type: ignore[no-untyped-def]
         if total > best:
             best, at = total, lag
     return best, at
+
+
+@compiled()
+def mark_clean(columns, channels, heights, distance, limits, is_clean):  # type: ignore[no-untyped-def]
+    """Mark the events, in order of time, near which there is no much larger one.
+
+    `limits` are columns, um, and how many times larger the other event is.
+    """
+    reach, far, ratio = limits
+    for index in range(len(columns)):
+        is_clean[index] = True
+        for step in (-1, 1):
+            other = index + step
+            while is_clean[index] and 0 <= other < len(columns):
+                if abs(columns[other] - columns[index]) > reach:
+                    break
+                if heights[other] > ratio * heights[index]:
+                    is_clean[index] = distance[channels[index], channels[other]] > far
+                other += step
