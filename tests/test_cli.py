@@ -71,7 +71,7 @@ def test_train_then_sort_with_the_model(capsys, tetrode, tmp_path):
     frames = tetrode.spikes["sample_index"]
     interval_s = [frames[0] / RATE, (frames[-1] + 1) / RATE]
     assert told.summary["label_interval_s"] == pytest.approx(interval_s, abs=1e-9)
-    assert f"{len(tetrode.spikes)} labels of {tetrode.truth}" in told.out
+    assert f"{len(tetrode.spikes)} spikes: labels of {tetrode.truth}" in told.out
     assert f"between {interval_s[0]:.2f} and {interval_s[1]:.2f} s" in told.out
 
     told = succeed(capsys, "sort", tetrode.recording, {"--model": file, "-o": output})

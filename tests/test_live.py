@@ -101,7 +101,7 @@ def test_traces_of_the_live_filter_are_not_kept_in_steps_that_a_stream_does_not_
     view = ConditionedRecording(NumpyRecording([noise(9000, 6)], RATE), BAND, good, 0.05 * good, is_live=True)
     reader = TraceReader(view)
     reader.allow_keeping()
-    HeldTraces(reader)
+    HeldTraces(reader, serves=True)
     reader.release()
     assert np.array_equal(reader.read(0, 0, 9000), view.get_traces())
 

@@ -190,7 +190,8 @@ class Discovery:
         if look is None:
             progress(READING, 0, 1, "")
             tell: Tell = lambda done, total: progress(READING, done, total, "")  # noqa: E731
-            self.held = HeldTraces(traces, parts=parts, distance=distance, tell=tell)
+            serves = parts is None  # what is subtracted is added again at the end
+            self.held = HeldTraces(traces, parts=parts, distance=distance, tell=tell, serves=serves)
         else:
             self.held = look.held
         self.shapes = load_shapes(traces.sampling_frequency)

@@ -44,8 +44,8 @@ RIVALS_UM = 50.0
 RIVALS_MS = 0.5
 """Time within which one event suppresses smaller ones; chosen by hand."""
 CLEAN_MS, CLEAN_UM, CLEAN_RATIO = 1.0, 150.0, 2.5
-"""An event is not clean if there is one, within this time and distance, that is so many times larger. Chosen by
-hand on simulations of 16 channels and on `plain` of seed 1."""
+"""An event is not clean if there is one, within this time and distance, that is so many times larger. Chosen
+by hand on simulations of 16 channels and on `plain` of seed 1."""
 SEARCH_HZ = 16000.0
 """Responses are computed at about this rate; the traces hold little above 6000 Hz."""
 NUM_UNIT_SHAPES = 4
@@ -320,7 +320,7 @@ def look_at(traces: Traces, positions: np.ndarray, tell_read: Tell, tell_found: 
     tell_read, tell_found : callable
         Called with the work that is done and the whole, while traces are read and searched.
     """
-    held = HeldTraces(traces, tell=tell_read)
+    held = HeldTraces(traces, tell=tell_read, serves=True)
     search = EventSearch(held, distances(positions), load_shapes(traces.sampling_frequency))
     return FirstLook(held, search, search.find(THRESHOLD, tell_found))
 

@@ -56,6 +56,8 @@ class HeldTraces:
         stay as they are.
     tell : callable, optional
         Called with the number of parts that are read, and of all.
+    serves : bool
+        Whether the reader of the traces reads from these afterwards, if all are held. Changes must be undone.
 
     Attributes
     ----------
@@ -75,6 +77,7 @@ class HeldTraces:
         parts: Sequence[Part] | None = None,
         distance: np.ndarray | None = None,
         tell: Tell | None = None,
+        serves: bool = False,
     ):
         rate = self.sampling_frequency = traces.sampling_frequency
         if parts is None:
@@ -100,7 +103,7 @@ class HeldTraces:
         self.total_s = sum(lengths) / rate
         self._segments = np.concatenate(([0], np.cumsum(lengths)))
         is_whole = self._lengths.sum() == self._segments[-1] and not self.is_whitened
-        if is_whole and isinstance(traces, TraceReader):
+        if serves and is_whole and isinstance(traces, TraceReader):
             traces.read_from(self)
 
     def fill(self, traces: Traces, tell: Tell | None = None) -> None:
