@@ -92,6 +92,8 @@ def test_train_then_sort_with_the_model(capsys, tetrode, tmp_path):
         "provenance.json",
         "spikewise.log",
         "report.html",
+        "suggestions.csv",
+        "suggestions.json",
         "units.csv",
         "probabilities.npy",
     }

@@ -82,6 +82,8 @@ def place_model(
             save_motion(placed[index].motion, uncertainty, state.output, group.name)
             there = Placed(known["residual_noise"], tuple(known["absent"]))
             parts[group.name] = at_place(part, known["offset_um"], there)
+    if not any(known["used"] for known in facts.values()):
+        return PlacedModel(model, placed, facts)
     at_places = replace(model, groups=tuple(parts[part.name] for part in model.groups))
     return PlacedModel(at_places, placed, facts)
 
