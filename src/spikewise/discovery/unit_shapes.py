@@ -113,9 +113,11 @@ class ShapeMeter:
     def far_trough(self, unit: UnitShape, columns: np.ndarray) -> int:
         """Return the samples from spikes to the trough of their mean waveform if it is clear and far, else 0.
 
-        The window of a mean waveform may hold only a part of a spike, so more of it is looked at.
+        The main channel may hold a large positive peak, so the channel with the lowest sample counts. The
+        window of a mean waveform may hold only a part of a spike, so more of it is looked at.
         """
-        row = self.whole(columns, np.array([unit.main_channel]))[0]
+        deepest = unit.channels[unit.waveform.min(axis=1).argmin()]
+        row = self.whole(columns, np.array([deepest]))[0]
         here, near = self.tail + self.before, round(NEAR_TROUGH_MS * self.held.sampling_frequency / 1000)
         reach = round(FAR_TROUGH_MS * self.held.sampling_frequency / 1000)
         first = max(0, here - reach)
