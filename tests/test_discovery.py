@@ -10,9 +10,10 @@ from spikeinterface.core import NumpyRecording, generate_ground_truth_recording
 
 import spikewise
 from spikewise.core.errors import BootstrapError
+from spikewise.data.recordings.reader import TraceReader
 from spikewise.discovery.discover import discover_units, is_periodic
 from spikewise.discovery.event_loops import BLOCK, best_lag, find_peaks, largest_responses
-from spikewise.discovery.event_search import EventSearch, UnitSearch
+from spikewise.discovery.event_search import Events, EventSearch, UnitSearch
 from spikewise.discovery.held_traces import UNIT, HeldTraces
 from spikewise.discovery.merging import Clusters, Merger
 from spikewise.discovery.neighbours import channels_within, distances
@@ -60,6 +61,40 @@ def test_shapes_have_unit_energy_and_their_trough_where_it_is_said():
         assert shapes.bank.shape[1] == pytest.approx(2e-3 * rate, abs=2)
         whole = shapes.basis[0][:, : shapes.bank.shape[1]]
         assert np.allclose(whole @ whole.T, np.eye(len(whole)), atol=2e-2)
+
+
+@pytest.mark.parametrize(("late", "moved"), [(20, 20), (4, 0)])
+def test_spikes_are_moved_to_the_lowest_trough_of_all_channels_if_it_is_far(late, moved):
+    """A channel beside the one of the spikes has a deeper trough, `late` samples after it."""
+    times = np.arange(1000, 120000, 700)
+    own, beside = np.array([0, 0, 6.0, 0, 0, 0]), np.array([0, 9.0, 0, 0, 0, 0])
+    held, _, meter = steps_of(traces_with([(times, own, shape_of(1)), (times + late, beside, shape_of(1))]))
+    shift = int(np.flatnonzero(held.frames_of(np.arange(held.num_columns))[1])[0])
+    found = meter.far_trough(meter.measure(times + shift, 2), times + shift)
+    assert abs(found - moved) <= (1 if moved else 0)
+
+
+def test_events_beside_a_much_larger_one_are_not_clean():
+    distance = distances(np.column_stack([np.zeros(3), [0.0, 100.0, 400.0]]))
+    at = np.array([100.0, 120.0, 121.0, 160.0, 400.0])
+    events = Events(at, np.array([0, 1, 2, 0, 1]), np.array([30.0, 8.0, 8.0, 20.0, 8.0], np.float32))
+    clean = events.clean(distance, RATE)  # 32 samples are a millisecond
+    assert clean.column.tolist() == [100.0, 121.0, 160.0, 400.0]
+
+
+def test_traces_that_are_held_are_those_that_the_reader_gives_and_serve_it_then():
+    random = np.random.default_rng(0)
+    recording = NumpyRecording([random.normal(0, 3, (70_001, 6)).astype(np.float32)], RATE)
+    first, second = TraceReader(recording), TraceReader(recording)
+    second.allow_keeping()
+    held = HeldTraces(second, serves=True)
+    expected = first.read(0, 20_000, 68_000)
+    assert np.array_equal(expected * 128, np.rint(expected * 128))
+    second.release()
+    assert np.array_equal(second.read(0, 20_000, 68_000), expected)
+    held.values[:] = 0
+    second.release()
+    assert not second.read(0, 20_000, 68_000).any()  # it reads from what is held
 
 
 def test_a_short_recording_is_held_whole_and_a_long_one_in_even_parts():
