@@ -87,6 +87,9 @@ def stream(
     opened = open_source(source, channel_ids, config, reading)
     try:
         with shown(progress) as told:
+            if model is not None:  # before samples wait: a gap in a source is told by when its messages come
+                told("warming up", 0, 1, "")
+                StreamSorter(model).warm_up("float32")
             told("connecting", 0, 1, "")
             facts = opened.open()
             if model is None:
